@@ -1,0 +1,101 @@
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+namespace torch_geometric_ext {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Forward = Outputs(
+    const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+    double, double, double);
+using Backward = Outputs(
+    const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+    const Tensor&, const Tensor&, const Tensor&, double, double, double);
+
+template <typename Signature>
+auto find_op(const char* name) {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow(name, "")
+      .typed<Signature>();
+}
+
+class PrototypeLoss : public torch::autograd::Function<PrototypeLoss> {
+ public:
+  static variable_list forward(
+      AutogradContext* ctx,
+      const Tensor& h,
+      const Tensor& y,
+      const Tensor& weight1,
+      const Tensor& weight2,
+      const Tensor& prototypes,
+      double temperature,
+      double compactness_weight,
+      double separation_weight) {
+    static const auto op =
+        find_op<Forward>("torch_geometric_ext::prototype_loss");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [loss, scores, hidden, embedding] = op.call(
+        h, y, weight1, weight2, prototypes, temperature, compactness_weight,
+        separation_weight);
+    ctx->save_for_backward(
+        {h, y, weight1, weight2, prototypes, hidden, embedding});
+    ctx->saved_data["temperature"] = temperature;
+    ctx->saved_data["compactness_weight"] = compactness_weight;
+    ctx->saved_data["separation_weight"] = separation_weight;
+    ctx->mark_non_differentiable({scores, hidden, embedding});
+    return {loss, scores, hidden, embedding};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return variable_list(8);
+    const auto saved = ctx->get_saved_variables();
+    const auto call = [&] {
+      static const auto op =
+          find_op<Backward>("torch_geometric_ext::prototype_loss_backward");
+      return op.call(
+          grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5],
+          saved[6],
+          ctx->saved_data["temperature"].toDouble(),
+          ctx->saved_data["compactness_weight"].toDouble(),
+          ctx->saved_data["separation_weight"].toDouble());
+    };
+    const auto [h, weight1, weight2, prototypes] = [&] {
+      // Only a second derivative needs the (differentiable) reference.
+      if (at::GradMode::is_enabled()) return call();
+      at::AutoDispatchBelowADInplaceOrView guard;
+      return call();
+    }();
+    return {h,          Tensor(), weight1,  weight2,
+            prototypes, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Outputs prototype_loss_autograd(
+    const Tensor& h,
+    const Tensor& y,
+    const Tensor& weight1,
+    const Tensor& weight2,
+    const Tensor& prototypes,
+    double temperature,
+    double compactness_weight,
+    double separation_weight) {
+  const auto out = PrototypeLoss::apply(
+      h, y, weight1, weight2, prototypes, temperature, compactness_weight,
+      separation_weight);
+  return {out[0], out[1], out[2], out[3]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(torch_geometric_ext, Autograd, m) {
+  m.impl("prototype_loss", TORCH_FN(prototype_loss_autograd));
+}
+
+}  // namespace torch_geometric_ext

@@ -1,0 +1,376 @@
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "small.h"
+
+namespace torch_geometric_ext {
+namespace {
+
+using at::Tensor;
+
+// Same constants as in `ops/prototype_loss.py`.
+constexpr double kEps = 1e-6;
+constexpr double kShrinkage = 0.5;
+
+// Row-normalized copy of `x`, and the inverse (clamped) norm of each row.
+template <typename scalar_t>
+std::pair<Tensor, std::vector<scalar_t>> normalize(const Tensor& x) {
+  const auto num_rows = x.size(0), dim = x.size(1);
+  auto out = at::empty_like(x);
+  std::vector<scalar_t> scale(num_rows);
+  const auto* src = x.const_data_ptr<scalar_t>();
+  auto* dst = out.mutable_data_ptr<scalar_t>();
+  for (int64_t i = 0; i < num_rows; i++, src += dim, dst += dim) {
+    const auto norm = std::sqrt(dot(src, src, dim));
+    scale[i] = 1 / std::max(norm, static_cast<scalar_t>(kEps));
+    for (int64_t d = 0; d < dim; d++) dst[d] = src[d] * scale[i];
+  }
+  return {out, scale};
+}
+
+// In-place gradient of `normalize`: (grad - out <grad, out>) * scale per row.
+template <typename scalar_t>
+void normalize_backward_(
+    Tensor& grad, const Tensor& out, const std::vector<scalar_t>& scale) {
+  const auto num_rows = grad.size(0), dim = grad.size(1);
+  const auto* y = out.const_data_ptr<scalar_t>();
+  auto* g = grad.mutable_data_ptr<scalar_t>();
+  for (int64_t i = 0; i < num_rows; i++, y += dim, g += dim) {
+    const bool clamped = scale[i] >= static_cast<scalar_t>(1 / kEps);
+    const auto along = clamped ? scalar_t(0) : dot(g, y, dim);
+    for (int64_t d = 0; d < dim; d++) g[d] = (g[d] - y[d] * along) * scale[i];
+  }
+}
+
+template <typename scalar_t>
+void relu_(Tensor& x) {
+  auto* data = x.mutable_data_ptr<scalar_t>();
+  const auto size = x.numel();
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) data[i] = data[i] < 0 ? 0 : data[i];
+}
+
+template <typename scalar_t>
+void relu_backward_(Tensor& grad, const Tensor& out) {
+  const auto* y = out.const_data_ptr<scalar_t>();
+  auto* g = grad.mutable_data_ptr<scalar_t>();
+  const auto size = grad.numel();
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) g[i] = y[i] > 0 ? g[i] : 0;
+}
+
+// Everything about the prototypes that the graphs of a batch share.
+template <typename scalar_t>
+struct Geometry {
+  int64_t num_classes, num_prototypes, size, dim;
+  Tensor prototype;  // [C * K, D], unit rows
+  std::vector<scalar_t> scale;
+  Tensor gram;  // [C * K, C * K]
+
+  explicit Geometry(const Tensor& prototypes)
+      : num_classes(prototypes.size(0)),
+        num_prototypes(prototypes.size(1)),
+        size(num_classes * num_prototypes),
+        dim(prototypes.size(2)) {
+    const auto flat = prototypes.contiguous().view({size, dim});
+    std::tie(prototype, scale) = normalize<scalar_t>(flat);
+    gram = matmul_nt<scalar_t>(prototype, prototype);
+  }
+
+  // Cosine between the prototypes `i` and `j` of class `c`.
+  scalar_t cosine(int64_t c, int64_t i, int64_t j) const {
+    const auto row = (c * num_prototypes + i) * size;
+    const auto* data = gram.template const_data_ptr<scalar_t>();
+    return data[row + c * num_prototypes + j];
+  }
+
+  // Scaled Gram matrix, -inf between prototypes of the same class.
+  Tensor logits_across_classes(scalar_t factor) const {
+    auto out = scaled(gram, factor);
+    auto* data = out.template mutable_data_ptr<scalar_t>();
+    for (int64_t i = 0; i < size; i++) {
+      auto* own = data + i * size + i / num_prototypes * num_prototypes;
+      const auto infinity = std::numeric_limits<scalar_t>::infinity();
+      std::fill(own, own + num_prototypes, -infinity);
+    }
+    return out;
+  }
+
+  // Cholesky factors of (K / D) (s / (1 - s)) I + X X' for the centered
+  // prototypes X of each class, [C, K, K]: the part of the inverse covariance
+  // that the Woodbury identity leaves to invert. K is small.
+  std::vector<scalar_t> cholesky() const {
+    const auto K = num_prototypes;
+    const auto ridge = K * kShrinkage / ((1 - kShrinkage) * dim);
+    std::vector<scalar_t> out(num_classes * K * K), mean(K);
+    for (int64_t c = 0; c < num_classes; c++) {
+      for (int64_t i = 0; i < K; i++) {
+        mean[i] = 0;
+        for (int64_t j = 0; j < K; j++) mean[i] += cosine(c, i, j) / K;
+      }
+      const auto total = std::accumulate(mean.begin(), mean.end(), 0.0) / K;
+      auto* factor = out.data() + c * K * K;
+      for (int64_t i = 0; i < K; i++) {
+        for (int64_t j = 0; j <= i; j++) {
+          scalar_t value = cosine(c, i, j) - mean[i] - mean[j] + total;
+          value -= dot(factor + i * K, factor + j * K, j);
+          factor[i * K + j] = i == j ? std::sqrt(value + scalar_t(ridge))
+                                     : value / factor[j * K + j];
+        }
+      }
+    }
+    return out;
+  }
+};
+
+// Eq. (8): the largest Mahalanobis distance to a prototype of the own class.
+template <typename scalar_t>
+scalar_t outlier_risk(
+    const Geometry<scalar_t>& geometry,
+    const scalar_t* factor,  // [K, K], of class `c`
+    const scalar_t* cosine,  // [K], to the prototypes of class `c`
+    int64_t c,
+    scalar_t squared_norm,
+    std::vector<scalar_t>& along) {
+  const auto K = geometry.num_prototypes;
+  scalar_t risk = 0;
+  for (int64_t k = 0; k < K; k++) {
+    scalar_t mean = 0;
+    for (int64_t j = 0; j < K; j++) {
+      along[j] = cosine[j] - geometry.cosine(c, j, k);
+      mean += along[j] / K;
+    }
+    auto distance = squared_norm + 1 - 2 * cosine[k];
+    for (int64_t j = 0; j < K; j++) {  // Forward substitution.
+      const auto* row = factor + j * K;
+      along[j] = (along[j] - mean - dot(row, along.data(), j)) / row[j];
+      distance -= along[j] * along[j];
+    }
+    risk = distance > risk || std::isnan(distance) ? distance : risk;
+  }
+  return risk * geometry.dim / static_cast<scalar_t>(kShrinkage);
+}
+
+// Eq. (9): summed angles to the own prototypes over those to all others.
+template <typename scalar_t>
+scalar_t unfamiliarity(
+    const scalar_t* angle, int64_t size, int64_t begin, int64_t end) {
+  const auto total = std::accumulate(angle, angle + size, scalar_t(0));
+  const auto own = std::accumulate(angle + begin, angle + end, scalar_t(0));
+  return own / std::max(total - own, static_cast<scalar_t>(kEps));
+}
+
+// Eq. (7).
+template <typename scalar_t>
+scalar_t separation(const Geometry<scalar_t>& geometry, scalar_t scale) {
+  auto logits = geometry.logits_across_classes(scale);
+  const auto values = softmax_<scalar_t>(logits);
+  const auto sum = std::accumulate(values.begin(), values.end(), 0.0);
+  return sum / geometry.size -
+      std::log(geometry.size - geometry.num_prototypes);
+}
+
+// Writes `scores` and returns the mean compactness loss, Eq. (6).
+template <typename scalar_t>
+scalar_t score(
+    const Geometry<scalar_t>& geometry,
+    const Tensor& embedding,
+    const Tensor& y,
+    scalar_t scale,
+    Tensor& scores) {
+  const auto batch_size = embedding.size(0);
+  const auto K = geometry.num_prototypes, size = geometry.size;
+  const auto z = normalize<scalar_t>(embedding).first;
+  const auto cosines = matmul_nt<scalar_t>(z, geometry.prototype);
+  const auto angles = arccos<scalar_t>(cosines);
+  auto probs = scaled(cosines, scale);
+  const auto normalizer = softmax_<scalar_t>(probs);
+  const auto factors = geometry.cholesky();
+
+  const auto* z_row = z.template const_data_ptr<scalar_t>();
+  const auto* cosine = cosines.template const_data_ptr<scalar_t>();
+  const auto* angle = angles.template const_data_ptr<scalar_t>();
+  const auto* label = y.const_data_ptr<int64_t>();
+  auto* out = scores.mutable_data_ptr<scalar_t>();
+  std::vector<scalar_t> along(K);
+  double loss = 0;
+  for (int64_t i = 0; i < batch_size; i++) {
+    const auto c = label[i];
+    loss += normalizer[i] - log_sum_exp(cosine + c * K, K, scale);
+    out[0] = outlier_risk(
+        geometry, factors.data() + c * K * K, cosine + c * K, c,
+        dot(z_row, z_row, geometry.dim), along);
+    out[1] = unfamiliarity(angle, size, c * K, (c + 1) * K);
+    out[2] = std::max_element(cosine, cosine + size) - cosine;
+    z_row += geometry.dim, cosine += size, angle += size, out += 3;
+  }
+  return loss / std::max<int64_t>(batch_size, 1);
+}
+
+// Gradient of the compactness loss by the cosines [B, C * K].
+template <typename scalar_t>
+Tensor compactness_backward(
+    const Geometry<scalar_t>& geometry,
+    const Tensor& cosines,
+    const Tensor& y,
+    scalar_t scale,
+    scalar_t grad_loss) {
+  const auto batch_size = cosines.size(0), size = geometry.size;
+  const auto K = geometry.num_prototypes;
+  auto logits = scaled(cosines, scale);
+  softmax_<scalar_t>(logits);
+  const auto factor = grad_loss * scale / std::max<int64_t>(batch_size, 1);
+  auto grad = scaled<scalar_t>(logits, factor);
+  const auto* cosine = cosines.template const_data_ptr<scalar_t>();
+  const auto* label = y.const_data_ptr<int64_t>();
+  auto* out = grad.template mutable_data_ptr<scalar_t>();
+  for (int64_t i = 0; i < batch_size; i++) {
+    const auto own = i * size + label[i] * K;
+    const auto offset = log_sum_exp(cosine + own, K, scale);
+    for (int64_t k = own; k < own + K; k++) {
+      out[k] -= factor * std::exp(cosine[k] * scale - offset);
+    }
+  }
+  return grad;
+}
+
+// Gradient of the separation loss by the Gram matrix, made symmetric.
+template <typename scalar_t>
+Tensor separation_backward(
+    const Geometry<scalar_t>& geometry, scalar_t scale, scalar_t grad_loss) {
+  const auto size = geometry.size;
+  auto probs = geometry.logits_across_classes(scale);
+  softmax_<scalar_t>(probs);
+  auto grad = at::empty_like(probs);
+  const auto* prob = probs.template const_data_ptr<scalar_t>();
+  auto* out = grad.template mutable_data_ptr<scalar_t>();
+  const auto factor = grad_loss * scale / size;
+  for (int64_t i = 0; i < size; i++) {
+    for (int64_t j = 0; j < size; j++) {
+      *out++ = factor * (prob[i * size + j] + prob[j * size + i]);
+    }
+  }
+  return grad;
+}
+
+void check(const Tensor& h, const Tensor& y, const Tensor& prototypes) {
+  TORCH_CHECK_VALUE(
+      h.dim() == 2 && prototypes.dim() == 3,
+      "prototype_loss: 'h' needs to be of shape [batch_size, in_channels] and "
+      "'prototypes' of shape [num_classes, num_prototypes, embedding_dim] (got ",
+      h.sizes(), " and ", prototypes.sizes(), ")");
+  TORCH_CHECK_VALUE(
+      prototypes.size(0) > 1 && prototypes.size(1) > 0,
+      "prototype_loss: 'prototypes' needs at least two classes of at least "
+      "one prototype each (got ", prototypes.sizes(), ")");
+  TORCH_CHECK_VALUE(
+      y.scalar_type() == at::kLong && y.dim() == 1 && y.size(0) == h.size(0),
+      "prototype_loss: 'y' needs to be an int64 tensor of shape [", h.size(0),
+      "] (got ", y.scalar_type(), " of shape ", y.sizes(), ")");
+  const auto* label = y.const_data_ptr<int64_t>();
+  const auto valid = std::all_of(label, label + y.numel(), [&](int64_t c) {
+    return c >= 0 && c < prototypes.size(0);
+  });
+  TORCH_CHECK_VALUE(
+      valid, "prototype_loss: 'y' needs to hold labels in [0, ",
+      prototypes.size(0), "), the number of classes of the prototypes");
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(
+    const Tensor& h,
+    const Tensor& y_in,
+    const Tensor& weight1,
+    const Tensor& weight2,
+    const Tensor& prototypes,
+    double temperature,
+    double compactness_weight,
+    double separation_weight) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      c10::DispatchKey::AutocastCPU);
+  const auto y = y_in.contiguous();
+  check(h, y, prototypes);
+  auto hidden = at::linear(h, weight1);
+  auto scores = at::empty({h.size(0), 3}, h.options());
+  auto loss = at::empty({}, h.options());
+  Tensor embedding;
+  AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "prototype_loss", [&] {
+    relu_<scalar_t>(hidden);
+    embedding = at::linear(hidden, weight2);
+    const auto scale = static_cast<scalar_t>(1 / temperature);
+    const Geometry<scalar_t> geometry(prototypes);
+    *loss.mutable_data_ptr<scalar_t>() =
+        compactness_weight * score(geometry, embedding, y, scale, scores) +
+        separation_weight * separation(geometry, scale);
+  });
+  return {loss, scores, hidden, embedding};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_backward_cpu(
+    const Tensor& grad_loss,
+    const Tensor& h,
+    const Tensor& y_in,
+    const Tensor& weight1,
+    const Tensor& weight2,
+    const Tensor& prototypes,
+    const Tensor& hidden,
+    const Tensor& embedding,
+    double temperature,
+    double compactness_weight,
+    double separation_weight) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      c10::DispatchKey::AutocastCPU);
+  const auto y = y_in.contiguous();
+  Tensor grad_embedding, grad_hidden, grad_prototypes;
+  AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "prototype_loss_backward", [&] {
+    const auto scale = static_cast<scalar_t>(1 / temperature);
+    const auto grad = *grad_loss.const_data_ptr<scalar_t>();
+    const Geometry<scalar_t> geometry(prototypes);
+    const auto [z, z_scale] = normalize<scalar_t>(embedding.contiguous());
+    const auto cosines = matmul_nt<scalar_t>(z, geometry.prototype);
+    const auto grad_cosines = compactness_backward<scalar_t>(
+        geometry, cosines, y, scale, grad * compactness_weight);
+    const auto grad_gram = separation_backward<scalar_t>(
+        geometry, scale, grad * separation_weight);
+
+    grad_embedding = at::zeros_like(z);
+    addmm_<scalar_t>(grad_embedding, grad_cosines, geometry.prototype);
+    normalize_backward_<scalar_t>(grad_embedding, z, z_scale);
+    grad_prototypes = at::zeros_like(geometry.prototype);
+    addmm_<scalar_t>(grad_prototypes, grad_cosines.t(), z);
+    addmm_<scalar_t>(grad_prototypes, grad_gram, geometry.prototype);
+    normalize_backward_<scalar_t>(
+        grad_prototypes, geometry.prototype, geometry.scale);
+
+    grad_hidden = at::mm(grad_embedding, weight2);
+    relu_backward_<scalar_t>(grad_hidden, hidden.contiguous());
+  });
+  return {
+      at::mm(grad_hidden, weight1),
+      at::mm(grad_hidden.t(), h),
+      at::mm(grad_embedding.t(), hidden),
+      grad_prototypes.view(prototypes.sizes())};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
+  m.impl("prototype_loss", TORCH_FN(prototype_loss_cpu));
+  m.impl("prototype_loss_backward", TORCH_FN(prototype_loss_backward_cpu));
+}
+
+}  // namespace torch_geometric_ext

@@ -1,0 +1,182 @@
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace torch_geometric_ext {
+namespace {
+
+// Non-negative doubles compare like their bit patterns. 16 bits below the sign
+// (11 of the exponent, 5 of the mantissa) split an octave into 32 bins: the
+// one bin that holds the threshold is all that ever gets sorted.
+constexpr int kShift = 47;
+constexpr int64_t kNumBins = int64_t(1) << 16;
+constexpr int64_t kMinChunk = int64_t(1) << 16;
+
+uint64_t bits(double key) {
+  uint64_t out;
+  std::memcpy(&out, &key, sizeof(out));
+  return out;
+}
+
+using Candidate = std::pair<uint64_t, int64_t>;  // (key, index)
+
+struct Chunk {
+  int64_t begin;
+  int64_t end;
+  bool valid = true;
+  std::vector<int64_t> histogram;
+  std::vector<Candidate> candidates;
+  int64_t num_selected = 0;
+};
+
+std::vector<Chunk> make_chunks(int64_t size) {
+  const auto limit = std::max<int64_t>(size / kMinChunk, 1);
+  const auto num_chunks = std::min<int64_t>(at::get_num_threads(), limit);
+  std::vector<Chunk> chunks;
+  for (int64_t i = 0; i < num_chunks; i++) {
+    chunks.push_back({i * size / num_chunks, (i + 1) * size / num_chunks});
+  }
+  return chunks;
+}
+
+template <typename F>
+void for_each_chunk(std::vector<Chunk>& chunks, const F& f) {
+  at::parallel_for(0, chunks.size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) f(chunks[i]);
+  });
+}
+
+template <typename scalar_t>
+void compute_keys(
+    Chunk& chunk, const scalar_t* weight, const double* noise, uint64_t* key) {
+  chunk.histogram.assign(kNumBins, 0);
+  for (int64_t i = chunk.begin; i < chunk.end; i++) {
+    const auto w = static_cast<double>(weight[i]);
+    const auto value = bits(noise[i] / w);
+    // The complement also catches NaN; a bad key may have any bit pattern.
+    chunk.valid &= (w >= 0) && (noise[i] > 0);
+    key[i] = value;
+    chunk.histogram[(value >> kShift) & (kNumBins - 1)]++;
+  }
+}
+
+// The bin in which the `num_samples`-th smallest key lies, and how many keys
+// of that bin belong to the sample.
+std::pair<uint64_t, int64_t> find_bin(
+    const std::vector<Chunk>& chunks, int64_t num_samples) {
+  int64_t remaining = num_samples;
+  for (int64_t bin = 0; bin < kNumBins; bin++) {
+    int64_t count = 0;
+    for (const auto& chunk : chunks) count += chunk.histogram[bin];
+    if (remaining <= count) return {bin, remaining};
+    remaining -= count;
+  }
+  TORCH_INTERNAL_ASSERT(false, "fewer keys than samples");
+}
+
+// Pairs order ties by index: the result does not depend on the thread count.
+Candidate find_threshold(
+    std::vector<Chunk>& chunks, const uint64_t* key, int64_t num_samples) {
+  const auto [bin, rank] = find_bin(chunks, num_samples);
+  for_each_chunk(chunks, [&, bin = bin](Chunk& chunk) {
+    for (int64_t i = chunk.begin; i < chunk.end; i++) {
+      if (key[i] >> kShift == bin) chunk.candidates.emplace_back(key[i], i);
+    }
+  });
+  std::vector<Candidate> candidates;
+  for (const auto& chunk : chunks) {
+    candidates.insert(
+        candidates.end(), chunk.candidates.begin(), chunk.candidates.end());
+  }
+  const auto nth = candidates.begin() + (rank - 1);
+  std::nth_element(candidates.begin(), nth, candidates.end());
+  return *nth;
+}
+
+void write_selected(
+    std::vector<Chunk>& chunks,
+    const uint64_t* key,
+    Candidate threshold,
+    int64_t* out) {
+  const auto selected = [=](int64_t i) {
+    return key[i] < threshold.first ||
+        (key[i] == threshold.first && i <= threshold.second);
+  };
+  for_each_chunk(chunks, [&](Chunk& chunk) {
+    for (int64_t i = chunk.begin; i < chunk.end; i++) {
+      chunk.num_selected += selected(i);
+    }
+  });
+  std::vector<int64_t*> starts;
+  for (const auto& chunk : chunks) {
+    starts.push_back(out);
+    out += chunk.num_selected;
+  }
+  for_each_chunk(chunks, [&](Chunk& chunk) {
+    auto* cursor = starts[&chunk - chunks.data()];
+    for (int64_t i = chunk.begin; i < chunk.end; i++) {
+      if (selected(i)) *cursor++ = i;
+    }
+  });
+}
+
+at::Tensor weighted_sample_cpu(
+    const at::Tensor& weight, const at::Tensor& noise, int64_t num_samples) {
+  const auto size = weight.numel();
+  TORCH_CHECK_VALUE(
+      weight.dim() == 1,
+      "weighted_sample: 'weight' needs to be one-dimensional (got ",
+      weight.dim(), " dimensions)");
+  TORCH_CHECK_VALUE(
+      noise.sizes() == weight.sizes() && noise.scalar_type() == at::kDouble,
+      "weighted_sample: 'noise' needs to be a float64 tensor of shape ",
+      weight.sizes(), " (got ", noise.scalar_type(), " of shape ",
+      noise.sizes(), ")");
+  TORCH_CHECK_VALUE(
+      num_samples >= 0 && num_samples <= size,
+      "weighted_sample: 'num_samples' needs to be in [0, ", size, "] (got ",
+      num_samples, ")");
+
+  auto chunks = make_chunks(size);
+  const auto buffer = at::empty({size}, weight.options().dtype(at::kLong));
+  auto* key = reinterpret_cast<uint64_t*>(buffer.mutable_data_ptr<int64_t>());
+  AT_DISPATCH_FLOATING_TYPES(
+      weight.scalar_type(), "weighted_sample", [&] {
+        const auto weight_c = weight.contiguous();
+        const auto noise_c = noise.contiguous();
+        const auto* weight_data = weight_c.const_data_ptr<scalar_t>();
+        const auto* noise_data = noise_c.const_data_ptr<double>();
+        for_each_chunk(chunks, [&](Chunk& chunk) {
+          compute_keys(chunk, weight_data, noise_data, key);
+        });
+      });
+  for (const auto& chunk : chunks) {
+    TORCH_CHECK_VALUE(
+        chunk.valid,
+        "weighted_sample: 'weight' needs to be non-negative and 'noise' "
+        "positive, both without NaN");
+  }
+
+  const auto options = weight.options().dtype(at::kLong);
+  auto out = at::empty({num_samples}, options);
+  if (num_samples > 0) {
+    const auto threshold = find_threshold(chunks, key, num_samples);
+    write_selected(chunks, key, threshold, out.mutable_data_ptr<int64_t>());
+  }
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
+  m.impl("weighted_sample", TORCH_FN(weighted_sample_cpu));
+}
+
+}  // namespace torch_geometric_ext

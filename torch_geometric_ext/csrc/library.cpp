@@ -1,0 +1,17 @@
+#include <torch/library.h>
+
+// Operator schemas. One file per operator and dispatch key implements them;
+// fake kernels and the CUDA fallbacks are registered in `ops/*.py`.
+TORCH_LIBRARY(torch_geometric_ext, m) {
+  m.def("weighted_sample(Tensor weight, Tensor noise, int num_samples) -> Tensor");
+  m.def(
+      "prototype_loss(Tensor h, Tensor y, Tensor weight1, Tensor weight2, "
+      "Tensor prototypes, float temperature, float compactness_weight, "
+      "float separation_weight) -> "
+      "(Tensor loss, Tensor scores, Tensor hidden, Tensor embedding)");
+  m.def(
+      "prototype_loss_backward(Tensor grad_loss, Tensor h, Tensor y, "
+      "Tensor weight1, Tensor weight2, Tensor prototypes, Tensor hidden, "
+      "Tensor embedding, float temperature, float compactness_weight, "
+      "float separation_weight) -> (Tensor, Tensor, Tensor, Tensor)");
+}

@@ -1,0 +1,5 @@
+from .indexed_dataset import IndexedDataset
+
+__all__ = classes = [
+    'IndexedDataset',
+]

