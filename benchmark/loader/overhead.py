@@ -79,7 +79,9 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--root', default='.data', help='holds NCI1')
-    parser.add_argument('--batch_sizes', type=int, nargs='+', default=[32, 128])
+    parser.add_argument(
+        '--batch_sizes', type=int, nargs='+', default=[32, 128]
+    )
     parser.add_argument('--threads', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--rounds', type=int, default=25)
     args = parser.parse_args()

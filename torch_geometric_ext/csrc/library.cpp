@@ -3,7 +3,9 @@
 // Operator schemas. One file per operator and dispatch key implements them;
 // fake kernels and the CUDA fallbacks are registered in `ops/*.py`.
 TORCH_LIBRARY(torch_geometric_ext, m) {
-  m.def("weighted_sample(Tensor weight, Tensor noise, int num_samples) -> Tensor");
+  m.def(
+      "weighted_sample(Tensor weight, Tensor noise, int num_samples) -> "
+      "Tensor");
   m.def(
       "prototype_loss(Tensor h, Tensor y, Tensor weight1, Tensor weight2, "
       "Tensor prototypes, float temperature, float compactness_weight, "

@@ -52,7 +52,9 @@ class IndexedDataset(Dataset):
     """
 
     def __init__(self, dataset: Any) -> None:
-        if not (hasattr(dataset, '__len__') and hasattr(dataset, '__getitem__')):
+        if not (
+            hasattr(dataset, '__len__') and hasattr(dataset, '__getitem__')
+        ):
             raise TypeError(
                 f"'dataset' of '{self.__class__.__name__}' needs a length and "
                 f'items by position (got {type(dataset)})'

@@ -43,7 +43,7 @@ class DigitsKNN(InMemoryDataset):
           - #features
           - #classes
         * - 1,797
-          - NUM_EDGES (:math:`k = 5`)
+          - 12,616 (:math:`k = 5`)
           - 64
           - 10
     """
@@ -79,8 +79,8 @@ class DigitsKNN(InMemoryDataset):
             from sklearn.neighbors import kneighbors_graph
         except ImportError as e:
             raise ImportError(
-                f"'{self.__class__.__name__}' requires 'scikit-learn' (install "
-                f"'torch_geometric_ext[examples]')"
+                f"'{self.__class__.__name__}' requires 'scikit-learn' "
+                f"(install 'torch_geometric_ext[examples]')"
             ) from e
 
         image, label = load_digits(return_X_y=True)

@@ -102,7 +102,8 @@ class DynamicSampler(Sampler[int]):
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.long)  # Graphs of the epoch.
         self._drawn = torch.zeros(size, dtype=torch.bool)  # The same as mask.
-        self._started = True  # An iterator has started on the epoch.
+        self._started = True  # An iterator has started on the epoch,
+        self._finished = False  # and has come to its end.
         self._feedback: List[Tuple[Tensor, Tensor]] = []
         self._unchecked = False  # Some feedback came from another device.
 
@@ -113,11 +114,12 @@ class DynamicSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         if self._started:
             self._plan(self.epoch + 1)
-        self._started = True
+        self._started, self._finished = True, False
         total = len(self) * self.num_replicas
         position = torch.arange(self.rank, total, self.num_replicas)
         for chunk in self._order[position % self.budget].split(CHUNK_SIZE):
             yield from chunk.tolist()
+        self._finished = True
 
     def set_epoch(self, epoch: int) -> None:
         r"""Makes the next iterator yield the graphs of the given epoch.
@@ -267,8 +269,12 @@ class DynamicSampler(Sampler[int]):
                 feedback = torch.cat([pair[1] for pair in gathered])
 
         graph_idx, perm = graph_idx.sort(stable=True)
-        last = graph_idx.diff(append=graph_idx.new_tensor([-1])) != 0
-        return graph_idx[last], feedback[perm[last]]
+        feedback = feedback[perm]
+        replaced = graph_idx[:-1] == graph_idx[1:]
+        if replaced.any():
+            last = torch.cat([~replaced, replaced.new_ones(1)])
+            graph_idx, feedback = graph_idx[last], feedback[last]
+        return graph_idx, feedback
 
     def _check_drawn(self, graph_idx: Tensor) -> None:
         try:

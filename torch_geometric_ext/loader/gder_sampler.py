@@ -1,9 +1,8 @@
 import warnings
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, List, Optional, Union
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader.dynamic_sampler import DynamicSampler
@@ -145,8 +144,8 @@ class GDeRSampler(DynamicSampler):
         self.retention_decay = retention_decay
         self.standardize = standardize
         self.scores = torch.full((self.size,), float('nan'))
-        self._last_parameters: Optional[Tensor] = None
-        self._warned = False
+        self._active = False  # Whether feedback has been seen at work.
+        self._initial = self._parameters()
 
     def update(self, h: Tensor, y: Tensor, graph_idx: Tensor) -> Tensor:
         r"""Records the scores of a mini-batch and returns the loss of the
@@ -183,23 +182,33 @@ class GDeRSampler(DynamicSampler):
         return loss
 
     def state_dict(self) -> Dict[str, Any]:
+        r"""Returns the state of the sampler, without that of its prototypes.
+
+        See :meth:`DynamicSampler.state_dict`.
+        """
         return {**super().state_dict(), 'scores': self.scores.clone()}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        r"""Loads the state of a sampler over the same number of graphs.
+
+        See :meth:`DynamicSampler.load_state_dict`.
+        """
         super().load_state_dict(state_dict)
         self.scores = state_dict['scores'].clone()
 
     def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
-        self._warn_if_idle(graph_idx.numel())
+        if not self._active:
+            self._warn_if_idle(graph_idx.numel())
+        finite = feedback.isfinite().all(dim=-1)
+        if not finite.all():
+            graph_idx, feedback = graph_idx[finite], feedback[finite]
         if graph_idx.numel() == 0:
             return
-        finite = feedback.isfinite().all(dim=-1)
-        graph_idx, feedback = graph_idx[finite], feedback[finite].float()
-        risk, unfamiliarity, nearest = feedback.unbind(dim=-1)
+        risk, unfamiliarity, nearest = feedback.float().unbind(dim=-1)
 
         # Eq. (10):
         nearest = nearest.long()
-        crowd = nearest.bincount()[nearest] / max(nearest.numel(), 1)
+        crowd = nearest.bincount()[nearest] / nearest.numel()
         if self.standardize:
             risk, crowd = _standardize(risk), _standardize(crowd)
             unfamiliarity = _standardize(unfamiliarity)
@@ -209,9 +218,8 @@ class GDeRSampler(DynamicSampler):
         self.scores[graph_idx] = unfamiliarity.sigmoid() / cost
 
     def _draw(self, epoch: int) -> Tensor:
-        known = ~self.scores.isnan()
-        mean = self.scores[known].mean() if known.any() else torch.tensor(1.0)
-        weight = self.scores.where(known, mean)
+        mean = self.scores.nanmean().nan_to_num(nan=1.0)
+        weight = self.scores.nan_to_num(nan=float(mean))
 
         kept = self._drawn.nonzero().view(-1)
         rest = (~self._drawn).nonzero().view(-1)
@@ -231,27 +239,31 @@ class GDeRSampler(DynamicSampler):
         return round(self.budget * share)
 
     def _warn_if_idle(self, num_graphs: int) -> None:
-        parameters = parameters_to_vector(self.prototypes.parameters())
-        parameters = parameters.detach().clone()
-        last, self._last_parameters = self._last_parameters, parameters
-        if self._warned:
-            return
-        message = None
-        if num_graphs == 0:
-            message = (
+        """Looks once, after the first epoch, whether anything is trained."""
+        problem = None
+        if num_graphs > 0:
+            self._active = True
+            pairs = list(zip(self._initial, self._parameters()))
+            if pairs and all(torch.equal(a, b) for a, b in pairs):
+                problem = (
+                    f'found its prototypes unchanged after epoch '
+                    f"{self.epoch}. Hand 'prototypes.parameters()' to the "
+                    f"optimizer, too, and add the result of 'update' to the "
+                    f'loss'
+                )
+        elif self._finished:
+            self._active = True
+            problem = (
                 f'got no feedback in epoch {self.epoch} and draws at random. '
                 f"Call 'update' for each mini-batch"
             )
-        elif last is not None and torch.equal(last, parameters):
-            message = (
-                f'found its prototypes unchanged after epoch {self.epoch}. '
-                f"Hand 'prototypes.parameters()' to the optimizer, too, and "
-                f"add the result of 'update' to the loss"
-            )
-        if message is not None:
+        if problem is not None:
             name = self.__class__.__name__
-            warnings.warn(f"'{name}' {message}", stacklevel=2)
-            self._warned = True
+            warnings.warn(f"'{name}' {problem}", stacklevel=2)
+
+    def _parameters(self) -> List[Tensor]:
+        parameters = self.prototypes.parameters()
+        return [x.detach().cpu().clone() for x in parameters]
 
 
 def _standardize(x: Tensor) -> Tensor:

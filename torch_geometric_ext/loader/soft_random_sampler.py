@@ -16,9 +16,9 @@ class SoftRandomSampler(DynamicSampler):
 
         >>> sampler = SoftRandomSampler(6, keep_ratio=0.5, num_epochs=2)
         >>> list(sampler)
-        [2, 4, 0]
+        [2, 3, 5]
         >>> list(sampler)
-        [0, 3, 5]
+        [1, 5, 3]
     """
 
     def _draw(self, epoch: int) -> Tensor:

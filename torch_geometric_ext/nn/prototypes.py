@@ -1,6 +1,7 @@
 from typing import Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, Parameter
 
@@ -142,9 +143,9 @@ class HypersphericalPrototypes(torch.nn.Module):
         """
         self.lin1.reset_parameters()
         self.lin2.reset_parameters()
-        directions = torch.randn_like(self.prototypes)
         with torch.no_grad():
-            self.prototypes.copy_(directions / directions.norm(dim=-1)[..., None])
+            direction = torch.randn_like(self.prototypes)
+            self.prototypes.copy_(F.normalize(direction, dim=-1))
 
     def forward(self, h: Tensor, y: Tensor) -> Tuple[Tensor, Tensor]:
         r"""Runs the forward pass.

@@ -1,5 +1,6 @@
+import functools
 import math
-from typing import Tuple
+from typing import Any, Callable, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def prototype_loss(
             outside :math:`[0, C)` (checked on CPU only).
     """
     if torch_geometric_ext.typing.WITH_EXT:
-        op = torch.ops.torch_geometric_ext.prototype_loss.default
+        op: Callable = torch.ops.torch_geometric_ext.prototype_loss.default
     else:
         op = prototype_loss_reference
     loss, scores, _, _ = op(
@@ -71,6 +72,16 @@ def prototype_loss(
     return loss, scores
 
 
+def _in_full_precision(func: Callable) -> Callable:
+    @functools.wraps(func)
+    def wrapper(x: Tensor, *args: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return func(x, *args)
+
+    return wrapper
+
+
+@_in_full_precision
 def prototype_loss_reference(
     h: Tensor,
     y: Tensor,
@@ -82,12 +93,8 @@ def prototype_loss_reference(
     separation_weight: float,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator behind :func:`prototype_loss` in plain PyTorch."""
-    num_classes = prototypes.size(0)
-    if y.device.type == 'cpu' and not bool(((y >= 0) & (y < num_classes)).all()):
-        raise ValueError(
-            f"prototype_loss: 'y' needs to hold labels in [0, {num_classes}), "
-            f'the number of classes of the prototypes'
-        )
+    if not torch.compiler.is_compiling():
+        _check_labels(y, prototypes.size(0))
     hidden = F.linear(h, weight1).relu()
     embedding = F.linear(hidden, weight2)
     z = F.normalize(embedding, dim=-1, eps=EPS)
@@ -101,9 +108,8 @@ def prototype_loss_reference(
     loss = compactness_weight * compactness.sum() / max(h.size(0), 1)
 
     # Eq. (7), between prototypes:
-    num_others = (p.size(0) - 1) * p.size(1)
-    logit = _gram_across_classes(p) / temperature
-    separation = logit.logsumexp(-1).mean() - math.log(num_others)
+    logit = _across_classes(p) / temperature
+    separation = logit.logsumexp(-1).mean() - math.log(logit.size(1))
     loss = loss + separation_weight * separation
 
     with torch.no_grad():
@@ -118,6 +124,7 @@ def prototype_loss_reference(
     return loss, scores, hidden, embedding
 
 
+@_in_full_precision
 def prototype_loss_backward_reference(
     grad_loss: Tensor,
     h: Tensor,
@@ -132,8 +139,8 @@ def prototype_loss_backward_reference(
     separation_weight: float,
 ) -> Gradients:
     """The analytic gradient of :func:`prototype_loss` in plain PyTorch."""
-    z, p = F.normalize(embedding, eps=EPS), prototypes.flatten(0, 1)
-    p = F.normalize(p, eps=EPS)
+    z = F.normalize(embedding, eps=EPS)
+    p = F.normalize(prototypes.flatten(0, 1), eps=EPS)
     logit = z @ p.t() / temperature
 
     # By Eq. (6), to the cosines between graphs and prototypes:
@@ -145,9 +152,11 @@ def prototype_loss_backward_reference(
     grad_cosine = (logit.softmax(-1) - own) * scale
 
     # By Eq. (7), to the cosines between prototypes:
-    gram = _gram_across_classes(p.view_as(prototypes))
     scale = grad_loss * separation_weight / temperature / p.size(0)
-    grad_gram = (gram / temperature).softmax(-1) * scale
+    logit = _across_classes(p.view_as(prototypes)) / temperature
+    columns = _columns_across_classes(prototypes)
+    grad_gram = p.new_zeros(p.size(0), p.size(0))
+    grad_gram = grad_gram.scatter(1, columns, logit.softmax(-1) * scale)
 
     # Through the normalizations and the projector:
     grad_embedding = _normalize_backward(grad_cosine @ p, embedding, z)
@@ -162,19 +171,35 @@ def prototype_loss_backward_reference(
     )
 
 
+def _check_labels(y: Tensor, num_classes: int) -> None:
+    # Elsewhere, the device would have to be waited for:
+    if y.device.type != 'cpu' or ((y >= 0) & (y < num_classes)).all():
+        return
+    raise ValueError(
+        f"prototype_loss: 'y' needs to hold labels in [0, {num_classes}), the "
+        f'number of classes of the prototypes'
+    )
+
+
 def _of_class(x: Tensor, y: Tensor) -> Tensor:
     """Picks :obj:`x[i, y[i]]` for every :obj:`i`, differentiably."""
     index = y.view(-1, 1, 1).expand(-1, 1, x.size(-1))
     return x.gather(1, index).squeeze(1)
 
 
-def _gram_across_classes(p: Tensor) -> Tensor:
-    """Cosines between prototypes, -inf where the classes are the same."""
-    label = torch.arange(p.size(0), device=p.device)
-    label = label.repeat_interleave(p.size(1))
-    p = p.flatten(0, 1)
-    same = label.view(-1, 1) == label
-    return (p @ p.t()).masked_fill(same, float('-inf'))
+def _columns_across_classes(p: Tensor) -> Tensor:
+    """For each prototype, the positions of those of other classes."""
+    size, num_prototypes = p.size(0) * p.size(1), p.size(1)
+    row = torch.arange(size, device=p.device)
+    begin = (row // num_prototypes + 1) * num_prototypes
+    offset = torch.arange(size - num_prototypes, device=p.device)
+    return (begin.view(-1, 1) + offset) % size
+
+
+def _across_classes(p: Tensor) -> Tensor:
+    """Cosines between prototypes of different classes, [CK, (C - 1)K]."""
+    gram = p.flatten(0, 1) @ p.flatten(0, 1).t()
+    return gram.gather(1, _columns_across_classes(p))
 
 
 def _outlier_risk(z: Tensor, p: Tensor, cosine: Tensor, y: Tensor) -> Tensor:
@@ -251,9 +276,8 @@ if torch_geometric_ext.typing.WITH_EXT:
     )
 
     @torch.library.register_fake(_op)
-    def _(h: Tensor, y: Tensor, *args: object) -> Tuple[Tensor, ...]:
+    def _(h: Tensor, y: Tensor, *args: Any) -> Tuple[Tensor, ...]:
         weight1, weight2 = args[:2]
-        assert isinstance(weight1, Tensor) and isinstance(weight2, Tensor)
         return (
             h.new_empty(()),
             h.new_empty(h.size(0), 3),
@@ -262,6 +286,6 @@ if torch_geometric_ext.typing.WITH_EXT:
         )
 
     @torch.library.register_fake(f'{_op}_backward')
-    def _(grad_loss: Tensor, h: Tensor, y: Tensor, *args: object) -> object:
-        inputs = [h, *args[:3]]
-        return tuple(torch.empty_like(x) for x in inputs)
+    def _(grad: Tensor, h: Tensor, y: Tensor, *args: Any) -> Gradients:
+        weight1, weight2, prototypes = map(torch.empty_like, args[:3])
+        return torch.empty_like(h), weight1, weight2, prototypes

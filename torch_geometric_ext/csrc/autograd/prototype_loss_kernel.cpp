@@ -29,15 +29,9 @@ auto find_op(const char* name) {
 class PrototypeLoss : public torch::autograd::Function<PrototypeLoss> {
  public:
   static variable_list forward(
-      AutogradContext* ctx,
-      const Tensor& h,
-      const Tensor& y,
-      const Tensor& weight1,
-      const Tensor& weight2,
-      const Tensor& prototypes,
-      double temperature,
-      double compactness_weight,
-      double separation_weight) {
+      AutogradContext* ctx, const Tensor& h, const Tensor& y,
+      const Tensor& weight1, const Tensor& weight2, const Tensor& prototypes,
+      double temperature, double compactness_weight, double separation_weight) {
     static const auto op =
         find_op<Forward>("torch_geometric_ext::prototype_loss");
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -61,8 +55,7 @@ class PrototypeLoss : public torch::autograd::Function<PrototypeLoss> {
           find_op<Backward>("torch_geometric_ext::prototype_loss_backward");
       return op.call(
           grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5],
-          saved[6],
-          ctx->saved_data["temperature"].toDouble(),
+          saved[6], ctx->saved_data["temperature"].toDouble(),
           ctx->saved_data["compactness_weight"].toDouble(),
           ctx->saved_data["separation_weight"].toDouble());
     };
@@ -78,14 +71,9 @@ class PrototypeLoss : public torch::autograd::Function<PrototypeLoss> {
 };
 
 Outputs prototype_loss_autograd(
-    const Tensor& h,
-    const Tensor& y,
-    const Tensor& weight1,
-    const Tensor& weight2,
-    const Tensor& prototypes,
-    double temperature,
-    double compactness_weight,
-    double separation_weight) {
+    const Tensor& h, const Tensor& y, const Tensor& weight1,
+    const Tensor& weight2, const Tensor& prototypes, double temperature,
+    double compactness_weight, double separation_weight) {
   const auto out = PrototypeLoss::apply(
       h, y, weight1, weight2, prototypes, temperature, compactness_weight,
       separation_weight);

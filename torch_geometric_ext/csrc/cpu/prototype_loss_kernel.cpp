@@ -144,9 +144,7 @@ scalar_t outlier_risk(
     const Geometry<scalar_t>& geometry,
     const scalar_t* factor,  // [K, K], of class `c`
     const scalar_t* cosine,  // [K], to the prototypes of class `c`
-    int64_t c,
-    scalar_t squared_norm,
-    std::vector<scalar_t>& along) {
+    int64_t c, scalar_t squared_norm, std::vector<scalar_t>& along) {
   const auto K = geometry.num_prototypes;
   scalar_t risk = 0;
   for (int64_t k = 0; k < K; k++) {
@@ -182,17 +180,14 @@ scalar_t separation(const Geometry<scalar_t>& geometry, scalar_t scale) {
   const auto values = softmax_<scalar_t>(logits);
   const auto sum = std::accumulate(values.begin(), values.end(), 0.0);
   return sum / geometry.size -
-      std::log(geometry.size - geometry.num_prototypes);
+         std::log(geometry.size - geometry.num_prototypes);
 }
 
 // Writes `scores` and returns the mean compactness loss, Eq. (6).
 template <typename scalar_t>
 scalar_t score(
-    const Geometry<scalar_t>& geometry,
-    const Tensor& embedding,
-    const Tensor& y,
-    scalar_t scale,
-    Tensor& scores) {
+    const Geometry<scalar_t>& geometry, const Tensor& embedding,
+    const Tensor& y, scalar_t scale, Tensor& scores) {
   const auto batch_size = embedding.size(0);
   const auto K = geometry.num_prototypes, size = geometry.size;
   const auto z = normalize<scalar_t>(embedding).first;
@@ -225,11 +220,8 @@ scalar_t score(
 // Gradient of the compactness loss by the cosines [B, C * K].
 template <typename scalar_t>
 Tensor compactness_backward(
-    const Geometry<scalar_t>& geometry,
-    const Tensor& cosines,
-    const Tensor& y,
-    scalar_t scale,
-    scalar_t grad_loss) {
+    const Geometry<scalar_t>& geometry, const Tensor& cosines, const Tensor& y,
+    scalar_t scale, scalar_t grad_loss) {
   const auto batch_size = cosines.size(0), size = geometry.size;
   const auto K = geometry.num_prototypes;
   auto logits = scaled(cosines, scale);
@@ -272,12 +264,14 @@ void check(const Tensor& h, const Tensor& y, const Tensor& prototypes) {
   TORCH_CHECK_VALUE(
       h.dim() == 2 && prototypes.dim() == 3,
       "prototype_loss: 'h' needs to be of shape [batch_size, in_channels] and "
-      "'prototypes' of shape [num_classes, num_prototypes, embedding_dim] (got ",
+      "'prototypes' of shape [num_classes, num_prototypes, embedding_dim] "
+      "(got ",
       h.sizes(), " and ", prototypes.sizes(), ")");
   TORCH_CHECK_VALUE(
       prototypes.size(0) > 1 && prototypes.size(1) > 0,
       "prototype_loss: 'prototypes' needs at least two classes of at least "
-      "one prototype each (got ", prototypes.sizes(), ")");
+      "one prototype each (got ",
+      prototypes.sizes(), ")");
   TORCH_CHECK_VALUE(
       y.scalar_type() == at::kLong && y.dim() == 1 && y.size(0) == h.size(0),
       "prototype_loss: 'y' needs to be an int64 tensor of shape [", h.size(0),
@@ -292,16 +286,10 @@ void check(const Tensor& h, const Tensor& y, const Tensor& prototypes) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(
-    const Tensor& h,
-    const Tensor& y_in,
-    const Tensor& weight1,
-    const Tensor& weight2,
-    const Tensor& prototypes,
-    double temperature,
-    double compactness_weight,
-    double separation_weight) {
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      c10::DispatchKey::AutocastCPU);
+    const Tensor& h, const Tensor& y_in, const Tensor& weight1,
+    const Tensor& weight2, const Tensor& prototypes, double temperature,
+    double compactness_weight, double separation_weight) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const auto y = y_in.contiguous();
   check(h, y, prototypes);
   auto hidden = at::linear(h, weight1);
@@ -321,19 +309,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_backward_cpu(
-    const Tensor& grad_loss,
-    const Tensor& h,
-    const Tensor& y_in,
-    const Tensor& weight1,
-    const Tensor& weight2,
-    const Tensor& prototypes,
-    const Tensor& hidden,
-    const Tensor& embedding,
-    double temperature,
-    double compactness_weight,
-    double separation_weight) {
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      c10::DispatchKey::AutocastCPU);
+    const Tensor& grad_loss, const Tensor& h, const Tensor& y_in,
+    const Tensor& weight1, const Tensor& weight2, const Tensor& prototypes,
+    const Tensor& hidden, const Tensor& embedding, double temperature,
+    double compactness_weight, double separation_weight) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const auto y = y_in.contiguous();
   Tensor grad_embedding, grad_hidden, grad_prototypes;
   AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "prototype_loss_backward", [&] {
@@ -360,8 +340,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_backward_cpu(
     relu_backward_<scalar_t>(grad_hidden, hidden.contiguous());
   });
   return {
-      at::mm(grad_hidden, weight1),
-      at::mm(grad_hidden.t(), h),
+      at::mm(grad_hidden, weight1), at::mm(grad_hidden.t(), h),
       at::mm(grad_embedding.t(), hidden),
       grad_prototypes.view(prototypes.sizes())};
 }

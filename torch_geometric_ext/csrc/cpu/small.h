@@ -18,7 +18,7 @@
 namespace torch_geometric_ext {
 
 constexpr int64_t kSmallProduct = 1 << 16;  // Multiply-adds.
-constexpr int64_t kSmallMap = 1 << 12;  // Calls of exp, acos, ...
+constexpr int64_t kSmallMap = 1 << 12;      // Calls of exp, acos, ...
 
 template <typename scalar_t>
 scalar_t dot(const scalar_t* a, const scalar_t* b, int64_t size) {

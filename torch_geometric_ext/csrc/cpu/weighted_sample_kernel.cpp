@@ -12,12 +12,19 @@
 namespace torch_geometric_ext {
 namespace {
 
-// Non-negative doubles compare like their bit patterns. 16 bits below the sign
-// (11 of the exponent, 5 of the mantissa) split an octave into 32 bins: the
-// one bin that holds the threshold is all that ever gets sorted.
-constexpr int kShift = 47;
-constexpr int64_t kNumBins = int64_t(1) << 16;
+// Non-negative doubles compare like their bit patterns. The 16 bits below the
+// sign (11 of the exponent, 5 of the mantissa) split an octave into 32 bins:
+// the one bin that holds the threshold is all that ever gets sorted. Short
+// inputs are a single bin.
 constexpr int64_t kMinChunk = int64_t(1) << 16;
+
+struct Bins {
+  int shift;
+  int64_t count;
+
+  explicit Bins(int64_t size)
+      : shift(size < kMinChunk ? 63 : 47), count(int64_t(1) << (63 - shift)) {}
+};
 
 uint64_t bits(double key) {
   uint64_t out;
@@ -55,24 +62,25 @@ void for_each_chunk(std::vector<Chunk>& chunks, const F& f) {
 
 template <typename scalar_t>
 void compute_keys(
-    Chunk& chunk, const scalar_t* weight, const double* noise, uint64_t* key) {
-  chunk.histogram.assign(kNumBins, 0);
+    Chunk& chunk, Bins bins, const scalar_t* weight, const double* noise,
+    uint64_t* key) {
+  chunk.histogram.assign(bins.count, 0);
   for (int64_t i = chunk.begin; i < chunk.end; i++) {
     const auto w = static_cast<double>(weight[i]);
     const auto value = bits(noise[i] / w);
     // The complement also catches NaN; a bad key may have any bit pattern.
     chunk.valid &= (w >= 0) && (noise[i] > 0);
     key[i] = value;
-    chunk.histogram[(value >> kShift) & (kNumBins - 1)]++;
+    chunk.histogram[(value >> bins.shift) & (bins.count - 1)]++;
   }
 }
 
 // The bin in which the `num_samples`-th smallest key lies, and how many keys
 // of that bin belong to the sample.
 std::pair<uint64_t, int64_t> find_bin(
-    const std::vector<Chunk>& chunks, int64_t num_samples) {
+    const std::vector<Chunk>& chunks, Bins bins, int64_t num_samples) {
   int64_t remaining = num_samples;
-  for (int64_t bin = 0; bin < kNumBins; bin++) {
+  for (int64_t bin = 0; bin < bins.count; bin++) {
     int64_t count = 0;
     for (const auto& chunk : chunks) count += chunk.histogram[bin];
     if (remaining <= count) return {bin, remaining};
@@ -83,11 +91,12 @@ std::pair<uint64_t, int64_t> find_bin(
 
 // Pairs order ties by index: the result does not depend on the thread count.
 Candidate find_threshold(
-    std::vector<Chunk>& chunks, const uint64_t* key, int64_t num_samples) {
-  const auto [bin, rank] = find_bin(chunks, num_samples);
+    std::vector<Chunk>& chunks, Bins bins, const uint64_t* key,
+    int64_t num_samples) {
+  const auto [bin, rank] = find_bin(chunks, bins, num_samples);
   for_each_chunk(chunks, [&, bin = bin](Chunk& chunk) {
     for (int64_t i = chunk.begin; i < chunk.end; i++) {
-      if (key[i] >> kShift == bin) chunk.candidates.emplace_back(key[i], i);
+      if (key[i] >> bins.shift == bin) chunk.candidates.emplace_back(key[i], i);
     }
   });
   std::vector<Candidate> candidates;
@@ -101,13 +110,11 @@ Candidate find_threshold(
 }
 
 void write_selected(
-    std::vector<Chunk>& chunks,
-    const uint64_t* key,
-    Candidate threshold,
+    std::vector<Chunk>& chunks, const uint64_t* key, Candidate threshold,
     int64_t* out) {
   const auto selected = [=](int64_t i) {
     return key[i] < threshold.first ||
-        (key[i] == threshold.first && i <= threshold.second);
+           (key[i] == threshold.first && i <= threshold.second);
   };
   for_each_chunk(chunks, [&](Chunk& chunk) {
     for (int64_t i = chunk.begin; i < chunk.end; i++) {
@@ -144,19 +151,19 @@ at::Tensor weighted_sample_cpu(
       "weighted_sample: 'num_samples' needs to be in [0, ", size, "] (got ",
       num_samples, ")");
 
+  const Bins bins(size);
   auto chunks = make_chunks(size);
   const auto buffer = at::empty({size}, weight.options().dtype(at::kLong));
   auto* key = reinterpret_cast<uint64_t*>(buffer.mutable_data_ptr<int64_t>());
-  AT_DISPATCH_FLOATING_TYPES(
-      weight.scalar_type(), "weighted_sample", [&] {
-        const auto weight_c = weight.contiguous();
-        const auto noise_c = noise.contiguous();
-        const auto* weight_data = weight_c.const_data_ptr<scalar_t>();
-        const auto* noise_data = noise_c.const_data_ptr<double>();
-        for_each_chunk(chunks, [&](Chunk& chunk) {
-          compute_keys(chunk, weight_data, noise_data, key);
-        });
-      });
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "weighted_sample", [&] {
+    const auto weight_c = weight.contiguous();
+    const auto noise_c = noise.contiguous();
+    const auto* weight_data = weight_c.const_data_ptr<scalar_t>();
+    const auto* noise_data = noise_c.const_data_ptr<double>();
+    for_each_chunk(chunks, [&](Chunk& chunk) {
+      compute_keys(chunk, bins, weight_data, noise_data, key);
+    });
+  });
   for (const auto& chunk : chunks) {
     TORCH_CHECK_VALUE(
         chunk.valid,
@@ -167,7 +174,7 @@ at::Tensor weighted_sample_cpu(
   const auto options = weight.options().dtype(at::kLong);
   auto out = at::empty({num_samples}, options);
   if (num_samples > 0) {
-    const auto threshold = find_threshold(chunks, key, num_samples);
+    const auto threshold = find_threshold(chunks, bins, key, num_samples);
     write_selected(chunks, key, threshold, out.mutable_data_ptr<int64_t>());
   }
   return out;

@@ -1,0 +1,77 @@
+"""Time and memory to plan one epoch for many graphs.
+
+Feeds `GDeRSampler` with the feedback of a whole epoch over N graphs and plans
+the next one, with the kernel and with the reference operator. Peak memory is
+that of the process above the state before the sampler was built, in a process
+of its own for each row.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+import torch_geometric_ext.typing
+from torch_geometric_ext.loader import GDeRSampler, SoftRandomSampler
+from torch_geometric_ext.nn import HypersphericalPrototypes
+
+METHODS = ['GDeR', 'GDeR, reference', 'soft random']
+
+
+def peak_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB
+
+
+def measure(method: str, size: int, keep_ratio: float) -> None:
+    torch_geometric_ext.typing.WITH_EXT &= 'reference' not in method
+    base = peak_memory()
+    if method == 'soft random':
+        sampler = SoftRandomSampler(size, keep_ratio, num_epochs=10)
+    else:
+        prototypes = HypersphericalPrototypes(8, num_classes=10)
+        sampler = GDeRSampler(size, prototypes, keep_ratio, num_epochs=10)
+    seconds = []
+    for epoch in range(4):
+        start = time.perf_counter()
+        sampler.set_epoch(epoch)
+        seconds.append(time.perf_counter() - start)
+        if isinstance(sampler, GDeRSampler):
+            with torch.no_grad():  # Stands for a step of the optimizer.
+                prototypes.prototypes.add_(0.01)
+            # What a loader with mini-batches of 4,096 graphs would record:
+            for graph_idx in sampler._order.split(4096):
+                scores = torch.rand(graph_idx.numel(), 3)
+                scores[:, 2] = (20 * scores[:, 2]).floor()
+                sampler._record(graph_idx.clone(), scores)
+    memory = peak_memory() - base
+    print(
+        f'{method:18}{size:>12,}{keep_ratio:>8.0%}'
+        f'{sorted(seconds[1:])[1]:>12.2f}{memory:>12.2f}',
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--sizes', type=int, nargs='+', default=[10**6, 10**7])
+    parser.add_argument('--keep_ratios', type=float, nargs='+', default=[0.5])
+    parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        measure(args.row[0], int(args.row[1]), float(args.row[2]))
+        return
+    print(f'PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)')
+    print(f'{"":18}{"graphs":>12}{"kept":>8}{"seconds":>12}{"peak GB":>12}')
+    sys.stdout.flush()
+    for size in args.sizes:
+        for ratio in args.keep_ratios:
+            for method in METHODS:
+                row = ['--row', method, str(size), str(ratio)]
+                subprocess.run([sys.executable, __file__, *row], check=True)
+
+
+if __name__ == '__main__':
+    main()

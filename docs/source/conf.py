@@ -1,0 +1,112 @@
+import datetime
+import sys
+import zlib
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+import torch_geometric_ext
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+project = 'torch_geometric_ext'
+author = 'the torch_geometric_ext authors'
+copyright = f'{datetime.date.today().year}, {author}'
+version = release = torch_geometric_ext.__version__
+
+extensions = [
+    'sphinx.ext.autodoc',
+    'sphinx.ext.autosummary',
+    'sphinx.ext.intersphinx',
+    'sphinx.ext.mathjax',
+    'sphinx.ext.napoleon',
+    'sphinx.ext.viewcode',
+    'sphinx_gallery.gen_gallery',
+]
+html_theme = 'furo'
+html_title = f'{project} {version}'
+add_module_names = False
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'none'
+napoleon_custom_sections = [('Shapes', 'params_style')]
+
+sphinx_gallery_conf = {
+    'examples_dirs': '../tutorials',
+    'gallery_dirs': 'tutorials',
+    'download_all_examples': False,
+    'show_signature': False,
+    'write_computation_times': False,
+    'abort_on_example_error': True,
+}
+
+# Without network, names resolve by the short lists below.
+intersphinx_timeout = 5
+LINKS = {
+    'python': (
+        'https://docs.python.org/3',
+        {
+            'ImportError': 'library/exceptions.html#ImportError',
+            'IndexError': 'library/exceptions.html#IndexError',
+            'TypeError': 'library/exceptions.html#TypeError',
+            'ValueError': 'library/exceptions.html#ValueError',
+        },
+    ),
+    'torch': (
+        'https://docs.pytorch.org/docs/stable',
+        {
+            'torch.Generator': 'generated/torch.Generator.html',
+            'torch.Tensor': 'tensors.html',
+            'torch.nn.Module': 'generated/torch.nn.Module.html',
+            'torch.nn.parallel.DistributedDataParallel': (
+                'generated/torch.nn.parallel.DistributedDataParallel.html'
+            ),
+            'torch.utils.data.Subset': 'data.html',
+        },
+    ),
+    'torch_geometric': (
+        'https://pytorch-geometric.readthedocs.io/en/latest',
+        {
+            'torch_geometric.data.Data': (
+                'generated/torch_geometric.data.Data.html'
+            ),
+            'torch_geometric.data.Dataset': (
+                'generated/torch_geometric.data.Dataset.html'
+            ),
+            'torch_geometric.loader.DataLoader': 'modules/loader.html',
+        },
+    ),
+}
+
+
+def write_inventory(name: str) -> str:
+    """Writes the links of a project as an inventory, version 2."""
+    lines = ''.join(
+        f'{target} py:class 1 {uri} -\n'
+        for target, uri in LINKS[name][1].items()
+    )
+    path = HERE.parent / 'build' / f'{name}.inv'
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(
+        f'# Sphinx inventory version 2\n# Project: {name}\n# Version: \n'
+        f'# The remainder of this file is compressed using zlib.\n'.encode()
+        + zlib.compress(lines.encode())
+    )
+    return str(path)
+
+
+intersphinx_mapping = {
+    name: (url, (None, write_inventory(name)))
+    for name, (url, _) in LINKS.items()
+}
+
+
+def render(app: Sphinx, name: str, source: list) -> None:
+    """Fills the loops over `classes` and `functions` in `modules/`."""
+    if name.startswith('modules/'):
+        context = {'torch_geometric_ext': torch_geometric_ext}
+        source[0] = app.builder.templates.render_string(source[0], context)
+
+
+def setup(app: Sphinx) -> None:
+    app.connect('source-read', render)

@@ -1,0 +1,154 @@
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import Subset
+from torch_geometric.data import Data, Dataset, InMemoryDataset, OnDiskDataset
+from torch_geometric.datasets import FakeDataset, FakeHeteroDataset
+from torch_geometric.loader import DataLoader
+from torch_geometric.transforms import Constant
+
+from torch_geometric_ext.data import IndexedDataset
+
+
+class FileLikeDataset(Dataset):
+    """Hands out the same objects again and again."""
+
+    def __init__(self, data_list):
+        super().__init__()
+        self.data_list = data_list
+
+    def len(self):
+        return len(self.data_list)
+
+    def get(self, idx):
+        return self.data_list[idx]
+
+
+def make_graphs(num_graphs=10):
+    # The feature of a graph tells which one it is:
+    return [
+        Data(
+            x=torch.full((2, 1), float(i)), edge_index=torch.tensor([[0], [1]])
+        )
+        for i in range(num_graphs)
+    ]
+
+
+def in_memory(tmp_path):
+    dataset = InMemoryDataset()
+    dataset.data, dataset.slices = dataset.collate(make_graphs())
+    return dataset
+
+
+def on_disk(tmp_path):
+    dataset = OnDiskDataset(str(tmp_path))
+    dataset.extend(make_graphs())
+    return dataset
+
+
+DATASETS = {
+    'list': (lambda _: make_graphs(), None),
+    'in memory': (in_memory, None),
+    'in memory, sliced': (lambda path: in_memory(path)[7:1:-2], [7, 5, 3]),
+    'in memory, repeated': (
+        lambda path: in_memory(path)[[4, 4, 2]],
+        [4, 4, 2],
+    ),
+    'on disk': (on_disk, None),
+    'on disk, sliced': (lambda path: on_disk(path)[[6, 1, 3]], [6, 1, 3]),
+    'file-like': (lambda _: FileLikeDataset(make_graphs()), None),
+    'subset': (lambda path: Subset(in_memory(path), [8, 0, 5]), [8, 0, 5]),
+    'subset of list': (lambda _: Subset(make_graphs(), [8, 0, 5]), [8, 0, 5]),
+    'indexed': (
+        lambda path: IndexedDataset(in_memory(path))[5:],
+        range(5, 10),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', DATASETS)
+def test_indexed_dataset(name, tmp_path):
+    make, identity = DATASETS[name]
+    dataset = make(tmp_path)
+    identity = list(range(10) if identity is None else identity)
+    indexed = IndexedDataset(dataset)
+    assert len(indexed) == len(dataset) == len(identity)
+
+    for i, data in enumerate(indexed):
+        assert data.graph_idx.dtype == torch.long
+        assert data.graph_idx.tolist() == [i]
+        assert data.x[0, 0] == identity[i]
+    assert indexed[-1].graph_idx.tolist() == [len(identity) - 1]
+    assert indexed[torch.tensor(1)].graph_idx.tolist() == [1]
+    if name != 'indexed':
+        assert 'graph_idx' not in dataset[0]
+
+    order = [2, 0, 1, 2]
+    for num_workers in [0, 2]:
+        loader = DataLoader(indexed, 4, sampler=order, num_workers=num_workers)
+        (batch,) = loader
+        assert batch.graph_idx.tolist() == order
+        assert batch.x[::2, 0].tolist() == [identity[i] for i in order]
+
+    mask = torch.zeros(len(indexed), dtype=torch.bool)
+    mask[1:3] = True
+    for idx in [slice(1, 3), [1, 2], torch.tensor([1, 2]), mask, mask.numpy()]:
+        part = indexed[idx]
+        assert isinstance(part, IndexedDataset) and len(part) == 2
+        assert [data.graph_idx.item() for data in part] == [0, 1]
+        assert [data.x[0, 0] for data in part] == identity[1:3]
+
+    if 'disk' not in name:  # Database connections do not travel.
+        other = pickle.loads(pickle.dumps(indexed))
+        assert other[1].graph_idx.tolist() == [1]
+        assert other[1].x[0, 0] == identity[1]
+
+
+def test_indexed_dataset_of_one_graph():
+    dataset = FakeDataset(num_graphs=1)
+    assert IndexedDataset(dataset)[0].graph_idx.tolist() == [0]
+
+
+def test_indexed_dataset_with_transform():
+    def forget(data):  # Gives an object without the attributes of `data`.
+        return Data(x=data.x + 1, num_nodes=data.num_nodes)
+
+    for transform in [Constant(), forget]:
+        dataset = FakeDataset(num_graphs=4, transform=transform)
+        indexed = IndexedDataset(dataset)
+        for i in range(4):
+            assert indexed[i].graph_idx.tolist() == [i]
+            assert torch.equal(indexed[i].x, dataset[i].x)
+
+    # A transform that is set later is heeded as well:
+    dataset = FakeDataset(num_graphs=4)
+    indexed = IndexedDataset(dataset)
+    dataset.transform = forget
+    assert torch.equal(indexed[2].x, dataset[2].x)
+
+
+def test_indexed_dataset_with_hetero_data():
+    dataset = FakeHeteroDataset(num_graphs=4)
+    loader = DataLoader(IndexedDataset(dataset), batch_size=3)
+    assert [b.graph_idx.tolist() for b in loader] == [[0, 1, 2], [3]]
+
+
+def test_indexed_dataset_attributes():
+    dataset = FakeDataset(num_graphs=8, num_classes=3)
+    indexed = IndexedDataset(Subset(dataset, [1, 2]))
+    assert str(indexed) == 'IndexedDataset(Subset(2))'
+    assert str(IndexedDataset(dataset)) == 'IndexedDataset(FakeDataset(8))'
+    assert indexed.num_classes == dataset.num_classes
+    assert indexed.num_features == dataset.num_features
+    with pytest.raises(AttributeError, match="no attribute 'shuffle'"):
+        indexed.shuffle()
+
+
+def test_indexed_dataset_errors():
+    with pytest.raises(TypeError, match="'dataset' of 'IndexedDataset' needs"):
+        IndexedDataset(iter([]))
+    with pytest.raises(TypeError, match="item of <class 'int'>"):
+        IndexedDataset([1, 2])[0]
+    with pytest.raises(IndexError, match=r'\[-2, 2\) \(got 2\)'):
+        IndexedDataset(make_graphs(2))[2]

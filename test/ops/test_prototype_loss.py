@@ -1,0 +1,219 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_geometric.testing import withCUDA
+
+import torch_geometric_ext.typing
+from torch_geometric_ext.ops import prototype_loss
+from torch_geometric_ext.ops.prototype_loss import (
+    prototype_loss_backward_reference,
+    prototype_loss_reference,
+)
+
+withKernels = pytest.mark.skipif(
+    not torch_geometric_ext.typing.WITH_EXT,
+    reason='the kernels are not installed',
+)
+LOSS = (0.1, 0.3, 0.7)  # Temperature and weights.
+
+
+def make_inputs(B=7, E=5, H=6, D=4, C=3, K=2, seed=12345, **kwargs):
+    kwargs = {'dtype': torch.double, **kwargs}
+    torch.manual_seed(seed)
+    h, weight1, weight2, prototypes = (
+        torch.randn(*size, **kwargs).requires_grad_()
+        for size in [(B, E), (H, E), (D, H), (C, K, D)]
+    )
+    y = torch.randint(C, (B,), device=h.device)
+    return h, y, weight1, weight2, prototypes
+
+
+def kernel(*args):
+    return torch.ops.torch_geometric_ext.prototype_loss(*args)
+
+
+def assert_equal_to_reference(inputs, loss=LOSS):
+    out = kernel(*inputs, *loss)
+    expected = prototype_loss_reference(*inputs, *loss)
+    for a, b in zip(out, expected):
+        torch.testing.assert_close(a, b)
+
+    params = [x for x in inputs if x.requires_grad]
+    grads = torch.autograd.grad(out[0], params)
+    expected_grads = torch.autograd.grad(expected[0], params)
+    for a, b in zip(grads, expected_grads):
+        torch.testing.assert_close(a, b)
+
+    analytic = prototype_loss_backward_reference(
+        torch.ones_like(out[0]), *inputs, *expected[2:], *loss
+    )
+    for a, b in zip(analytic, expected_grads):
+        torch.testing.assert_close(a, b)
+
+
+@withKernels
+@settings(deadline=None)
+@given(
+    B=st.integers(0, 9),
+    E=st.integers(1, 5),
+    H=st.integers(1, 6),
+    D=st.integers(2, 5),
+    C=st.integers(2, 4),
+    K=st.integers(1, 6),
+    temperature=st.sampled_from([0.05, 0.5, 2.0]),
+    seed=st.integers(0, 1000),
+)
+def test_prototype_loss_equals_reference(temperature, **kwargs):
+    inputs = make_inputs(**kwargs)
+    assert_equal_to_reference(inputs, (temperature, 0.3, 0.7))
+
+
+@withKernels
+@pytest.mark.parametrize('C', [2, 40])
+def test_prototype_loss_equals_reference_on_large_input(C):
+    # Beyond the limits up to which products and maps stay in the kernel:
+    assert_equal_to_reference(make_inputs(B=300, E=64, H=32, D=48, C=C, K=3))
+
+
+@withKernels
+def test_prototype_loss_of_non_contiguous_input():
+    h, y, weight1, weight2, prototypes = make_inputs(E=6, H=6, D=6)
+    h = h.detach().t().contiguous().t().requires_grad_()
+    y = torch.stack([y, y], dim=1)[:, 0]
+    prototypes = prototypes.detach().transpose(0, 1).contiguous()
+    prototypes = prototypes.transpose(0, 1).requires_grad_()
+    inputs = h, y, weight1.t(), weight2.t(), prototypes
+    assert not any(x.is_contiguous() for x in inputs)
+    out = kernel(*inputs, *LOSS)[0]
+    expected = prototype_loss_reference(*inputs, *LOSS)[0]
+    torch.testing.assert_close(out, expected)
+    for a, b in zip(
+        torch.autograd.grad(out, [h, prototypes]),
+        torch.autograd.grad(expected, [h, prototypes]),
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_prototype_loss_formulas(ext):
+    h, y, weight1, weight2, prototypes = make_inputs(K=3)
+    (C, K, D), tau = prototypes.shape, LOSS[0]
+    z = F.normalize((h @ weight1.t()).relu() @ weight2.t(), dim=-1)
+    p = F.normalize(prototypes, dim=-1)
+
+    compactness, scores = torch.zeros(()), []
+    for i, c in enumerate(y.tolist()):
+        similarity = (p @ z[i] / tau).exp()
+        compactness = compactness - (
+            similarity[c].sum() / similarity.sum()
+        ).log() / len(y)
+
+        offset = z[i] - p[c]
+        centered = p[c] - p[c].mean(dim=0)
+        cov = 0.5 * centered.t() @ centered / K + 0.5 * torch.eye(D) / D
+        risk = torch.stack([v @ cov.inverse() @ v for v in offset]).max()
+        angle = (p @ z[i]).acos()
+        unfamiliarity = angle[c].sum() / (angle.sum() - angle[c].sum())
+        nearest = (p @ z[i]).flatten().argmax().double()
+        scores.append(torch.stack([risk, unfamiliarity, nearest]))
+
+    separation = torch.zeros(())
+    for c in range(C):
+        others = torch.cat([p[j] for j in range(C) if j != c])
+        for k in range(K):
+            similarity = (others @ p[c, k] / tau).exp()
+            separation = separation + similarity.mean().log() / (C * K)
+
+    out = prototype_loss(h, y, weight1, weight2, prototypes, *LOSS)
+    expected = 0.3 * compactness + 0.7 * separation
+    torch.testing.assert_close(out[0], expected)
+    torch.testing.assert_close(out[1], torch.stack(scores))
+    assert not out[1].requires_grad
+
+
+def test_prototype_loss_gradcheck(ext):
+    h, y, *params = make_inputs(H=12)
+
+    def loss(h, *params):
+        return prototype_loss(h, y, *params, *LOSS)[0]
+
+    assert torch.autograd.gradcheck(loss, (h, *params))
+    assert torch.autograd.gradgradcheck(loss, (h, *params))
+
+
+@pytest.mark.parametrize('dtype', [torch.float, torch.double])
+def test_prototype_loss_is_finite_at_low_temperature(dtype, ext):
+    inputs = make_inputs(C=4, dtype=dtype)
+    inputs[1].clamp_(max=2)  # One class is absent.
+    loss, scores = prototype_loss(*inputs, 1e-3, 1.0, 1.0)
+    loss.backward()
+    assert loss.isfinite() and scores.isfinite().all()
+    for x in [inputs[0], *inputs[2:]]:
+        assert x.grad.isfinite().all()
+    assert inputs[-1].grad.abs().sum() > 0
+
+
+def test_prototype_loss_of_degenerate_input(ext):
+    h, y, weight1, weight2, prototypes = make_inputs()
+    h = torch.zeros_like(h).requires_grad_()  # Has no direction.
+    prototypes = torch.ones_like(prototypes).requires_grad_()  # All the same.
+    inputs = h, y, weight1, weight2, prototypes
+    loss, scores = prototype_loss(*inputs, *LOSS)
+    loss.backward()
+    assert loss.isfinite() and scores.isfinite().all()
+    for x in [h, weight1, weight2, prototypes]:
+        assert x.grad.isfinite().all()
+
+
+def test_prototype_loss_passes_nan_on(ext):
+    inputs = make_inputs()
+    with torch.no_grad():
+        inputs[0][2, 0] = float('nan')
+    loss, scores = prototype_loss(*inputs, *LOSS)
+    assert loss.isnan() and scores[2, 0].isnan()
+    assert scores[[0, 1, 3]].isfinite().all()
+
+
+def test_prototype_loss_errors(ext):
+    h, y, *params = make_inputs()
+    for label in [-1, 3]:
+        y[0] = label
+        with pytest.raises(ValueError, match=r"'y' needs .* in \[0, 3\)"):
+            prototype_loss(h, y, *params, *LOSS)
+
+
+@withKernels
+def test_prototype_loss_opcheck():
+    op = torch.ops.torch_geometric_ext.prototype_loss
+    inputs = make_inputs()
+    torch.library.opcheck(op.default, (*inputs, *LOSS))
+    h, y, *params = inputs
+    _, _, hidden, embedding = op(*inputs, *LOSS)
+    args = torch.ones_like(h[0, 0]), *inputs, hidden, embedding, *LOSS
+    args = [x.detach() if isinstance(x, torch.Tensor) else x for x in args]
+    torch.library.opcheck(
+        torch.ops.torch_geometric_ext.prototype_loss_backward.default,
+        tuple(args),
+    )
+    with pytest.raises(ValueError, match="'y' needs to be an int64 tensor"):
+        op(h, y[1:], *params, *LOSS)
+    with pytest.raises(ValueError, match="'h' needs to be of shape"):
+        op(h[0], y, *params, *LOSS)
+    with pytest.raises(ValueError, match='at least two classes'):
+        op(h, y, *params[:2], params[2][:1], *LOSS)
+
+
+@withCUDA
+def test_prototype_loss_device(device, ext):
+    inputs = make_inputs(device=device)
+    loss, scores = prototype_loss(*inputs, *LOSS)
+    loss.backward()
+    cpu = [x.detach().cpu().requires_grad_(x.requires_grad) for x in inputs]
+    expected, expected_scores = prototype_loss(*cpu, *LOSS)
+    expected.backward()
+    torch.testing.assert_close(loss.cpu(), expected)
+    torch.testing.assert_close(scores.cpu(), expected_scores)
+    for a, b in zip(inputs, cpu):
+        if a.requires_grad:
+            torch.testing.assert_close(a.grad.cpu(), b.grad)
