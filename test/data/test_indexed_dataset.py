@@ -93,7 +93,14 @@ def test_indexed_dataset(name, tmp_path):
 
     mask = torch.zeros(len(indexed), dtype=torch.bool)
     mask[1:3] = True
-    for idx in [slice(1, 3), [1, 2], torch.tensor([1, 2]), mask, mask.numpy()]:
+    for idx in [
+        slice(1, 3),
+        [1, 2],
+        torch.tensor([1, 2]),
+        mask,
+        mask.numpy(),
+        mask.tolist(),
+    ]:
         part = indexed[idx]
         assert isinstance(part, IndexedDataset) and len(part) == 2
         assert [data.graph_idx.item() for data in part] == [0, 1]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.data import Subset
@@ -194,11 +196,41 @@ def test_state_goes_on_where_it_was():
     other.load_state_dict(sampler.state_dict())
     assert list(other) == list(sampler)
 
+    # A state that is cut short changes nothing:
+    before = other.state_dict()
+    with pytest.raises(KeyError, match='feedback'):
+        other.load_state_dict(
+            {key: state[key] for key in state if key != 'feedback'}
+        )
+    assert_same_state(other.state_dict(), before)
+
     # The state does not change with the sampler:
     sampler.load_state_dict(state)
     train_epoch(sampler)
     other.load_state_dict(state)
     assert other.epoch == 1 and train_epoch(other) == expected[0]
+
+
+def test_feedback_is_independent_of_the_tensors_of_the_caller():
+    sampler = ToySampler(4, keep_ratio=1.0, num_epochs=2)
+    list(sampler)
+    graph_idx = torch.tensor([3, 0])
+    sampler.update(torch.tensor([1.0, 2.0]), graph_idx)
+    graph_idx.fill_(1)
+    list(sampler)
+    assert sampler.observed == {0: 2.0, 3: 1.0}
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='no /proc')
+def test_workers_do_not_run_out_of_file_descriptors():
+    dataset = IndexedDataset(make_graphs(100))
+    sampler = ToySampler(dataset, keep_ratio=1.0, num_epochs=1)
+    num_open = []
+    for batch in DataLoader(dataset, 1, sampler=sampler, num_workers=1):
+        sampler.update(batch.x[:1, 0] + 1, batch.graph_idx)
+        del batch
+        num_open.append(len(list(Path('/proc/self/fd').iterdir())))
+    assert max(num_open) < num_open[0] + 50
 
 
 @withCUDA

@@ -252,6 +252,14 @@ def test_warnings():
         warnings.simplefilter('error')
         trainer.epoch()
 
+    trainer = Trainer()
+    trainer.epoch()
+    other = Trainer()
+    other.load_state_dict(trainer.state_dict())
+    with warnings.catch_warnings():  # Trained by another process.
+        warnings.simplefilter('error')
+        other.epoch()
+
     sampler = Trainer().sampler
     next(iter(sampler))  # A look at one mini-batch is no mistake.
     with warnings.catch_warnings():
@@ -308,7 +316,14 @@ def run_rank(rank, path):
     trainer.sampler.prototypes = trainer.prototypes
     epochs = [trainer.epoch() for _ in range(4)]
     state = trainer.sampler.state_dict()
-    torch.save((epochs, state), f'{path}/{rank}.pt')
+
+    # To repeat an epoch after loading, fresh feedback replaces the old one:
+    trainer.sampler.load_state_dict(state)
+    trainer.sampler.set_epoch(3)
+    trainer.h = -trainer.h
+    assert trainer.epoch() == epochs[-1]
+    again = trainer.sampler.state_dict()
+    torch.save((epochs, state, again), f'{path}/{rank}.pt')
 
     # An error on one rank only would make the other one wait for ever:
     torch.distributed.barrier()
@@ -321,7 +336,7 @@ def test_two_ranks(tmp_path):
         for rank in range(2)
     ]
     assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
-    (first, state), (second, other) = (
+    (first, state, again), (second, other, _) = (
         torch.load(tmp_path / f'{rank}.pt') for rank in range(2)
     )
     # One plan, one state, feedback of all graphs on both ranks:
@@ -331,6 +346,8 @@ def test_two_ranks(tmp_path):
         assert len(set(a) | set(b)) == 30
     assert state['graph_idx'].tolist() == sorted(set(first[-1] + second[-1]))
     assert state['scores'].isfinite().sum() > 40
+    assert torch.equal(again['graph_idx'], state['graph_idx'])
+    assert (again['feedback'] != state['feedback']).any(dim=1).all()
 
 
 if __name__ == '__main__':

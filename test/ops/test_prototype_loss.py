@@ -175,6 +175,15 @@ def test_prototype_loss_passes_nan_on(ext):
     assert scores[[0, 1, 3]].isfinite().all()
 
 
+def test_prototype_loss_double_backward_under_autocast(ext):
+    h, y, *params = make_inputs(dtype=torch.float)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss = prototype_loss(h, y, *params, *LOSS)[0]
+        (grad,) = torch.autograd.grad(loss, h, create_graph=True)
+        grad.square().sum().backward()
+    assert h.grad.dtype == torch.float and h.grad.isfinite().all()
+
+
 def test_prototype_loss_errors(ext):
     h, y, *params = make_inputs()
     for label in [-1, 3]:
@@ -196,12 +205,48 @@ def test_prototype_loss_opcheck():
         torch.ops.torch_geometric_ext.prototype_loss_backward.default,
         tuple(args),
     )
-    with pytest.raises(ValueError, match="'y' needs to be an int64 tensor"):
-        op(h, y[1:], *params, *LOSS)
-    with pytest.raises(ValueError, match="'h' needs to be of shape"):
-        op(h[0], y, *params, *LOSS)
-    with pytest.raises(ValueError, match='at least two classes'):
-        op(h, y, *params[:2], params[2][:1], *LOSS)
+
+
+@withKernels
+def test_prototype_loss_kernel_errors():
+    op = torch.ops.torch_geometric_ext.prototype_loss
+    h, y, weight1, weight2, prototypes = make_inputs()
+    for inputs, message in [
+        ((h, y[1:], weight1, weight2, prototypes), "'y' needs to be an int64"),
+        (
+            (h, y.int(), weight1, weight2, prototypes),
+            "'y' needs",
+        ),
+        ((h[0], y, weight1, weight2, prototypes), "'h' needs to be of shape"),
+        ((h, y, weight1, weight2, prototypes[:1]), 'at least two classes'),
+        ((h, y, weight1, weight2, prototypes[0]), 'at least two classes'),
+        ((h, y, weight1, weight2, prototypes[..., 1:]), 'need to lead from'),
+        ((h, y, weight1, weight2[1:], prototypes), 'need to lead from'),
+        ((h, y, weight1[:, 1:], weight2, prototypes), 'need to lead from'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            op(*inputs, *LOSS)
+
+
+@withKernels
+@torch.inference_mode()  # Without autograd, which goes to the reference.
+def test_prototype_loss_backward_kernel_errors():
+    op = torch.ops.torch_geometric_ext.prototype_loss_backward
+    inputs = [x.detach().clone() for x in make_inputs()]
+    grad, hidden, embedding = (
+        torch.ones(size, dtype=torch.double) for size in [(), (7, 6), (7, 4)]
+    )
+    op(grad, *inputs, hidden, embedding, *LOSS)
+    for args in [
+        (grad, *inputs, hidden[1:], embedding),
+        (grad, *inputs, hidden, embedding[:, 1:]),
+        (hidden, *inputs, hidden, embedding),
+    ]:
+        with pytest.raises(ValueError, match='from the same forward pass'):
+            op(*args, *LOSS)
+    inputs[1] += 10**8
+    with pytest.raises(ValueError, match="'y' needs to hold labels"):
+        op(grad, *inputs, hidden, embedding, *LOSS)
 
 
 @withCUDA

@@ -82,7 +82,7 @@ def test_weighted_sample_distribution(ext):
 
 
 def test_weighted_sample_of_zero_weights(ext):
-    weight = torch.tensor([0.0, 0.0, 3.0, 0.0])
+    weight = torch.tensor([0.0, -0.0, 3.0, 0.0])
     assert weighted_sample(weight, 1).tolist() == [2]
     assert weighted_sample(weight, 3).tolist() == [0, 1, 2]
     assert weighted_sample(weight, 4).tolist() == [0, 1, 2, 3]

@@ -204,14 +204,19 @@ class DynamicSampler(Sampler[int]):
                     f"of the same '{key}' (expected {value}, got "
                     f'{state_dict.get(key)})'
                 )
-        self.epoch = state_dict['epoch']
-        self._started = state_dict['started']
-        self._set_order(state_dict['order'].clone())
-        self._generator.set_state(state_dict['generator'])
+        order, generator, graph_idx, feedback = (
+            state_dict[key].cpu()
+            for key in ['order', 'generator', 'graph_idx', 'feedback']
+        )
+        epoch, started = state_dict['epoch'], state_dict['started']
+
+        self.epoch, self._started = epoch, started
+        self._set_order(order.clone())
+        self._generator.set_state(generator)
         self._feedback, self._unchecked = [], False
-        if state_dict['graph_idx'].numel() > 0:
-            pair = state_dict['graph_idx'], state_dict['feedback']
-            self._feedback.append(pair)
+        # It is that of all ranks, which gather it again:
+        if self.rank == 0 and graph_idx.numel() > 0:
+            self._feedback.append((graph_idx, feedback))
 
     @abstractmethod
     def _draw(self, epoch: int) -> Tensor:
@@ -233,7 +238,9 @@ class DynamicSampler(Sampler[int]):
             self._check_drawn(graph_idx)
         else:
             self._unchecked = True
-        self._feedback.append((graph_idx, feedback))
+        # The caller may reuse its tensor, and one that comes from a worker
+        # holds a file descriptor as long as it lives:
+        self._feedback.append((graph_idx.clone(), feedback))
 
     def _plan(self, epoch: int) -> None:
         if self.epoch >= 0:
@@ -257,8 +264,8 @@ class DynamicSampler(Sampler[int]):
         pairs = self._feedback
         if not pairs:
             pairs = [(torch.empty(0, dtype=torch.long), torch.empty(0, 0))]
-        graph_idx = torch.cat([pair[0] for pair in pairs]).cpu()
-        feedback = torch.cat([pair[1] for pair in pairs]).cpu()
+        graph_idx = _cat([pair[0] for pair in pairs])
+        feedback = _cat([pair[1] for pair in pairs])
 
         if self.num_replicas > 1 and dist.is_initialized():
             gathered: List[Any] = [None] * self.num_replicas
@@ -295,3 +302,9 @@ class DynamicSampler(Sampler[int]):
             f'{self.__class__.__name__}({self.size}, '
             f'keep_ratio={self.keep_ratio}, num_epochs={self.num_epochs})'
         )
+
+
+def _cat(tensors: List[Tensor]) -> Tensor:
+    if len({x.device for x in tensors}) > 1:  # Some were loaded from a state.
+        tensors = [x.cpu() for x in tensors]
+    return torch.cat(tensors).cpu()

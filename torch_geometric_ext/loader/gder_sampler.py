@@ -1,3 +1,4 @@
+import math
 import warnings
 from typing import Any, Dict, List, Optional, Union
 
@@ -143,7 +144,7 @@ class GDeRSampler(DynamicSampler):
         self.retention = retention
         self.retention_decay = retention_decay
         self.standardize = standardize
-        self.scores = torch.full((self.size,), float('nan'))
+        self.scores = torch.full((self.size,), math.nan, dtype=torch.float)
         self._active = False  # Whether feedback has been seen at work.
         self._initial = self._parameters()
 
@@ -194,13 +195,14 @@ class GDeRSampler(DynamicSampler):
         See :meth:`DynamicSampler.load_state_dict`.
         """
         super().load_state_dict(state_dict)
-        self.scores = state_dict['scores'].clone()
+        self.scores = state_dict['scores'].cpu().clone()
+        self._active = self.epoch >= 0  # Training went on elsewhere.
 
     def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
         if not self._active:
             self._warn_if_idle(graph_idx.numel())
-        finite = feedback.isfinite().all(dim=-1)
-        if not finite.all():
+        if not feedback.sum().isfinite():
+            finite = feedback.isfinite().all(dim=-1)
             graph_idx, feedback = graph_idx[finite], feedback[finite]
         if graph_idx.numel() == 0:
             return

@@ -30,8 +30,8 @@ def prototype_loss(
     :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` (which documents
     the formulas) as one operator with an analytic gradient.
 
-    Takes :math:`O(B (E H + H D + CKD))` time and
-    :math:`O(B (H + D + CK))` memory.
+    Takes :math:`O(B (E H + H D + CKD) + (CK)^2 D)` time and
+    :math:`O(B (H + D + CK) + (CK)^2)` memory.
 
     Args:
         h (torch.Tensor): Graph embeddings.
@@ -232,6 +232,7 @@ def _normalize_backward(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
     return (grad - out * along) / norm.clamp(min=EPS)
 
 
+@_in_full_precision
 def _prototype_loss_double_backward(
     grad_loss: Tensor,
     h: Tensor,
@@ -287,5 +288,5 @@ if torch_geometric_ext.typing.WITH_EXT:
 
     @torch.library.register_fake(f'{_op}_backward')
     def _(grad: Tensor, h: Tensor, y: Tensor, *args: Any) -> Gradients:
-        weight1, weight2, prototypes = map(torch.empty_like, args[:3])
-        return torch.empty_like(h), weight1, weight2, prototypes
+        out = [x.new_empty(x.shape) for x in [h, *args[:3]]]
+        return out[0], out[1], out[2], out[3]

@@ -80,7 +80,7 @@ def weighted_sample_reference(
             "weighted_sample: 'weight' needs to be non-negative and 'noise' "
             'positive, both without NaN'
         )
-    arrival = torch.sort(noise / weight, stable=True).indices
+    arrival = torch.sort(noise / weight.abs(), stable=True).indices
     return arrival[:num_samples].sort().values
 
 

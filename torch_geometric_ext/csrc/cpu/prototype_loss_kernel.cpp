@@ -260,18 +260,27 @@ Tensor separation_backward(
   return grad;
 }
 
-void check(const Tensor& h, const Tensor& y, const Tensor& prototypes) {
+void check(
+    const Tensor& h, const Tensor& y, const Tensor& weight1,
+    const Tensor& weight2, const Tensor& prototypes) {
   TORCH_CHECK_VALUE(
-      h.dim() == 2 && prototypes.dim() == 3,
-      "prototype_loss: 'h' needs to be of shape [batch_size, in_channels] and "
-      "'prototypes' of shape [num_classes, num_prototypes, embedding_dim] "
-      "(got ",
-      h.sizes(), " and ", prototypes.sizes(), ")");
+      h.dim() == 2,
+      "prototype_loss: 'h' needs to be of shape [batch_size, "
+      "in_channels] (got ",
+      h.sizes(), ")");
   TORCH_CHECK_VALUE(
-      prototypes.size(0) > 1 && prototypes.size(1) > 0,
-      "prototype_loss: 'prototypes' needs at least two classes of at least "
+      prototypes.dim() == 3 && prototypes.size(0) > 1 && prototypes.size(1) > 0,
+      "prototype_loss: 'prototypes' needs to be of shape [num_classes, "
+      "num_prototypes, embedding_dim] with at least two classes of at least "
       "one prototype each (got ",
       prototypes.sizes(), ")");
+  TORCH_CHECK_VALUE(
+      weight1.dim() == 2 && weight2.dim() == 2 &&
+          weight1.size(1) == h.size(1) && weight2.size(1) == weight1.size(0) &&
+          weight2.size(0) == prototypes.size(2),
+      "prototype_loss: 'weight1' and 'weight2' need to lead from in_channels (",
+      h.size(1), ") to embedding_dim (", prototypes.size(2), ") (got ",
+      weight1.sizes(), " and ", weight2.sizes(), ")");
   TORCH_CHECK_VALUE(
       y.scalar_type() == at::kLong && y.dim() == 1 && y.size(0) == h.size(0),
       "prototype_loss: 'y' needs to be an int64 tensor of shape [", h.size(0),
@@ -291,7 +300,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(
     double compactness_weight, double separation_weight) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const auto y = y_in.contiguous();
-  check(h, y, prototypes);
+  check(h, y, weight1, weight2, prototypes);
   auto hidden = at::linear(h, weight1);
   auto scores = at::empty({h.size(0), 3}, h.options());
   auto loss = at::empty({}, h.options());
@@ -315,6 +324,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_backward_cpu(
     double compactness_weight, double separation_weight) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const auto y = y_in.contiguous();
+  check(h, y, weight1, weight2, prototypes);
+  TORCH_CHECK_VALUE(
+      grad_loss.numel() == 1 && hidden.dim() == 2 && embedding.dim() == 2 &&
+          hidden.size(0) == h.size(0) && hidden.size(1) == weight1.size(0) &&
+          embedding.size(0) == h.size(0) &&
+          embedding.size(1) == weight2.size(0),
+      "prototype_loss_backward: 'grad_loss', 'hidden' and 'embedding' need to "
+      "come from the same forward pass (got ",
+      grad_loss.sizes(), ", ", hidden.sizes(), " and ", embedding.sizes(), ")");
   Tensor grad_embedding, grad_hidden, grad_prototypes;
   AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "prototype_loss_backward", [&] {
     const auto scale = static_cast<scalar_t>(1 / temperature);

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -67,7 +68,7 @@ void compute_keys(
   chunk.histogram.assign(bins.count, 0);
   for (int64_t i = chunk.begin; i < chunk.end; i++) {
     const auto w = static_cast<double>(weight[i]);
-    const auto value = bits(noise[i] / w);
+    const auto value = bits(noise[i] / std::abs(w));  // -0.0 is zero, too.
     // The complement also catches NaN; a bad key may have any bit pattern.
     chunk.valid &= (w >= 0) && (noise[i] > 0);
     key[i] = value;
