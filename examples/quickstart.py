@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 from torch_geometric import seed_everything
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Dataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GIN, global_add_pool
 from torch_geometric.utils.smiles import x_map
@@ -65,11 +65,17 @@ class Result(NamedTuple):
     seconds: float
 
 
-def train(method: Method, seed: int, args: argparse.Namespace) -> Result:
+def train(
+    method: Method,
+    seed: int,
+    dataset: Dataset,
+    test_dataset: Dataset,
+    args: argparse.Namespace,
+    progress: tqdm,
+) -> Result:
     seed_everything(seed)
-    model = Net(args.hidden_channels, args.train_dataset.num_classes)
+    model = Net(args.hidden_channels, dataset.num_classes)
     parameters = list(model.parameters())
-    dataset = args.train_dataset
     sampler: Optional[DynamicSampler] = None
 
     if method.sampler == 'soft':
@@ -106,13 +112,13 @@ def train(method: Method, seed: int, args: argparse.Namespace) -> Result:
             optimizer.step()
             scheduler.step()
             num_graphs += batch.num_graphs
-            args.progress.update(batch.num_graphs)
+            progress.update(batch.num_graphs)
     seconds = time.perf_counter() - start
-    return Result(test(model, args.test_dataset), num_graphs, seconds)
+    return Result(test(model, test_dataset), num_graphs, seconds)
 
 
 @torch.no_grad()
-def test(model: Net, dataset: Solubility) -> float:
+def test(model: Net, dataset: Dataset) -> float:
     model.eval()
     batch = next(iter(DataLoader(dataset, batch_size=len(dataset))))
     pred = model.head(model(batch)).argmax(dim=-1)
@@ -155,8 +161,8 @@ def main() -> None:
     parser.add_argument('--lr', type=float, default=0.005)
     args = parser.parse_args()
 
-    args.train_dataset = Solubility(args.root, 'train')
-    args.test_dataset = Solubility(args.root, 'test')
+    train_dataset = Solubility(args.root, 'train')
+    test_dataset = Solubility(args.root, 'test')
     methods = [
         Method('full data', args.epochs),
         Method('half the epochs', max(args.epochs // 2, 1)),
@@ -167,21 +173,22 @@ def main() -> None:
                 Method(f'{label} {ratio:.0%}', args.epochs, sampler, ratio)
             )
     print(
-        f'GIN on Solubility: {len(args.train_dataset):,} training and '
-        f'{len(args.test_dataset)} test molecules, {args.epochs} epochs, '
+        f'GIN on Solubility: {len(train_dataset):,} training and '
+        f'{len(test_dataset)} test molecules, {args.epochs} epochs, '
         f'{args.seeds} paired seeds, {torch.get_num_threads()} thread(s), '
         f'kernels {"on" if WITH_EXT else "off"}'
     )
 
-    size = len(args.train_dataset)
+    size = len(train_dataset)
     total = sum(round(m.keep_ratio * size) * m.epochs for m in methods)
     results: Dict[Method, List[Result]] = {method: [] for method in methods}
     with tqdm(total=args.seeds * total, unit=' graphs', disable=None) as bar:
-        args.progress = bar
         for seed in range(args.seeds):
             for method in methods:
                 bar.set_description(f'seed {seed}, {method.name}')
-                results[method].append(train(method, seed, args))
+                results[method].append(
+                    train(method, seed, train_dataset, test_dataset, args, bar)
+                )
     print_table(results)
 
 

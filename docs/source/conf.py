@@ -29,7 +29,7 @@ html_title = f'{project} {version}'
 add_module_names = False
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'
-napoleon_custom_sections = [('Shapes', 'params_style')]
+napoleon_custom_sections = ['Shapes']
 
 sphinx_gallery_conf = {
     'examples_dirs': '../tutorials',

@@ -6,6 +6,7 @@ from torch.utils.data import Subset
 from torch_geometric.data import Data, Dataset, InMemoryDataset, OnDiskDataset
 from torch_geometric.datasets import FakeDataset, FakeHeteroDataset
 from torch_geometric.loader import DataLoader
+from torch_geometric.testing import withCUDA
 from torch_geometric.transforms import Constant
 
 from torch_geometric_ext.data import IndexedDataset
@@ -139,6 +140,14 @@ def test_indexed_dataset_with_hetero_data():
     dataset = FakeHeteroDataset(num_graphs=4)
     loader = DataLoader(IndexedDataset(dataset), batch_size=3)
     assert [b.graph_idx.tolist() for b in loader] == [[0, 1, 2], [3]]
+
+
+@withCUDA
+def test_indexed_dataset_device(device):
+    loader = DataLoader(IndexedDataset(make_graphs(3)), batch_size=2)
+    batches = [batch.to(device) for batch in loader]
+    assert [b.graph_idx.tolist() for b in batches] == [[0, 1], [2]]
+    assert all(b.graph_idx.device == device for b in batches)
 
 
 def test_indexed_dataset_attributes():

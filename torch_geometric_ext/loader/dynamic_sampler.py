@@ -32,9 +32,8 @@ class DynamicSampler(Sampler[int]):
       gathered before an epoch is planned. Planning and :meth:`state_dict`
       are then collective: call them on every rank.
 
-    Memory is 17 bytes for each graph of the data set and 40 bytes more for
-    each graph of the budget, while an epoch is planned; a policy may add to
-    that.
+    The sampler keeps one byte for each graph of the data set, and for each
+    graph of the budget eight bytes and its feedback.
 
     Args:
         dataset (Dataset or int): The data set, or its number of graphs

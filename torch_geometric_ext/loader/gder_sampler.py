@@ -58,15 +58,15 @@ class GDeRSampler(DynamicSampler):
                 optimizer.step()
 
     See :class:`~torch_geometric_ext.loader.DynamicSampler` for epochs, ranks
-    and resuming. Planning takes :math:`O(N)` time (and a sort of the graphs
-    seen), and the sampler keeps 4 more bytes for each graph of the data set.
+    and resuming. Planning takes :math:`O(N)` time (beside a sort of the graphs
+    seen) and, at its peak, about 75 bytes for each graph of the data set.
 
     .. note::
         Deviations from the paper: every score is standardized over the epoch
-        before the sigmoid :math:`\sigma`, because raw magnitudes saturate it
-        (:obj:`standardize=False` gives the raw form). Graphs whose scores are
-        not finite keep their last :math:`\omega`. All graphs of an epoch count
-        for :math:`\omega^{\textrm{crowd}}`.
+        before the sigmoid :math:`\sigma`, because raw magnitudes saturate it:
+        they draw nearly at random (:obj:`standardize=False`). Graphs whose
+        scores are not finite keep their last :math:`\omega`. All graphs of an
+        epoch count for :math:`\omega^{\textrm{crowd}}`.
 
     Args:
         dataset (IndexedDataset or int): The data set that the loader loads

@@ -239,28 +239,14 @@ def _prototype_loss_double_backward(
     y: Tensor,
     weight1: Tensor,
     weight2: Tensor,
-    prototypes: Tensor,
-    hidden: Tensor,
-    embedding: Tensor,
-    temperature: float,
-    compactness_weight: float,
-    separation_weight: float,
+    *args: Any,
 ) -> Gradients:
     # What the forward pass has saved is cut off from the graph: redo it.
+    prototypes, _, _, *loss_args = args
     hidden = F.linear(h, weight1).relu()
-    return prototype_loss_backward_reference(
-        grad_loss,
-        h,
-        y,
-        weight1,
-        weight2,
-        prototypes,
-        hidden,
-        F.linear(hidden, weight2),
-        temperature,
-        compactness_weight,
-        separation_weight,
-    )
+    embedding = F.linear(hidden, weight2)
+    inputs = (h, y, weight1, weight2, prototypes, hidden, embedding)
+    return prototype_loss_backward_reference(grad_loss, *inputs, *loss_args)
 
 
 if torch_geometric_ext.typing.WITH_EXT:
