@@ -7,7 +7,7 @@ VENV := .venv$(if $(filter 0,$(WITH_EXT)),-fallback)
 BIN := $(VENV)/bin
 # Kernels are built in place; without them, nothing may be found in place.
 EDITABLE := $(if $(filter 0,$(WITH_EXT)),,--editable)
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+PIP := $(BIN)/pip --disable-pip-version-check -qq
 SOURCES := setup.py pyproject.toml .ci/constraints.txt \
 	$(shell find torch_geometric_ext/csrc -type f)
 ifeq ($(WITH_EXT),0)
@@ -17,7 +17,7 @@ endif
 .PHONY: demo demo-fallback test test-fallback lint types doctest docs check format clean
 
 demo: $(VENV)/.examples
-	$(BIN)/python examples/quickstart.py
+	@$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.test
 	$(BIN)/pytest
@@ -56,13 +56,13 @@ clean:
 # Environments, one stamp for each extra. Torch comes first: the kernels are
 # built against it.
 $(VENV)/.torch: .ci/constraints.txt
-	@echo 'Creating $(VENV) ...'
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c .ci/constraints.txt torch 'setuptools>=77' wheel ninja
+	@echo 'Creating $(VENV) with PyTorch ...'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c .ci/constraints.txt torch 'setuptools>=77' wheel ninja
 	@touch $@
 
 $(VENV)/.%: $(VENV)/.torch $(SOURCES)
-	@echo 'Installing torch_geometric_ext[$*] ...'
-	WITH_EXT=$(WITH_EXT) $(PIP) install -c .ci/constraints.txt \
+	@echo 'Installing torch_geometric_ext[$*]$(if $(EDITABLE), and building its kernels) ...'
+	@WITH_EXT=$(WITH_EXT) $(PIP) install -c .ci/constraints.txt \
 		--no-build-isolation $(EDITABLE) '.[$*]'
 	@touch $@

@@ -49,7 +49,7 @@ class IndexedDataset(Dataset):
         tensor([3])
         >>> dataset[5:][3].graph_idx
         tensor([3])
-        >>> dataset.num_classes
+        >>> len(dataset)
         10
     """
 
