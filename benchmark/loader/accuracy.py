@@ -139,7 +139,7 @@ def main() -> None:
     )
     parser.add_argument('--methods', nargs='+', default=METHODS)
     parser.add_argument('--seeds', type=int, default=20)
-    parser.add_argument('--epochs', type=int, default=100)
+    parser.add_argument('--epochs', type=int, default=60)
     parser.add_argument('--lr', type=float, default=0.001)
     parser.add_argument('--minority_share', type=float)
     parser.add_argument('--temperature', type=float, default=0.1)

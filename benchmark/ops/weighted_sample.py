@@ -1,7 +1,7 @@
 """Weighted draws without replacement: the operator against its rivals.
 
 Draws half of N positions, noise included. `torch.multinomial` is limited to
-2^24 categories; NumPy's `choice` sorts repeatedly drawn positions.
+2^24 categories.
 """
 
 import argparse
