@@ -68,7 +68,7 @@ class Result(NamedTuple):
 def train(
     method: Method,
     seed: int,
-    dataset: Dataset,
+    dataset: IndexedDataset,
     test_dataset: Dataset,
     args: argparse.Namespace,
     progress: tqdm,
@@ -83,7 +83,6 @@ def train(
             dataset, method.keep_ratio, method.epochs, seed=seed
         )
     elif method.sampler == 'gder':
-        dataset = IndexedDataset(dataset)
         prototypes = HypersphericalPrototypes(
             args.hidden_channels, dataset.num_classes
         )
@@ -155,13 +154,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--root', default='.data/Solubility')
     parser.add_argument('--seeds', type=int, default=5)
-    parser.add_argument('--epochs', type=int, default=50)
+    parser.add_argument('--epochs', type=int, default=40)
     parser.add_argument('--batch_size', type=int, default=32)
     parser.add_argument('--hidden_channels', type=int, default=64)
     parser.add_argument('--lr', type=float, default=0.005)
     args = parser.parse_args()
 
-    train_dataset = Solubility(args.root, 'train')
+    train_dataset = IndexedDataset(Solubility(args.root, 'train'))
     test_dataset = Solubility(args.root, 'test')
     methods = [
         Method('full data', args.epochs),
