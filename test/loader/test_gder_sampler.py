@@ -110,6 +110,13 @@ def test_gder_sampler_state(ext):
     assert [other.epoch() for _ in range(5)] == expected
     assert_same_state(other.sampler.state_dict(), trainer.sampler.state_dict())
 
+    # A state that is cut short changes nothing:
+    before = other.sampler.state_dict()
+    state[2].pop('scores')
+    with pytest.raises(ValueError, match=r"none of \['scores'\]"):
+        other.sampler.load_state_dict(state[2])
+    assert_same_state(other.sampler.state_dict(), before)
+
 
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('drop_last', [False, True])

@@ -52,6 +52,18 @@ class DynamicSampler(Sampler[int]):
         ValueError: If an argument is out of its range.
     """
 
+    _state_keys: Tuple[str, ...] = (
+        'policy',
+        'size',
+        'budget',
+        'epoch',
+        'started',
+        'order',
+        'generator',
+        'graph_idx',
+        'feedback',
+    )
+
     def __init__(
         self,
         dataset: Union[Sized, int],
@@ -188,8 +200,9 @@ class DynamicSampler(Sampler[int]):
             state_dict (dict): The result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If the state belongs to another class of samplers,
-                number of graphs or budget. The sampler is unchanged then.
+            ValueError: If the state is incomplete, or belongs to another class
+                of samplers, number of graphs or budget. The sampler is
+                unchanged then.
         """
         expected = {
             'policy': self.__class__.__name__,
@@ -203,6 +216,12 @@ class DynamicSampler(Sampler[int]):
                     f"of the same '{key}' (expected {value}, got "
                     f'{state_dict.get(key)})'
                 )
+        missing = [key for key in self._state_keys if key not in state_dict]
+        if missing:
+            raise ValueError(
+                f"'state_dict' of '{self.__class__.__name__}' needs to hold "
+                f'{list(self._state_keys)} (got none of {missing})'
+            )
         order, generator, graph_idx, feedback = (
             state_dict[key].cpu()
             for key in ['order', 'generator', 'graph_idx', 'feedback']

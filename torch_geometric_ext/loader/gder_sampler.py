@@ -96,6 +96,8 @@ class GDeRSampler(DynamicSampler):
         TypeError: If :obj:`dataset` does not carry :obj:`graph_idx`.
     """
 
+    _state_keys = (*DynamicSampler._state_keys, 'scores')
+
     def __init__(
         self,
         dataset: Union[IndexedDataset, int],
