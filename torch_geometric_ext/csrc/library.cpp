@@ -16,4 +16,15 @@ TORCH_LIBRARY(torch_geometric_ext, m) {
       "Tensor weight1, Tensor weight2, Tensor prototypes, Tensor hidden, "
       "Tensor embedding, float temperature, float compactness_weight, "
       "float separation_weight) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("unique_rows(Tensor x, int num_known=0) -> (Tensor ids, Tensor index)");
+  m.def(
+      "unique_trees(Tensor label, Tensor ptr, Tensor child, "
+      "Tensor? edge_label=None, int num_known=0) -> "
+      "(Tensor ids, Tensor index, Tensor ptr, Tensor child, "
+      "Tensor edge_label)");
+  m.def(
+      "extract_trees(Tensor graph_idx, Tensor graph_ptr, Tensor tree, "
+      "Tensor ptr, Tensor child, Tensor own, int num_layers) -> "
+      "(Tensor root, Tensor root_ptr, Tensor entry, Tensor node, Tensor own, "
+      "Tensor edge, Tensor edge_index, Tensor sizes)");
 }

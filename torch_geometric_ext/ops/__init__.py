@@ -1,7 +1,15 @@
+from .computation_tree_ids import computation_tree_ids
+from .extract_trees import extract_trees
 from .prototype_loss import prototype_loss
+from .unique_rows import unique_rows
+from .unique_trees import unique_trees
 from .weighted_sample import weighted_sample
 
 __all__ = functions = [
+    'computation_tree_ids',
+    'extract_trees',
     'prototype_loss',
+    'unique_rows',
+    'unique_trees',
     'weighted_sample',
 ]

@@ -1,0 +1,187 @@
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+// Exact ids of equal rows by hash-consing, for any kind of row: a hash routes,
+// equality decides. `Rows` offers `hash(i)`, `equal(i, j)`, and a total order,
+// `less(i, j)`, which sorts as `prefix(i)` does wherever prefixes differ.
+namespace torch_geometric_ext {
+
+constexpr int64_t kMinRows = 1 << 14;  // Of a thread.
+
+inline uint64_t mix(uint64_t hash, uint64_t value) {
+  hash = (hash ^ value) * 0x9e3779b97f4a7c15;
+  return hash ^ (hash >> 29);
+}
+
+// The distinct rows seen so far, numbered in order of first occurrence.
+class Table {
+ public:
+  std::vector<int64_t> rows;
+  std::vector<uint64_t> hashes;
+
+  template <typename Rows>
+  int32_t insert(const Rows& source, uint64_t hash, int64_t row) {
+    if (2 * rows.size() >= slots_.size()) grow();
+    const auto tag = static_cast<uint32_t>(hash >> 32);
+    for (uint64_t i = hash & mask_;; i = (i + 1) & mask_) {
+      auto& slot = slots_[i];
+      if (slot.id < 0) {
+        TORCH_CHECK_VALUE(
+            rows.size() < size_t(std::numeric_limits<int32_t>::max()),
+            "unique: more than 2^31 - 1 distinct rows");
+        slot = {tag, static_cast<int32_t>(rows.size())};
+        rows.push_back(row);
+        hashes.push_back(hash);
+        return slot.id;
+      }
+      if (slot.tag == tag && source.equal(rows[slot.id], row)) return slot.id;
+    }
+  }
+
+ private:
+  struct Slot {
+    uint32_t tag = 0;
+    int32_t id = -1;
+  };
+
+  void grow() {
+    const auto size = std::max<size_t>(2 * slots_.size(), 64);
+    slots_.assign(size, Slot());
+    mask_ = size - 1;
+    for (size_t id = 0; id < rows.size(); id++) {
+      auto i = hashes[id] & mask_;
+      while (slots_[i].id >= 0) i = (i + 1) & mask_;
+      slots_[i] = {
+          static_cast<uint32_t>(hashes[id] >> 32), static_cast<int32_t>(id)};
+    }
+  }
+
+  std::vector<Slot> slots_;
+  uint64_t mask_ = 0;
+};
+
+template <typename F>
+void parallel_each(int64_t size, const F& f) {
+  at::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) f(i);
+  });
+}
+
+// Positions of the distinct rows in the order of their ids: the known ones as
+// they are, then the others in ascending order.
+template <typename Rows>
+std::vector<int64_t> in_canonical_order(
+    const Rows& source, const std::vector<int64_t>& rows, int64_t num_known) {
+  struct Entry {
+    uint64_t prefix;
+    int64_t row;
+    int64_t position;
+  };
+  std::vector<int64_t> order(num_known);
+  std::vector<Entry> entries;
+  for (size_t i = 0; i < rows.size(); i++) {
+    if (rows[i] < num_known) {
+      order[rows[i]] = i;
+    } else {
+      entries.push_back({source.prefix(rows[i]), rows[i], int64_t(i)});
+    }
+  }
+  TORCH_CHECK_VALUE(
+      int64_t(rows.size() - entries.size()) == num_known, "unique: the first ",
+      num_known, " rows need to be distinct");
+  std::sort(entries.begin(), entries.end(), [&](const auto& a, const auto& b) {
+    if (a.prefix != b.prefix) return a.prefix < b.prefix;
+    return source.less(a.row, b.row);
+  });
+  for (const auto& entry : entries) order.push_back(entry.position);
+  return order;
+}
+
+struct Unique {
+  at::Tensor ids;    // [N]
+  at::Tensor index;  // [T], the first row of each id.
+};
+
+// The first `num_known` rows keep their position as their id; the others are
+// ranked behind them. Neither depends on the number of threads.
+template <typename Rows>
+Unique unique(const Rows& source, int64_t size, int64_t num_known) {
+  TORCH_CHECK_VALUE(
+      num_known >= 0 && num_known <= size,
+      "unique: 'num_known' needs to be in [0, ", size, "] (got ", num_known,
+      ")");
+  const auto options = at::TensorOptions().dtype(at::kLong);
+  auto ids = at::empty({size}, options);
+  auto* id = ids.mutable_data_ptr<int64_t>();
+
+  // Each thread numbers the distinct rows of its part:
+  const auto limit = std::max<int64_t>(size / kMinRows, 1);
+  const auto num_parts = std::min<int64_t>(at::get_num_threads(), limit);
+  std::vector<Table> parts(num_parts);
+  parallel_each(num_parts, [&](int64_t part) {
+    const auto end = (part + 1) * size / num_parts;
+    for (auto i = part * size / num_parts; i < end; i++) {
+      id[i] = parts[part].insert(source, source.hash(i), i);
+    }
+  });
+
+  // Each thread merges the parts over its share of the hashes. Parts come in
+  // order, hence the first occurrence represents an id here, too:
+  std::vector<std::vector<int64_t>> maps(num_parts);
+  std::vector<Table> shares(num_parts);
+  const auto share_of = [=](uint64_t hash) {
+    return static_cast<int64_t>((hash >> 40) % num_parts);
+  };
+  for (int64_t part = 0; part < num_parts; part++) {
+    maps[part].resize(parts[part].rows.size());
+  }
+  if (num_parts == 1) {
+    std::iota(maps[0].begin(), maps[0].end(), 0);
+    shares.swap(parts);
+  } else {
+    parallel_each(num_parts, [&](int64_t share) {
+      for (int64_t part = 0; part < num_parts; part++) {
+        const auto& [rows, hashes] =
+            std::tie(parts[part].rows, parts[part].hashes);
+        for (size_t i = 0; i < rows.size(); i++) {
+          if (share_of(hashes[i]) != share) continue;
+          maps[part][i] = shares[share].insert(source, hashes[i], rows[i]);
+        }
+      }
+    });
+  }
+  std::vector<int64_t> rows, offset;
+  for (const auto& share : shares) {
+    offset.push_back(rows.size());
+    rows.insert(rows.end(), share.rows.begin(), share.rows.end());
+  }
+
+  const auto order = in_canonical_order(source, rows, num_known);
+  auto index = at::empty({int64_t(rows.size())}, options);
+  auto* first = index.mutable_data_ptr<int64_t>();
+  std::vector<int64_t> rank(rows.size());
+  for (size_t i = 0; i < order.size(); i++) {
+    first[i] = rows[order[i]];
+    rank[order[i]] = i;
+  }
+  parallel_each(num_parts, [&](int64_t part) {
+    auto& map = maps[part];
+    for (size_t i = 0; i < map.size(); i++) {
+      const auto share = num_parts == 1 ? 0 : share_of(parts[part].hashes[i]);
+      map[i] = rank[map[i] + offset[share]];
+    }
+    const auto end = (part + 1) * size / num_parts;
+    for (auto i = part * size / num_parts; i < end; i++) id[i] = map[id[i]];
+  });
+  return {ids, index};
+}
+
+}  // namespace torch_geometric_ext

@@ -1,0 +1,154 @@
+#include <torch/library.h>
+
+#include <atomic>
+#include <optional>
+#include <tuple>
+
+#include "unique.h"
+
+namespace torch_geometric_ext {
+namespace {
+
+constexpr int64_t kMaxId = int64_t(1) << 31;
+
+// A row is a label and a multiset of (edge label, child), held as ascending
+// 64-bit integers.
+struct TreeRows {
+  const int64_t* label;
+  const int64_t* ptr;
+  uint64_t* items;
+
+  const uint64_t* begin(int64_t i) const {
+    return items + ptr[i];
+  }
+  const uint64_t* end(int64_t i) const {
+    return items + ptr[i + 1];
+  }
+  int64_t size(int64_t i) const {
+    return ptr[i + 1] - ptr[i];
+  }
+
+  uint64_t hash(int64_t i) const {
+    auto out = mix(label[i], size(i));
+    for (auto* item = begin(i); item != end(i); item++) out = mix(out, *item);
+    return out;
+  }
+
+  bool equal(int64_t i, int64_t j) const {
+    return label[i] == label[j] && size(i) == size(j) &&
+           std::equal(begin(i), end(i), begin(j));
+  }
+
+  uint64_t prefix(int64_t i) const {
+    return static_cast<uint64_t>(label[i]) << 32 |
+           static_cast<uint64_t>(std::min<int64_t>(size(i), 0xffffffff));
+  }
+
+  bool less(int64_t i, int64_t j) const {
+    if (label[i] != label[j]) return label[i] < label[j];
+    if (size(i) != size(j)) return size(i) < size(j);
+    return std::lexicographical_compare(begin(i), end(i), begin(j), end(j));
+  }
+};
+
+void sort_small(uint64_t* begin, uint64_t* end) {
+  if (end - begin > 16) return std::sort(begin, end);
+  for (auto* i = begin; i < end; i++) {
+    const auto value = *i;
+    auto* j = i;
+    for (; j > begin && value < j[-1]; j--) *j = j[-1];
+    *j = value;
+  }
+}
+
+void check(const at::Tensor& x, const char* name, int64_t size) {
+  TORCH_CHECK_VALUE(
+      x.dim() == 1 && x.scalar_type() == at::kLong && x.numel() == size,
+      "unique_trees: '", name, "' needs to be an int64 tensor of shape [", size,
+      "] (got ", x.scalar_type(), " of shape ", x.sizes(), ")");
+}
+
+using Tensors =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+Tensors unique_trees_cpu(
+    const at::Tensor& label, const at::Tensor& ptr, const at::Tensor& child,
+    const std::optional<at::Tensor>& edge_label, int64_t num_known) {
+  const auto size = label.numel(), num_items = child.numel();
+  check(label, "label", size);
+  check(ptr, "ptr", size + 1);
+  check(child, "child", num_items);
+  if (edge_label) check(*edge_label, "edge_label", num_items);
+
+  const auto label_c = label.contiguous(), ptr_c = ptr.contiguous();
+  const auto child_c = child.contiguous();
+  const auto edge_c = edge_label ? edge_label->contiguous() : at::Tensor();
+  const auto* child_data = child_c.const_data_ptr<int64_t>();
+  const auto* edge_data =
+      edge_label ? edge_c.const_data_ptr<int64_t>() : nullptr;
+  const auto options = label.options();
+  const auto buffer = at::empty({num_items}, options);
+  const TreeRows rows{
+      label_c.const_data_ptr<int64_t>(), ptr_c.const_data_ptr<int64_t>(),
+      reinterpret_cast<uint64_t*>(buffer.mutable_data_ptr<int64_t>())};
+
+  TORCH_CHECK_VALUE(
+      rows.ptr[0] == 0 && rows.ptr[size] == num_items,
+      "unique_trees: 'ptr' needs to rise from 0 to ", num_items);
+  std::atomic<bool> valid{true};
+  at::parallel_for(0, size, kMinRows, [&](int64_t begin, int64_t end) {
+    const auto in_range = [](int64_t id) { return id >= 0 && id < kMaxId; };
+    bool ok = true;
+    for (auto i = begin; i < end; i++) {
+      const auto first = rows.ptr[i], last = rows.ptr[i + 1];
+      ok &= in_range(rows.label[i]) && first >= 0 && first <= last &&
+            last <= num_items;
+      if (!ok) break;
+      for (auto k = first; k < last; k++) {
+        const auto edge = edge_data ? edge_data[k] : 0;
+        ok &= in_range(child_data[k]) && in_range(edge);
+        rows.items[k] = static_cast<uint64_t>(edge) << 32 | child_data[k];
+      }
+      sort_small(rows.items + first, rows.items + last);
+    }
+    if (!ok) valid = false;
+  });
+  TORCH_CHECK_VALUE(
+      valid,
+      "unique_trees: 'ptr' needs to be ascending, and 'label', 'child' and "
+      "'edge_label' in [0, 2^31)");
+  const auto out = unique(rows, size, num_known);
+
+  // The distinct rows, in the order of their ids:
+  const auto num_trees = out.index.numel();
+  const auto* index = out.index.const_data_ptr<int64_t>();
+  auto out_ptr = at::empty({num_trees + 1}, options);
+  auto* row_ptr = out_ptr.mutable_data_ptr<int64_t>();
+  row_ptr[0] = 0;
+  for (int64_t i = 0; i < num_trees; i++) {
+    row_ptr[i + 1] = row_ptr[i] + rows.size(index[i]);
+  }
+  auto out_child = at::empty({row_ptr[num_trees]}, options);
+  auto out_edge = at::empty({edge_label ? row_ptr[num_trees] : 0}, options);
+  auto* child_out = out_child.mutable_data_ptr<int64_t>();
+  auto* edge_out = edge_label ? out_edge.mutable_data_ptr<int64_t>() : nullptr;
+  at::parallel_for(0, num_trees, kMinRows, [&](int64_t begin, int64_t end) {
+    for (auto i = begin; i < end; i++) {
+      auto k = row_ptr[i];
+      for (auto* item = rows.begin(index[i]); item != rows.end(index[i]);
+           item++, k++) {
+        child_out[k] = *item & 0xffffffff;
+        if (edge_out) edge_out[k] = *item >> 32;
+      }
+    }
+  });
+  return {out.ids, out.index, out_ptr, out_child, out_edge};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
+  m.impl("unique_trees", TORCH_FN(unique_trees_cpu));
+}
+
+}  // namespace torch_geometric_ext

@@ -1,0 +1,179 @@
+from typing import NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+
+import torch_geometric_ext.typing
+from torch_geometric_ext.ops.ragged import (
+    first_occurrence,
+    row_index,
+    take_rows,
+)
+
+Tensors = Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class ExtractedTrees(NamedTuple):
+    """What :func:`extract_trees` returns."""
+
+    root: Tensor
+    root_ptr: Tensor
+    entry: Tensor
+    node: Tensor
+    own: Tensor
+    edge: Tensor
+    edge_index: Tensor
+    sizes: Tensor
+
+
+def extract_trees(
+    graph_idx: Tensor,
+    graph_ptr: Tensor,
+    tree: Tensor,
+    ptr: Tensor,
+    child: Tensor,
+    own: Tensor,
+    num_layers: int,
+) -> ExtractedTrees:
+    r"""Extracts what the trees of a mini-batch of graphs are made of.
+
+    Graph :math:`g` consists of the trees :obj:`tree[graph_ptr[g]:
+    graph_ptr[g + 1]]`, node :math:`i` reads its children
+    :obj:`child[ptr[i]:ptr[i + 1]]` and itself one level below,
+    :obj:`own[i]`. All of them are followed for :obj:`num_layers` levels.
+
+    Takes time and memory in proportion to what it returns, and 4 bytes for
+    each of :math:`M` nodes that each thread keeps between calls (on CPU).
+
+    Args:
+        graph_idx (torch.Tensor): The graphs.
+        graph_ptr (torch.Tensor): The boundaries of the trees of each graph.
+        tree (torch.Tensor): The nodes of the highest level.
+        ptr (torch.Tensor): The boundaries of the children of each node.
+        child (torch.Tensor): The children.
+        own (torch.Tensor): Each node one level below.
+        num_layers (int): The number of levels :math:`L` to follow.
+
+    Shapes:
+        - **input:** :obj:`graph_idx` :math:`(B)`, :obj:`graph_ptr`
+          :math:`(G + 1)`, :obj:`ptr` :math:`(M + 1)` of :obj:`torch.int64`,
+          :obj:`tree` :math:`(R)`, :obj:`child` :math:`(C)`, :obj:`own`
+          :math:`(M)` of :obj:`torch.int32`
+        - **output:** :obj:`node` :math:`(m)`, the nodes in order of discovery,
+          level by level; :obj:`sizes` :math:`(L + 1, 2)`, the number of nodes
+          and edges of each level; :obj:`edge_index` :math:`(2, e)`, from child
+          to parent, as positions in :obj:`node`, and :obj:`edge` :math:`(e)`,
+          their positions in :obj:`child`; :obj:`own` :math:`(m)` (at the
+          lowest level, the node itself); the trees of the graphs,
+          :obj:`root` :math:`(r)`, with boundaries :obj:`root_ptr`
+          :math:`(B + 1)`, and :obj:`entry` :math:`(r)`, their positions in
+          :obj:`tree`; all :obj:`torch.int64`
+
+    Raises:
+        ValueError: If a shape or type is off.
+        IndexError: If an index points outside (checked on CPU only).
+    """
+    args = (graph_idx, graph_ptr, tree, ptr, child, own, num_layers)
+    if torch_geometric_ext.typing.WITH_EXT:
+        op = torch.ops.torch_geometric_ext.extract_trees
+        return ExtractedTrees(*op(*args))
+    return ExtractedTrees(*extract_trees_reference(*args))
+
+
+def extract_trees_reference(
+    graph_idx: Tensor,
+    graph_ptr: Tensor,
+    tree: Tensor,
+    ptr: Tensor,
+    child: Tensor,
+    own: Tensor,
+    num_layers: int,
+) -> Tensors:
+    """The operator :func:`extract_trees` in plain PyTorch."""
+    num_graphs = graph_ptr.numel() - 1
+    outside = (graph_idx < 0) | (graph_idx >= num_graphs)
+    if graph_idx.device.type == 'cpu' and bool(outside.any()):
+        raise IndexError(
+            f"extract_trees: 'graph_idx' needs to be in [0, {num_graphs}) "
+            f'(got {int(graph_idx[outside][0])})'
+        )
+    root_ptr, entry = take_rows(graph_ptr, graph_idx)
+    level, root = _unique_in_order(tree[entry].long())
+
+    nodes, owns, edges, pairs, sizes = [level], [], [], [], []
+    offset = 0  # Of the level below.
+    for _ in range(num_layers):
+        begin, offset = offset, offset + level.numel()
+        level_ptr, edge = take_rows(ptr, level)
+        target = row_index(level_ptr)
+        # What each node reads, children first, one node after the other:
+        position = torch.arange(level.numel(), device=level.device)
+        is_own = torch.ones(
+            edge.numel() + level.numel(), dtype=torch.bool, device=level.device
+        )
+        is_own[torch.arange(edge.numel(), device=level.device) + target] = 0
+        read = level.new_empty(is_own.numel())
+        read[~is_own] = child[edge].long()
+        read[is_own] = own[level].long()
+        sizes.append([level.numel(), edge.numel()])
+
+        level, source = _unique_in_order(read)
+        nodes.append(level)
+        edges.append(edge)
+        pairs.append(
+            torch.stack([source[~is_own] + offset, position[target] + begin])
+        )
+        owns.append(source[is_own] + offset)
+    sizes.append([level.numel(), 0])
+    owns.append(torch.arange(level.numel(), device=level.device) + offset)
+    empty = graph_idx.new_empty(2, 0)
+    return (
+        root,
+        root_ptr,
+        entry,
+        torch.cat(nodes),
+        torch.cat(owns),
+        torch.cat([empty[0], *edges]),
+        torch.cat([empty, *pairs], dim=1),
+        torch.tensor(sizes, device=graph_idx.device),
+    )
+
+
+def _unique_in_order(values: Tensor) -> Tuple[Tensor, Tensor]:
+    """Distinct values in order of first occurrence."""
+    out, inverse = torch.unique(values, return_inverse=True)
+    order = first_occurrence(inverse, out.numel()).argsort()
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(order.numel(), device=order.device)
+    return out[order], rank[inverse]
+
+
+if torch_geometric_ext.typing.WITH_EXT:
+    torch.library.impl('torch_geometric_ext::extract_trees', 'cuda')(
+        extract_trees_reference
+    )
+
+    @torch.library.register_fake('torch_geometric_ext::extract_trees')
+    def _(
+        graph_idx: Tensor,
+        graph_ptr: Tensor,
+        tree: Tensor,
+        ptr: Tensor,
+        child: Tensor,
+        own: Tensor,
+        num_layers: int,
+    ) -> Tensors:
+        ctx = torch.library.get_ctx()
+        num_roots, num_nodes, num_edges = (
+            ctx.new_dynamic_size() for _ in range(3)
+        )
+        return (
+            graph_idx.new_empty(num_roots),
+            graph_idx.new_empty(graph_idx.size(0) + 1),
+            graph_idx.new_empty(num_roots),
+            graph_idx.new_empty(num_nodes),
+            graph_idx.new_empty(num_nodes),
+            graph_idx.new_empty(num_edges),
+            graph_idx.new_empty(2, num_edges),
+            graph_idx.new_empty(num_layers + 1, 2),
+        )

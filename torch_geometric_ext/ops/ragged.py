@@ -1,0 +1,39 @@
+"""Rows of different lengths, stored one behind the other: row `i` of `values`
+is `values[ptr[i]:ptr[i + 1]]`.
+"""
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+
+def row_index(ptr: Tensor) -> Tensor:
+    """The row of each value."""
+    rows = torch.arange(ptr.numel() - 1, device=ptr.device)
+    return rows.repeat_interleave(ptr.diff())
+
+
+def row_ptr(size: Tensor) -> Tensor:
+    """The boundaries of rows of the given sizes."""
+    ptr = size.new_zeros(size.numel() + 1, dtype=torch.long)
+    torch.cumsum(size, dim=0, out=ptr[1:])
+    return ptr
+
+
+def take_rows(ptr: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
+    """Boundaries of the selected rows, and the positions of their values."""
+    start = ptr[index]
+    out_ptr = row_ptr(ptr[index + 1] - start)
+    shift = (start - out_ptr[:-1]).repeat_interleave(out_ptr.diff())
+    position = torch.arange(shift.numel(), device=ptr.device)
+    return out_ptr, position.add_(shift)
+
+
+def first_occurrence(inverse: Tensor, num_values: int) -> Tensor:
+    """The first position of each value in its ids."""
+    position = torch.arange(inverse.numel(), device=inverse.device)
+    out = inverse.new_empty(num_values)
+    return out.scatter_reduce_(
+        0, inverse, position, 'amin', include_self=False
+    )
