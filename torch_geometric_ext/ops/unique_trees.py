@@ -169,10 +169,8 @@ if torch_geometric_ext.typing.WITH_EXT:
         num_known: int = 0,
     ) -> Tensors:
         ctx = torch.library.get_ctx()
-        num_trees, num_children = (
-            ctx.new_dynamic_size(),
-            ctx.new_dynamic_size(),
-        )
+        num_trees = ctx.new_dynamic_size()
+        num_children = ctx.new_dynamic_size()
         return (
             label.new_empty(label.size(0)),
             label.new_empty(num_trees),

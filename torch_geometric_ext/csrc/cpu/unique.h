@@ -7,12 +7,15 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 // Exact ids of equal rows by hash-consing, for any kind of row: a hash routes,
 // equality decides. `Rows` offers `hash(i)`, `equal(i, j)`, and a total order,
 // `less(i, j)`, which sorts as `prefix(i)` does wherever prefixes differ.
 namespace torch_geometric_ext {
+
+using Prefix = std::pair<uint64_t, uint64_t>;
 
 constexpr int64_t kMinRows = 1 << 14;  // Of a thread.
 
@@ -81,7 +84,7 @@ template <typename Rows>
 std::vector<int64_t> in_canonical_order(
     const Rows& source, const std::vector<int64_t>& rows, int64_t num_known) {
   struct Entry {
-    uint64_t prefix;
+    Prefix prefix;
     int64_t row;
     int64_t position;
   };

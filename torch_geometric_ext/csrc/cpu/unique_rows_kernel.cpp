@@ -23,16 +23,24 @@ class MatrixRows {
   MatrixRows(const scalar_t* data, int64_t width)
       : data_(data), width_(width) {}
 
+  // Four chains, since one would wait for each multiplication.
   uint64_t hash(int64_t i) const {
-    uint64_t out = 0;
+    uint64_t out[4] = {};
     bool nan = false;
     const auto* row = data_ + i * width_;
-    for (int64_t k = 0; k < width_; k++) {
+    int64_t k = 0;
+    for (; k + 4 <= width_; k += 4) {
+      for (int64_t lane = 0; lane < 4; lane++) {
+        nan |= row[k + lane] != row[k + lane];
+        out[lane] = mix(out[lane], bits(row[k + lane]));
+      }
+    }
+    for (; k < width_; k++) {
       nan |= row[k] != row[k];
-      out = mix(out, bits(row[k]));
+      out[k % 4] = mix(out[k % 4], bits(row[k]));
     }
     if (nan) has_nan.store(true, std::memory_order_relaxed);
-    return mix(out, width_);
+    return mix(mix(mix(out[0], out[1]), out[2]), out[3]);
   }
 
   bool equal(int64_t i, int64_t j) const {
@@ -40,13 +48,9 @@ class MatrixRows {
     return std::equal(a, a + width_, b);
   }
 
-  // The order of numbers as an order of bit patterns.
-  uint64_t prefix(int64_t i) const {
-    constexpr auto sign = uint64_t(1) << 63;
-    if (width_ == 0) return 0;
-    const auto out = bits(data_[i * width_]);
-    if (std::is_integral_v<scalar_t>) return out ^ sign;
-    return out & sign ? ~out : out | sign;
+  Prefix prefix(int64_t i) const {
+    const auto* row = data_ + i * width_;
+    return {width_ > 0 ? ordered(row[0]) : 0, width_ > 1 ? ordered(row[1]) : 0};
   }
 
   bool less(int64_t i, int64_t j) const {
@@ -61,6 +65,14 @@ class MatrixRows {
     uint64_t out;
     std::memcpy(&out, &wide, sizeof(out));
     return out;
+  }
+
+  // The order of numbers as an order of bit patterns.
+  static uint64_t ordered(scalar_t value) {
+    constexpr auto sign = uint64_t(1) << 63;
+    const auto out = bits(value);
+    if (std::is_integral_v<scalar_t>) return out ^ sign;
+    return out & sign ? ~out : out | sign;
   }
 
   const scalar_t* data_;

@@ -39,9 +39,11 @@ struct TreeRows {
            std::equal(begin(i), end(i), begin(j));
   }
 
-  uint64_t prefix(int64_t i) const {
-    return static_cast<uint64_t>(label[i]) << 32 |
-           static_cast<uint64_t>(std::min<int64_t>(size(i), 0xffffffff));
+  Prefix prefix(int64_t i) const {
+    const auto degree = std::min<uint64_t>(size(i), 0xffffffff);
+    return {
+        static_cast<uint64_t>(label[i]) << 32 | degree,
+        size(i) > 0 ? *begin(i) : 0};
   }
 
   bool less(int64_t i, int64_t j) const {
