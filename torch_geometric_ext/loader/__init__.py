@@ -1,9 +1,11 @@
 from .dynamic_sampler import DynamicSampler
 from .gder_sampler import GDeRSampler
+from .shared_tree_loader import SharedTreeLoader
 from .soft_random_sampler import SoftRandomSampler
 
 __all__ = classes = [
     'DynamicSampler',
     'GDeRSampler',
+    'SharedTreeLoader',
     'SoftRandomSampler',
 ]

@@ -1,5 +1,18 @@
+from .aggr import RootAggregation
+from .check_exact import check_exact
+from .conv import LevelwiseConv
+from .norm import TreeBatchNorm
 from .prototypes import HypersphericalPrototypes
+from .shared_batch import shared_batch
 
-__all__ = classes = [
+__all__ = [
     'HypersphericalPrototypes',
+    'LevelwiseConv',
+    'RootAggregation',
+    'TreeBatchNorm',
+    'check_exact',
+    'shared_batch',
 ]
+
+functions = ['check_exact', 'shared_batch']
+classes = [name for name in __all__ if name not in functions]

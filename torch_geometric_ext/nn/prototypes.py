@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, Parameter
 
-from torch_geometric_ext.ops import prototype_loss
+from torch_geometric_ext.ops.prototype_loss import prototype_loss
 
 
 class HypersphericalPrototypes(torch.nn.Module):

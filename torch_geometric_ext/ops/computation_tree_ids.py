@@ -24,7 +24,7 @@ class ComputationTrees(NamedTuple):
     """What :func:`computation_tree_ids` returns."""
 
     ids: List[Tensor]
-    index: List[Tensor]
+    representative: List[Tensor]
     levels: List[TreeLevel]
     edge_label_index: Optional[Tensor]
 
@@ -75,7 +75,7 @@ def computation_tree_ids(
           :obj:`edge_index` :math:`(2, E)` of :obj:`torch.int64`,
           :obj:`edge_attr` :math:`(E, D)` or :math:`(E)`
         - **output:** for each depth :math:`k \in [0, L]`, :obj:`ids`
-          :math:`(N)` and the first node :obj:`index` of each id
+          :math:`(N)` and the first node :obj:`representative` of each id
           :math:`(T_k)`; for each depth :math:`k \in [1, L]`, the distinct
           trees as :obj:`levels`; for each edge label, the first edge
           :obj:`edge_label_index` (:obj:`None` without :obj:`edge_attr`)
@@ -131,14 +131,14 @@ def refine(
     if edge_label is not None:
         edge_label = edge_label[order]
 
-    ids, index, levels = [label], [label_index], []
+    ids, representative, levels = [label], [label_index], []
     for _ in range(num_layers):
         own = ids[-1]
         out = unique_trees(own, ptr, own[source], edge_label)
         ids.append(out.ids)
-        index.append(out.index)
-        levels.append(TreeLevel(own[out.index], *out[2:]))
-    return ComputationTrees(ids, index, levels, edge_label_index)
+        representative.append(out.representative)
+        levels.append(TreeLevel(own[out.representative], *out[2:]))
+    return ComputationTrees(ids, representative, levels, edge_label_index)
 
 
 def row_labels(x: Tensor, name: str) -> Tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ class UniqueTrees(NamedTuple):
     """What :func:`unique_trees` returns."""
 
     ids: Tensor
-    index: Tensor
+    representative: Tensor
     ptr: Tensor
     child: Tensor
     edge_label: Tensor
@@ -58,11 +58,11 @@ def unique_trees(
         - **input:** :obj:`label` :math:`(N)`, :obj:`ptr` :math:`(N + 1)`,
           :obj:`child` and :obj:`edge_label` :math:`(E)`, all
           :obj:`torch.int64`
-        - **output:** :obj:`ids` :math:`(N)`, the position :obj:`index` of the
-          first tree of each id :math:`(T)`, and the distinct trees in the
-          order of their ids: :obj:`ptr` :math:`(T + 1)`, sorted
-          :obj:`child` and :obj:`edge_label` (empty if there is none)
-          :math:`(C)`
+        - **output:** :obj:`ids` :math:`(N)`, the position
+          :obj:`representative` of the first tree of each id :math:`(T)`,
+          and the distinct trees in the order of their ids: :obj:`ptr`
+          :math:`(T + 1)`, sorted :obj:`child` and :obj:`edge_label` (empty
+          if there is none) :math:`(C)`
 
     Raises:
         ValueError: If a shape, type or value is off, or known trees are

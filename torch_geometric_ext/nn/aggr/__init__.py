@@ -1,0 +1,5 @@
+from .root_aggregation import RootAggregation
+
+__all__ = classes = [
+    'RootAggregation',
+]

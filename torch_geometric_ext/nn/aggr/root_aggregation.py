@@ -1,0 +1,145 @@
+from typing import Any, NamedTuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.nn.aggr import (
+    Aggregation,
+    MeanAggregation,
+    SumAggregation,
+)
+from torch_geometric.nn.resolver import aggregation_resolver
+
+from torch_geometric_ext.ops.ragged import row_index, row_ptr
+
+
+class RootAggregation(torch.nn.Module):
+    r"""Pools nodes to graphs, whatever mini-batches are made of: plain graphs,
+    condensed graphs, or shared computation trees. One model serves all.
+
+    * With a mini-batch of
+      :class:`~torch_geometric_ext.loader.SharedTreeLoader`, each graph pools
+      its distinct trees as often as it holds them.
+    * With a mini-batch of graphs that have a :obj:`root_mask` (bool, per node)
+      and, optionally, a :obj:`root_count` (per node), each graph pools its
+      roots as often as that.
+    * With any other mini-batch, or the usual index vector, it is
+      :obj:`aggr`.
+
+    Sums and means are products with the sparse matrix of counts. Other
+    aggregations, :obj:`"max"` among them, see every row as often as it counts,
+    which makes them exact down to the gradients of ties, and costs as much as
+    on the plain nodes (far less than the layers below).
+
+    Args:
+        aggr (str or Aggregation, optional): The aggregation.
+            (default: :obj:`"sum"`)
+        **kwargs (optional): Arguments of the aggregation, if it is given by
+            its name.
+
+    Shapes:
+        - **input:** node embeddings :math:`(M, F)` and a mini-batch of
+          :math:`B` graphs (or an index vector :math:`(M)`)
+        - **output:** graph embeddings :math:`(B, F)`, as :obj:`aggr` gives
+          them
+
+    .. code-block:: python
+
+        >>> aggr = RootAggregation('mean')
+        >>> h = torch.tensor([[1.0], [3.0], [8.0]])
+        >>> aggr(h, torch.tensor([0, 0, 1]))
+        tensor([[2.],
+                [8.]])
+    """
+
+    def __init__(
+        self,
+        aggr: Union[str, Aggregation] = 'sum',
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.aggr = aggregation_resolver(aggr, **kwargs)
+
+    def reset_parameters(self) -> None:
+        """Resets the parameters of the aggregation, if it has any."""
+        self.aggr.reset_parameters()
+
+    def forward(self, h: Tensor, batch: Any) -> Tensor:
+        r"""Returns one embedding for each graph.
+
+        Args:
+            h (torch.Tensor): The node embeddings. For shared trees, these may
+                be those of the highest level only.
+            batch (Data or torch.Tensor): The mini-batch, or the graph of each
+                node.
+
+        Raises:
+            ValueError: If :obj:`h` has not the rows of the mini-batch.
+        """
+        if isinstance(batch, Tensor):
+            return self.aggr(h, batch)
+        if 'root_ptr' in batch:
+            sizes = batch.num_sampled_nodes
+            _check_rows(h, sum(sizes), sizes[0])
+            roots = Roots(batch.root, batch.root_ptr, batch.root_count)
+        elif 'root_mask' in batch:
+            _check_rows(h, batch.num_nodes)
+            roots = _masked_roots(batch)
+        else:
+            _check_rows(h, batch.num_nodes)
+            index, size = batch.batch, getattr(batch, 'num_graphs', 1)
+            if index is None:
+                index = torch.zeros_like(h[:, 0], dtype=torch.long)
+            return self.aggr(h, index, dim_size=size)
+
+        kind = type(self.aggr)
+        if kind is SumAggregation:
+            return _sum(h, roots)
+        if kind is MeanAggregation:
+            size = row_ptr(roots.times)[roots.ptr].diff().clamp(min=1)
+            out = _sum(h, roots)
+            return out / size.view(-1, *[1] * (h.dim() - 1))
+        index = row_index(roots.ptr).repeat_interleave(roots.times)
+        row = roots.row.repeat_interleave(roots.times)
+        return self.aggr(h[row], index, dim_size=roots.ptr.numel() - 1)
+
+    def __repr__(self) -> str:
+        return f'{self.__class__.__name__}({self.aggr})'
+
+
+class Roots(NamedTuple):
+    """The rows that each graph pools, one graph after the other."""
+
+    row: Tensor  # [R]
+    ptr: Tensor  # [B + 1]
+    times: Tensor  # [R]
+
+
+def _masked_roots(batch: Any) -> Roots:
+    row = batch.root_mask.nonzero().view(-1)
+    size = getattr(batch, 'num_graphs', 1)
+    graph = torch.zeros_like(row) if batch.batch is None else batch.batch[row]
+    count = batch.root_count if 'root_count' in batch else batch.root_mask
+    ptr = row_ptr(graph.bincount(minlength=size))
+    return Roots(row, ptr, count[row].long())
+
+
+def _sum(h: Tensor, roots: Roots) -> Tensor:
+    # A product with a sparse matrix, without the need to build one:
+    out = F.embedding_bag(
+        roots.row,
+        h.reshape(h.size(0), -1),
+        roots.ptr,
+        mode='sum',
+        per_sample_weights=roots.times.to(h.dtype),
+        include_last_offset=True,
+    )
+    return out.view(out.size(0), *h.shape[1:])
+
+
+def _check_rows(h: Tensor, *expected: int) -> None:
+    if h.size(0) not in expected:
+        raise ValueError(
+            f"'h' of 'RootAggregation' needs one row for each of "
+            f'{expected[0]} nodes of the mini-batch (got {h.size(0)})'
+        )

@@ -1,0 +1,5 @@
+from .levelwise_conv import LevelwiseConv
+
+__all__ = classes = [
+    'LevelwiseConv',
+]

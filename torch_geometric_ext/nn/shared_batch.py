@@ -1,0 +1,93 @@
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Iterator, Optional
+
+import torch
+from torch import Tensor
+
+
+class SharedContext:
+    """What layers need to know about the mini-batch of shared trees that they
+    work on. Rows of trees of `level`, of which `count` tells how often they
+    occur, come first in every tensor.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+        self.num_layers = len(batch.num_sampled_nodes) - 1
+        self.level = self.num_layers
+        self.num_convs = 0  # Level-wise ones, so far.
+        self._count: Optional[Tensor] = None
+
+    @property
+    def count(self) -> Tensor:
+        """How often each tree of the level occurs in the mini-batch."""
+        if self._count is None:
+            start = self.start(self.level)
+            stop = start + self.size(self.level)
+            self._count = self._all_counts()[start:stop]
+        return self._count
+
+    def size(self, level: int) -> int:
+        """The number of trees of a level."""
+        return self.batch.num_sampled_nodes[self.num_layers - level]
+
+    def start(self, level: int) -> int:
+        """The first row of a level in the mini-batch."""
+        return sum(self.batch.num_sampled_nodes[: self.num_layers - level])
+
+    def edges(self, level: int) -> slice:
+        """The edges that end at a level."""
+        sizes = self.batch.num_sampled_edges
+        start = sum(sizes[: self.num_layers - level])
+        return slice(start, start + sizes[self.num_layers - level])
+
+    def enter(self, level: int) -> None:
+        """From here on, tensors hold the trees of a level only."""
+        self.level, self._count = level, None
+
+    def _all_counts(self) -> Tensor:
+        batch = self.batch
+        count = torch.zeros_like(batch.own)
+        count.index_add_(0, batch.root, batch.root_count)
+        for level in range(self.num_layers, self.level, -1):
+            start = self.start(level)
+            stop = start + self.size(level)
+            count.index_add_(0, batch.own[start:stop], count[start:stop])
+        return count
+
+
+_current: ContextVar[Optional[SharedContext]] = ContextVar(
+    'shared_batch', default=None
+)
+
+
+@contextmanager
+def shared_batch(batch: Any) -> Iterator[None]:
+    r"""Tells layers that what they work on are shared computation trees.
+
+    Needed by :class:`~torch_geometric_ext.nn.TreeBatchNorm` and
+    :class:`~torch_geometric_ext.nn.LevelwiseConv`, which do what the plain
+    layers do outside of it.
+
+    .. code-block:: python
+
+        with shared_batch(batch):
+            h = gnn(batch.x, batch.edge_index)
+
+    Args:
+        batch (SharedTreeBatch): A mini-batch of
+            :class:`~torch_geometric_ext.loader.SharedTreeLoader`. Mini-batches
+            of plain graphs are let through, so that one model serves both.
+    """
+    context = SharedContext(batch) if 'root_ptr' in batch else None
+    token = _current.set(context)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_context() -> Optional[SharedContext]:
+    """The innermost mini-batch of shared trees, if any."""
+    return _current.get()

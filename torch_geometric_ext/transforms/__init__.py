@@ -1,0 +1,5 @@
+from .share_computation_trees import ShareComputationTrees
+
+__all__ = classes = [
+    'ShareComputationTrees',
+]

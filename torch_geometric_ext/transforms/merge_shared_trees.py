@@ -1,0 +1,105 @@
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.ops import unique_rows, unique_trees
+from torch_geometric_ext.ops.computation_tree_ids import TreeLevel
+from torch_geometric_ext.ops.ragged import row_ptr
+
+
+def merge_shared_trees(
+    parts: Sequence[SharedTrees],
+    known: Optional[SharedTrees] = None,
+) -> SharedTrees:
+    """The shared trees of several data sets one behind the other. Trees of
+    :obj:`known` keep their ids; its graphs are not part of the result.
+    """
+    if len(parts) == 1 and known is None:
+        return parts[0]
+    tables = [*parts] if known is None else [known, *parts]
+    for name in ['node_attrs', 'edge_attrs']:
+        _check_same([getattr(part, name) for part in tables], name)
+    _check_same([part.graph_attrs for part in parts], 'graph_attrs')
+
+    keep = known is not None
+    node_attrs, ids = _merge_labels([part.node_attrs for part in tables], keep)
+    edge_attrs, edge_ids = _merge_labels(
+        [part.edge_attrs for part in tables], keep
+    )
+    levels = []
+    for level in zip(*(part.levels for part in tables)):
+        # The trees of all parts, in terms of the merged level below:
+        own = _relabel([part.own for part in level], ids)
+        child = _relabel([part.child for part in level], ids)
+        ptr = row_ptr(torch.cat([part.ptr.diff() for part in level]))
+        edge_label: Optional[Tensor] = None
+        if edge_attrs:
+            edge_label = _relabel([p.edge_label for p in level], edge_ids)
+        sizes = [part.own.numel() for part in level]
+        out = unique_trees(
+            own, ptr, child, edge_label, num_known=sizes[0] if keep else 0
+        )
+        levels.append(compact(TreeLevel(own[out.representative], *out[2:])))
+        ids = out.ids.split(sizes)
+
+    return SharedTrees(
+        parts[0].num_layers,
+        parts[0].gcn_norm,
+        any(part.has_self_loops for part in tables),
+        node_attrs,
+        edge_attrs,
+        levels,
+        row_ptr(torch.cat([part.graph_ptr.diff() for part in parts])),
+        _relabel([part.tree for part in parts], ids[-len(parts) :]).int(),
+        torch.cat([part.count for part in parts]),
+        {
+            key: torch.cat([part.graph_attrs[key] for part in parts])
+            for key in parts[0].graph_attrs
+        },
+        sum(part.num_nodes for part in parts),
+        sum(part.num_edges for part in parts),
+        sum(part.num_bytes for part in parts),
+    )
+
+
+def compact(level: TreeLevel) -> TreeLevel:
+    """The same level, with ids of 32 bits."""
+    own, ptr, child, edge_label = level
+    return TreeLevel(own.int(), ptr, child.int(), edge_label.int())
+
+
+def _merge_labels(
+    tables: List[Dict[str, Tensor]],
+    keep_first: bool,
+) -> Tuple[Dict[str, Tensor], Sequence[Tensor]]:
+    """The distinct rows of tables of labels, and the new ids of each table."""
+    if not tables[0]:
+        return {}, []
+    table = {k: torch.cat([t[k] for t in tables]) for k in tables[0]}
+    sizes = [next(iter(t.values())).size(0) for t in tables]
+    columns = [
+        unique_rows(x.view(-1, 1) if x.dim() == 1 else x)[0]
+        for x in table.values()
+    ]
+    ids, index = unique_rows(
+        torch.stack(columns, dim=1), sizes[0] if keep_first else 0
+    )
+    return {key: x[index] for key, x in table.items()}, ids.split(sizes)
+
+
+def _relabel(values: Sequence[Tensor], ids: Sequence[Tensor]) -> Tensor:
+    return torch.cat([new[value] for new, value in zip(ids, values)])
+
+
+def _check_same(tables: Sequence[Dict[str, Tensor]], name: str) -> None:
+    first, *others = (
+        {key: (x.dtype, list(x.shape[1:])) for key, x in table.items()}
+        for table in tables
+    )
+    for other in others:
+        if first != other:
+            raise ValueError(
+                f"all graphs need the same '{name}' (got {first} and {other})"
+            )
