@@ -106,9 +106,11 @@ def computation_tree_ids(
     else:
         check_range(edge_index, x.size(0))
     label, label_index = row_labels(x, 'x')
+    check_categorical(x, x[label_index], 'x')
     edges: Tuple[Optional[Tensor], Optional[Tensor]] = (None, None)
     if edge_attr is not None:
         edges = row_labels(edge_attr, 'edge_attr')
+        check_categorical(edge_attr, edge_attr[edges[1]], 'edge_attr')
     return refine(label, label_index, edge_index, num_layers, *edges)
 
 
@@ -142,21 +144,27 @@ def refine(
 
 
 def row_labels(x: Tensor, name: str) -> Tuple[Tensor, Tensor]:
-    """Labels of rows, and the first row of each; refuses continuous ones."""
+    """Labels of rows, and the first row of each."""
     if x.dim() not in (1, 2):
         raise ValueError(
             f"'{name}' needs to have one or two dimensions (got {x.dim()})"
         )
-    ids, index = unique_rows(x.view(-1, 1) if x.dim() == 1 else x)
-    distinct = x[index]
-    if x.is_floating_point() and bool((distinct != distinct.round()).any()):
+    return unique_rows(x.view(-1, 1) if x.dim() == 1 else x)
+
+
+def check_categorical(x: Tensor, distinct: Tensor, name: str) -> None:
+    """Refuses values that hardly ever repeat."""
+    if (
+        x.is_floating_point()
+        and 10 * distinct.size(0) > x.size(0)
+        and bool((distinct != distinct.round()).any())
+    ):
         raise ValueError(
             f"'{name}' is continuous, few computation trees are equal (got "
-            f'{x.dtype} with {index.numel()} distinct rows). Discretize it, '
-            f'or label its rows yourself if there are few: '
+            f'{distinct.size(0)} distinct rows in {x.size(0)}). Discretize '
+            f'it, or label its rows yourself if there are few: '
             f"'{name}=unique_rows({name})[0]'"
         )
-    return ids, index
 
 
 def check_edges(edge_index: Tensor, edge_attr: Optional[Tensor]) -> None:

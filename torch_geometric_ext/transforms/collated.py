@@ -28,13 +28,13 @@ def read_chunks(
     chunk_size: int,
 ) -> Iterator[Collated]:
     """The graphs from `start` to `stop`, at most `chunk_size` at a time."""
-    storage = _storage(dataset)
+    storage, indexed = _storage(dataset), IndexedDataset(dataset)
     for begin in range(start, stop, chunk_size):
         end = min(begin + chunk_size, stop)
         if storage is not None:
             yield _read_storage(*storage, begin, end)
         else:
-            yield _read_items(dataset, begin, end)
+            yield _read_items(indexed, begin, end)
 
 
 def _storage(dataset: Any) -> Optional[Tuple[InMemoryDataset, Tensor]]:
@@ -97,13 +97,13 @@ def _read_storage(
     return Collated(attrs, ptrs, node_ptr)
 
 
-def _read_items(dataset: Any, begin: int, end: int) -> Collated:
-    items = [dataset[i] for i in range(begin, end)]
-    for i, item in enumerate(items):
+def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
+    items = dataset.__getitems__(list(range(begin, end)))
+    for position, item in enumerate(items, begin):
         if not isinstance(item, Data):
             raise TypeError(
                 f"'dataset' needs to hold graphs of type 'Data' (got "
-                f'{type(item)} at {begin + i})'
+                f'{type(item)} at {position})'
             )
     batch = Batch.from_data_list(items)
     ptrs = {

@@ -10,6 +10,7 @@ from torch_geometric.data.data import BaseData
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.ops import unique_rows
 from torch_geometric_ext.ops.computation_tree_ids import (
+    check_categorical,
     check_edges,
     check_range,
     refine,
@@ -17,10 +18,13 @@ from torch_geometric_ext.ops.computation_tree_ids import (
 )
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 from torch_geometric_ext.transforms.collated import Collated, read_chunks
+from torch_geometric_ext.transforms.discretize import Discretize
 from torch_geometric_ext.transforms.merge_shared_trees import (
     compact,
     merge_shared_trees,
 )
+
+Labels = Tuple[Tensor, Tensor]  # And the first row of each.
 
 EDGE_KEYS = ['edge_attr', 'edge_weight', 'edge_type']
 MIN_RATIO = 1.5
@@ -89,7 +93,7 @@ class ShareComputationTrees:
             :mod:`torch.distributed` reads its share of the graphs, and all
             get the whole result. (default: :obj:`False`)
         chunk_size (int, optional): The number of graphs to read at a time.
-            (default: :obj:`65536`)
+            (default: :obj:`4096`)
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -103,9 +107,9 @@ class ShareComputationTrees:
         self_loops: str = 'keep',
         edge_attr: Optional[bool] = None,
         degree_labels: bool = False,
-        discretizer: Optional[Any] = None,
+        discretizer: Optional[Discretize] = None,
         distributed: bool = False,
-        chunk_size: int = 1 << 16,
+        chunk_size: int = 4096,
     ) -> None:
         name = self.__class__.__name__
         if num_layers < 1:
@@ -182,7 +186,9 @@ class ShareComputationTrees:
         stack: List[SharedTrees] = []
         start, stop = self._own_share(len(dataset))
         for chunk in read_chunks(dataset, start, stop, self.chunk_size):
-            stack.append(self._share(chunk))
+            # A part may be too small to tell, and the first one tells it all:
+            check = known is None and not stack
+            stack.append(self._share(chunk, check))
             while len(stack) > 1 and _size(stack[-2]) < 2 * _size(stack[-1]):
                 stack[-2:] = [merge_shared_trees(stack[-2:])]
         if self.distributed:
@@ -215,7 +221,7 @@ class ShareComputationTrees:
                     f'{getattr(known, key)}, expected {getattr(self, key)})'
                 )
 
-    def _share(self, chunk: Collated) -> SharedTrees:
+    def _share(self, chunk: Collated, check: bool) -> SharedTrees:
         """The shared trees of a part of the data set."""
         num_nodes = int(chunk.node_ptr[-1])
         num_bytes = sum(
@@ -224,30 +230,23 @@ class ShareComputationTrees:
         attrs = self._prepare(chunk.attrs, num_nodes)
         edge_index = attrs['edge_index']
 
-        labels = {'x': row_labels(attrs['x'], 'x')}
+        labels = {'x': self._labels(attrs, 'x', check)}
         if self.gcn_norm:
             degree = edge_index[1].bincount(minlength=num_nodes)
-            labels['degree'] = row_labels(degree, 'degree')
             attrs['degree'] = degree
+            labels['degree'] = self._labels(attrs, 'degree', check)
         label, label_index = _combine(labels)
         edge_keys = [key for key in EDGE_KEYS if key in attrs]
         edge_label, edge_label_index = None, None
         if edge_keys:
             edge_label, edge_label_index = _combine(
-                {key: row_labels(attrs[key], key) for key in edge_keys}
+                {key: self._labels(attrs, key, check) for key in edge_keys}
             )
         trees = refine(
             label, label_index, edge_index, self.num_layers, edge_label
         )
 
-        # How often each graph holds each tree:
-        graph = row_index(chunk.node_ptr).to(label.device)
-        num_trees = trees.representative[-1].numel()
-        code, count = torch.unique(
-            graph * max(num_trees, 1) + trees.ids[-1], return_counts=True
-        )
-        graph = code // max(num_trees, 1)
-        num_graphs = chunk.node_ptr.numel() - 1
+        graph_ptr, tree, count = _count(trees.ids[-1], chunk.node_ptr)
         return SharedTrees(
             self.num_layers,
             self.gcn_norm,
@@ -255,14 +254,26 @@ class ShareComputationTrees:
             {key: attrs[key][label_index] for key in labels},
             {key: attrs[key][edge_label_index] for key in edge_keys},
             [compact(level) for level in trees.levels],
-            row_ptr(graph.bincount(minlength=num_graphs)),
-            (code - graph * num_trees).int(),
-            count.int(),
+            graph_ptr,
+            tree,
+            count,
             _graph_attrs(chunk),
             num_nodes,
             edge_index.size(1),
             num_bytes,
         )
+
+    def _labels(
+        self,
+        attrs: Dict[str, Tensor],
+        key: str,
+        check: bool,
+    ) -> Labels:
+        labels = row_labels(attrs[key], key)
+        discretizer = self.discretizer
+        if check and (discretizer is None or key not in discretizer.attrs):
+            check_categorical(attrs[key], attrs[key][labels[1]], key)
+        return labels
 
     def _prepare(
         self,
@@ -318,13 +329,23 @@ class ShareComputationTrees:
         )
 
 
-def _combine(
-    labels: Dict[str, Tuple[Tensor, Tensor]],
-) -> Tuple[Tensor, Tensor]:
+def _combine(labels: Dict[str, Labels]) -> Labels:
     """One label for several."""
     if len(labels) == 1:
         return next(iter(labels.values()))
     return unique_rows(torch.stack([ids for ids, _ in labels.values()], dim=1))
+
+
+def _count(ids: Tensor, node_ptr: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """The distinct ids of each graph, and how often it holds them."""
+    node_ptr = node_ptr.to(ids.device)
+    num_ids = int(ids.max()) + 1 if ids.numel() > 0 else 1
+    code, count = torch.unique(
+        row_index(node_ptr) * num_ids + ids, return_counts=True
+    )
+    graph = code // num_ids
+    size = graph.bincount(minlength=node_ptr.numel() - 1)
+    return row_ptr(size), (code - graph * num_ids).int(), count.int()
 
 
 def _size(part: SharedTrees) -> int:

@@ -68,8 +68,8 @@ class RootAggregation(torch.nn.Module):
         r"""Returns one embedding for each graph.
 
         Args:
-            h (torch.Tensor): The node embeddings. For shared trees, these may
-                be those of the highest level only.
+            h (torch.Tensor): The node embeddings. For shared trees, those of
+                the highest level, which come first, are enough.
             batch (Data or torch.Tensor): The mini-batch, or the graph of each
                 node.
 
@@ -80,13 +80,13 @@ class RootAggregation(torch.nn.Module):
             return self.aggr(h, batch)
         if 'root_ptr' in batch:
             sizes = batch.num_sampled_nodes
-            _check_rows(h, sum(sizes), sizes[0])
+            _check_rows(h, sizes[0], sum(sizes))
             roots = Roots(batch.root, batch.root_ptr, batch.root_count)
         elif 'root_mask' in batch:
-            _check_rows(h, batch.num_nodes)
+            _check_rows(h, batch.num_nodes, batch.num_nodes)
             roots = _masked_roots(batch)
         else:
-            _check_rows(h, batch.num_nodes)
+            _check_rows(h, batch.num_nodes, batch.num_nodes)
             index, size = batch.batch, getattr(batch, 'num_graphs', 1)
             if index is None:
                 index = torch.zeros_like(h[:, 0], dtype=torch.long)
@@ -137,9 +137,9 @@ def _sum(h: Tensor, roots: Roots) -> Tensor:
     return out.view(out.size(0), *h.shape[1:])
 
 
-def _check_rows(h: Tensor, *expected: int) -> None:
-    if h.size(0) not in expected:
+def _check_rows(h: Tensor, low: int, high: int) -> None:
+    if not low <= h.size(0) <= high:
         raise ValueError(
-            f"'h' of 'RootAggregation' needs one row for each of "
-            f'{expected[0]} nodes of the mini-batch (got {h.size(0)})'
+            f"'h' of 'RootAggregation' needs one row for each of {high} nodes "
+            f'of the mini-batch (got {h.size(0)})'
         )

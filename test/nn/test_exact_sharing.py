@@ -1,0 +1,185 @@
+"""Training on shared computation trees equals training on plain graphs."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import (
+    GATConv,
+    GATv2Conv,
+    GCNConv,
+    GINConv,
+    GINEConv,
+    PNAConv,
+    SAGEConv,
+)
+from torch_geometric.utils import degree
+
+from torch_geometric_ext.loader import SharedTreeLoader
+from torch_geometric_ext.nn import (
+    LevelwiseConv,
+    RootAggregation,
+    TreeBatchNorm,
+    check_exact,
+    shared_batch,
+)
+from torch_geometric_ext.transforms import ShareComputationTrees
+
+NUM_LABELS, HIDDEN = 3, 8
+
+
+def random_graphs(seed, num_graphs=6, directed=False, loops=True):
+    """Small graphs with loops, multi-edges and isolated nodes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randint(high, size=()):
+        return torch.randint(high, size, generator=generator)
+
+    graphs = []
+    for _ in range(num_graphs):
+        num_nodes = int(randint(7)) + 1
+        edge_index = randint(num_nodes, (2, int(randint(9))))
+        if not loops:
+            edge_index = edge_index[:, edge_index[0] != edge_index[1]]
+        edge_label = randint(2, (edge_index.size(1),))
+        if not directed:
+            edge_index = torch.cat([edge_index, edge_index.flip(0)], dim=1)
+            edge_label = edge_label.repeat(2)
+        graphs.append(
+            Data(
+                x=F.one_hot(randint(NUM_LABELS, (num_nodes,)), NUM_LABELS),
+                edge_index=edge_index,
+                edge_attr=F.one_hot(edge_label, 2),
+                y=randint(2, (1,)),
+            )
+        )
+    return graphs
+
+
+def make_conv(name, in_channels, deg):
+    if name == 'GIN':
+        return GINConv(torch.nn.Linear(in_channels, HIDDEN), train_eps=True)
+    if name == 'SAGE':
+        return SAGEConv(in_channels, HIDDEN)
+    if name == 'GAT':
+        return GATConv(in_channels, HIDDEN // 2, heads=2, edge_dim=2)
+    if name == 'GATv2':
+        return GATv2Conv(in_channels, HIDDEN, edge_dim=2)
+    if name == 'GINE':
+        nn = torch.nn.Linear(in_channels, HIDDEN)
+        return GINEConv(nn, edge_dim=2)
+    if name == 'GCN-plain':
+        return GCNConv(in_channels, HIDDEN)
+    aggrs = ['mean', 'max', 'std', 'min', 'sum']
+    scalers = ['identity', 'amplification', 'attenuation']
+    return PNAConv(in_channels, HIDDEN, aggrs, scalers, deg, edge_dim=2)
+
+
+class Net(torch.nn.Module):
+    def __init__(self, name, num_layers, aggr, deg, norm=False):
+        super().__init__()
+        sizes = [NUM_LABELS] + num_layers * [HIDDEN]
+        self.edges = name in ['GAT', 'GATv2', 'GINE', 'PNA']
+        self.convs = torch.nn.ModuleList(
+            make_conv(name, size, deg) for size in sizes[:-1]
+        )
+        self.norms = torch.nn.ModuleList(
+            torch.nn.BatchNorm1d(HIDDEN) if norm else torch.nn.Identity()
+            for _ in self.convs
+        )
+        self.aggr = RootAggregation(aggr)
+        self.head = torch.nn.Linear(HIDDEN, 2)
+
+    def forward(self, batch):
+        dtype = self.head.weight.dtype
+        h, args = batch.x.to(dtype), ()
+        if self.edges:
+            args = (batch.edge_attr.to(dtype),)
+        elif 'edge_weight' in batch:
+            args = (batch.edge_weight.to(dtype),)
+        with shared_batch(batch):
+            for conv, norm in zip(self.convs, self.norms):
+                h = norm(conv(h, batch.edge_index, *args)).tanh()
+        return self.head(self.aggr(h, batch))
+
+
+def make_pair(name, num_layers, aggr, graphs, dtype, norm=False):
+    """A model for plain graphs, and the same for shared trees."""
+    torch.manual_seed(0)
+    deg = torch.zeros(20, dtype=torch.long)
+    for data in graphs:
+        d = degree(data.edge_index[1], data.num_nodes, dtype=torch.long)
+        deg += d.bincount(minlength=20)
+    plain = Net(name, num_layers, aggr, deg, norm).to(dtype)
+    shared = copy.deepcopy(plain)
+    for conv in shared.convs:
+        if name == 'GCN-plain':
+            conv.normalize = conv.add_self_loops = False
+    TreeBatchNorm.convert(shared)
+    return plain, shared
+
+
+def make_batches(name, num_layers, graphs, dtype=torch.double):
+    graphs = [copy.copy(data) for data in graphs]
+    for data in graphs:
+        data.x = data.x.to(dtype)
+    transform = ShareComputationTrees(
+        num_layers,
+        gcn_norm=name == 'GCN-plain',
+        self_loops='remove' if name.startswith('GAT') else 'keep',
+        edge_attr=name in ['GAT', 'GATv2', 'GINE', 'PNA'],
+    )
+    with warnings.catch_warnings():
+        # Small random graphs share little, which is not the question here.
+        warnings.simplefilter('ignore')
+        shared = transform(graphs)
+    plain = Batch.from_data_list(graphs)
+    return plain, shared
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    loss = F.cross_entropy(model(batch), batch.y)
+    loss.backward()
+    return loss.detach(), [p.grad for p in model.parameters()]
+
+
+def assert_equal(plain, shared, plain_batch, batch, tol):
+    loss, grads = gradients(plain, plain_batch)
+    out, others = gradients(shared, batch)
+    assert float((loss - out).abs()) <= tol * float(loss.abs())
+    largest = max(float(g.abs().max()) for g in grads)
+    for grad, other in zip(grads, others):
+        assert float((grad - other).abs().max()) <= tol * largest
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(
+        ['GIN', 'SAGE', 'GAT', 'GATv2', 'GINE', 'PNA', 'GCN-plain']
+    ),
+    num_layers=st.integers(1, 4),
+    aggr=st.sampled_from(['sum', 'mean', 'max']),
+    double=st.booleans(),
+    directed=st.booleans(),
+    norm=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_loss_and_gradients(
+    name, num_layers, aggr, double, directed, norm, seed
+):
+    double = double or name == 'PNA'
+    graphs = random_graphs(seed, directed=directed)
+    dtype = torch.double if double else torch.float
+    # Normalization divides by deviations that may be as small as rounding:
+    norm = norm and double
+    pair = make_pair(name, num_layers, aggr, graphs, dtype, norm)
+    plain_batch, shared = make_batches(name, num_layers, graphs, dtype)
+    loader = SharedTreeLoader(shared, batch_size=len(graphs))
+    tol = 1e-10 if double else 1e-5
+    assert_equal(*pair, plain_batch, next(iter(loader)), tol)
