@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import (
+    GIN,
     GATConv,
     GATv2Conv,
     GCNConv,
@@ -18,6 +19,7 @@ from torch_geometric.nn import (
     PNAConv,
     SAGEConv,
 )
+from torch_geometric.testing import withCUDA
 from torch_geometric.utils import degree
 
 from torch_geometric_ext.loader import SharedTreeLoader
@@ -73,7 +75,7 @@ def make_conv(name, in_channels, deg):
     if name == 'GINE':
         nn = torch.nn.Linear(in_channels, HIDDEN)
         return GINEConv(nn, edge_dim=2)
-    if name == 'GCN-plain':
+    if name == 'GCN':
         return GCNConv(in_channels, HIDDEN)
     aggrs = ['mean', 'max', 'std', 'min', 'sum']
     scalers = ['identity', 'amplification', 'attenuation']
@@ -118,19 +120,17 @@ def make_pair(name, num_layers, aggr, graphs, dtype, norm=False):
     plain = Net(name, num_layers, aggr, deg, norm).to(dtype)
     shared = copy.deepcopy(plain)
     for conv in shared.convs:
-        if name == 'GCN-plain':
+        if name == 'GCN':
             conv.normalize = conv.add_self_loops = False
     TreeBatchNorm.convert(shared)
     return plain, shared
 
 
 def make_batches(name, num_layers, graphs, dtype=torch.double):
-    graphs = [copy.copy(data) for data in graphs]
-    for data in graphs:
-        data.x = data.x.to(dtype)
+    graphs = [to_double(data, dtype) for data in graphs]
     transform = ShareComputationTrees(
         num_layers,
-        gcn_norm=name == 'GCN-plain',
+        gcn_norm=name == 'GCN',
         self_loops='remove' if name.startswith('GAT') else 'keep',
         edge_attr=name in ['GAT', 'GATv2', 'GINE', 'PNA'],
     )
@@ -140,6 +140,12 @@ def make_batches(name, num_layers, graphs, dtype=torch.double):
         shared = transform(graphs)
     plain = Batch.from_data_list(graphs)
     return plain, shared
+
+
+def to_double(data, dtype=torch.double):
+    data = copy.copy(data)
+    data.x = data.x.to(dtype)
+    return data
 
 
 def gradients(model, batch):
@@ -161,7 +167,7 @@ def assert_equal(plain, shared, plain_batch, batch, tol):
 @settings(deadline=None, max_examples=60)
 @given(
     name=st.sampled_from(
-        ['GIN', 'SAGE', 'GAT', 'GATv2', 'GINE', 'PNA', 'GCN-plain']
+        ['GIN', 'SAGE', 'GAT', 'GATv2', 'GINE', 'PNA', 'GCN']
     ),
     num_layers=st.integers(1, 4),
     aggr=st.sampled_from(['sum', 'mean', 'max']),
@@ -183,3 +189,111 @@ def test_loss_and_gradients(
     loader = SharedTreeLoader(shared, batch_size=len(graphs))
     tol = 1e-10 if double else 1e-5
     assert_equal(*pair, plain_batch, next(iter(loader)), tol)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    name=st.sampled_from(['GIN', 'SAGE', 'GATv2', 'GCN']),
+    num_layers=st.integers(1, 3),
+    norm=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_levelwise_loss_and_gradients(name, num_layers, norm, seed):
+    graphs = random_graphs(seed)
+    plain, shared = make_pair(
+        name, num_layers, 'sum', graphs, torch.double, norm
+    )
+    plain_batch, trees = make_batches(name, num_layers, graphs)
+    shared = LevelwiseConv.convert(shared)
+    for subset in [range(len(graphs)), [4, 1, 1]]:
+        batch = SharedTreeLoader(trees).dataset.__getitems__(list(subset))
+        plain_batch = Batch.from_data_list(
+            [to_double(graphs[i]) for i in subset]
+        )
+        assert_equal(plain, shared, plain_batch, batch, 1e-10)
+    # Outside of shared trees, it is the plain model:
+    if name != 'GCN':
+        assert_equal(plain, shared, plain_batch, plain_batch, 1e-12)
+
+
+@pytest.mark.parametrize('name', ['GIN', 'SAGE', 'GAT', 'PNA', 'GCN'])
+def test_weights_after_training(name):
+    graphs = random_graphs(seed=1, num_graphs=32)
+    pair = make_pair(name, 2, 'mean', graphs, torch.double, norm=True)
+    _, trees = make_batches(name, 2, graphs)
+    optimizers = [
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for model in pair
+    ]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        index = torch.randperm(32, generator=generator)[:8].tolist()
+        batches = [
+            Batch.from_data_list([to_double(graphs[i]) for i in index]),
+            SharedTreeLoader(trees).dataset.__getitems__(index),
+        ]
+        for model, batch, optimizer in zip(pair, batches, optimizers):
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch), batch.y).backward()
+            optimizer.step()
+    for expected, out in zip(*(model.state_dict().values() for model in pair)):
+        assert torch.allclose(out.double(), expected.double(), atol=1e-8)
+
+    # In evaluation, running statistics take the place of those of the batch:
+    with torch.no_grad():
+        expected, out = (m.eval()(b) for m, b in zip(pair, batches))
+    assert torch.allclose(out, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize('aggr', ['softmax', 'std', 'median', 'min'])
+def test_other_readouts(aggr):
+    graphs = random_graphs(seed=2)
+    pair = make_pair('GIN', 2, aggr, graphs, torch.double)
+    plain_batch, trees = make_batches('GIN', 2, graphs)
+    batch = next(iter(SharedTreeLoader(trees, len(graphs))))
+    assert_equal(*pair, plain_batch, batch, 1e-10)
+
+
+@pytest.mark.parametrize('num_layers', [1, 2, 3])
+def test_basic_models_with_trimming(num_layers):
+    graphs = [to_double(data) for data in random_graphs(seed=3)]
+    _, trees = make_batches('GIN', num_layers, graphs)
+    batch = SharedTreeLoader(trees).dataset.__getitems__([0, 3, 2])
+    plain_batch = Batch.from_data_list([graphs[i] for i in [0, 3, 2]])
+    aggr = RootAggregation('sum')
+    for jk in [None, 'max']:
+        model = GIN(NUM_LABELS, HIDDEN, num_layers, jk=jk).double()
+        check_exact(model, trees)
+        h = model(plain_batch.x, plain_batch.edge_index)
+        expected = aggr(h, plain_batch)
+        h = model(batch.x, batch.edge_index)
+        assert torch.allclose(aggr(h, batch), expected)
+        if jk is None:
+            h = model(
+                batch.x,
+                batch.edge_index,
+                num_sampled_nodes_per_hop=batch.num_sampled_nodes,
+                num_sampled_edges_per_hop=batch.num_sampled_edges,
+            )
+            assert num_layers == 1 or h.size(0) < batch.num_nodes
+            assert torch.allclose(aggr(h, batch), expected)
+
+
+def test_too_few_levels_differ():
+    # The tests above would not notice if they compared nothing:
+    graphs = random_graphs(seed=4)
+    plain, shared = make_pair('GIN', 3, 'sum', graphs, torch.double)
+    plain_batch, trees = make_batches('GIN', 2, graphs)
+    batch = next(iter(SharedTreeLoader(trees, len(graphs))))
+    assert not torch.allclose(plain(plain_batch), shared(batch))
+
+
+@withCUDA
+@pytest.mark.parametrize('name', ['GIN', 'SAGE', 'GATv2', 'GCN'])
+def test_exact_sharing_on_device(name, device):
+    graphs = random_graphs(seed=5)
+    plain, shared = make_pair(name, 2, 'sum', graphs, torch.double, norm=True)
+    plain_batch, trees = make_batches(name, 2, graphs)
+    batch = next(iter(SharedTreeLoader(trees, len(graphs)))).to(device)
+    plain, shared = plain.to(device), shared.to(device)
+    assert_equal(plain, shared, plain_batch.to(device), batch, 1e-9)

@@ -53,7 +53,8 @@ class SharedContext:
         for level in range(self.num_layers, self.level, -1):
             start = self.start(level)
             stop = start + self.size(level)
-            count.index_add_(0, batch.own[start:stop], count[start:stop])
+            own, above = batch.own[start:stop], count[start:stop].clone()
+            count.index_add_(0, own, above)
         return count
 
 

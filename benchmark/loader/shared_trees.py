@@ -1,0 +1,371 @@
+"""What training costs on plain graphs and on shared computation trees.
+
+Trains GIN, GCN, GraphSAGE and GAT (hidden 128, sum over nodes, Adam) in one
+process, one mini-batch of each method in turn:
+
+* plain: PyG's `DataLoader` (for the full batch, collated once beforehand),
+* shared: `SharedTreeLoader`, with the same modules,
+* level-wise: the same with `LevelwiseConv`.
+
+Loading, forward, backward and optimizer count. The time of an epoch is the
+median over steps times the number of steps. Prints seconds per epoch, ratios
+to plain, and the ratio over ten epochs with the preparation (all transforms
+from a collated data set) included; then the peak memory of a step on the full
+batch, and the test metric over epochs and over seconds.
+"""
+
+import argparse
+import copy
+import multiprocessing
+import resource
+import time
+import warnings
+from typing import Any, Dict, Iterator, List, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Adam
+from torch_geometric.data import Batch, InMemoryDataset
+from torch_geometric.datasets import MoleculeNet, TUDataset
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
+from torch_geometric.utils import degree
+
+from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.loader import SharedTreeLoader
+from torch_geometric_ext.nn import (
+    LevelwiseConv,
+    RootAggregation,
+    shared_batch,
+)
+from torch_geometric_ext.transforms import ShareComputationTrees
+
+HIDDEN = 128
+MODELS = ['GIN', 'GCN', 'SAGE', 'GAT']
+MOLECULES = ['HIV']
+
+
+def load(root: str, name: str) -> InMemoryDataset:
+    if name in MOLECULES:
+        return MoleculeNet(root, name)
+    dataset = TUDataset(root, name)
+    if dataset._data.x is None:  # Degrees, up to 50, stand in for features.
+        edge_index = dataset._data.edge_index
+        offset = torch.tensor([0, *dataset._data._num_nodes]).cumsum(0)
+        offset = offset[:-1].repeat_interleave(
+            dataset.slices['edge_index'].diff()
+        )
+        num_nodes = int(sum(dataset._data._num_nodes))
+        deg = degree(edge_index[1] + offset, num_nodes, torch.long)
+        dataset._data.x = F.one_hot(deg.clamp(max=50), 51).float()
+        sizes = torch.tensor([0, *dataset._data._num_nodes])
+        dataset.slices['x'] = sizes.cumsum(0)
+    return dataset
+
+
+class Net(torch.nn.Module):
+    def __init__(
+        self,
+        name: str,
+        in_channels: int,
+        num_layers: int,
+        plain: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = [in_channels] + num_layers * [HIDDEN]
+        self.name = name
+        self.convs = torch.nn.ModuleList(
+            self.make_conv(name, size, plain) for size in sizes[:-1]
+        )
+        self.aggr = RootAggregation('sum')
+        self.head = torch.nn.Linear(HIDDEN, 2)
+
+    @staticmethod
+    def make_conv(name: str, size: int, plain: bool) -> torch.nn.Module:
+        if name == 'GIN':
+            first = torch.nn.Linear(size, HIDDEN)
+            second = torch.nn.Linear(HIDDEN, HIDDEN)
+            return GINConv(
+                torch.nn.Sequential(first, torch.nn.ReLU(), second)
+            )
+        if name == 'GCN':
+            return GCNConv(
+                size, HIDDEN, normalize=plain, add_self_loops=plain
+            )
+        if name == 'SAGE':
+            return SAGEConv(size, HIDDEN)
+        return GATConv(size, HIDDEN // 4, heads=4)
+
+    def forward(self, batch: Any) -> Tensor:
+        h = batch.x.float()
+        args = (batch.edge_weight,) if 'edge_weight' in batch else ()
+        with shared_batch(batch):
+            for conv in self.convs:
+                h = conv(h, batch.edge_index, *args).relu()
+        return self.head(self.aggr(h, batch))
+
+
+class Run:
+    """Trains for ever; `step` gives the seconds of a step."""
+
+    def __init__(self, model: Net, loader: Any) -> None:
+        self.model, self.loader = model, loader
+        self.optimizer = Adam(model.parameters(), lr=1e-3)
+        self.batches: Iterator = iter(())
+        self.seconds: List[float] = []
+
+    def step(self) -> None:
+        start = time.perf_counter()
+        batch = next(self.batches, None)
+        if batch is None:
+            self.batches = iter(self.loader)
+            start = time.perf_counter()
+            batch = next(self.batches)
+        train_step(self.model, self.optimizer, batch)
+        self.seconds.append(time.perf_counter() - start)
+
+    def median(self) -> float:
+        # The first step warms up, if there are others.
+        return float(torch.tensor(self.seconds[1:] or self.seconds).median())
+
+
+def train_step(model: Net, optimizer: Adam, batch: Any) -> Tensor:
+    optimizer.zero_grad()
+    y = batch.y.view(-1).long().clamp(max=1)
+    loss = F.cross_entropy(model(batch), y)
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def collate(dataset: InMemoryDataset) -> Batch:
+    return Batch.from_data_list(list(dataset))
+
+
+def share(dataset: InMemoryDataset, name: str, num_layers: int) -> SharedTrees:
+    transform = ShareComputationTrees(
+        num_layers,
+        gcn_norm=name == 'GCN',
+        self_loops='remove' if name == 'GAT' else 'keep',
+        edge_attr=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return transform(dataset)
+
+
+def compare(
+    dataset: InMemoryDataset,
+    num_layers: int,
+    batch_sizes: List[int],
+    budget: float,
+) -> None:
+    full: Optional[Batch] = None
+    for name in MODELS:
+        start = time.perf_counter()
+        shared = share(dataset, name, num_layers)
+        prepare = time.perf_counter() - start
+        plain_model = Net(name, dataset.num_features, num_layers)
+        shared_model = Net(name, dataset.num_features, num_layers, plain=False)
+        shared_model.load_state_dict(plain_model.state_dict())
+        for batch_size in batch_sizes:
+            if 0 < len(dataset) <= batch_size:
+                continue
+            if batch_size > 0:
+                loader: Any = DataLoader(
+                    dataset, batch_size, shuffle=True, drop_last=True
+                )
+            else:
+                batch_size = len(dataset)
+                full = collate(dataset) if full is None else full
+                loader = [full]
+            trees = SharedTreeLoader(
+                shared, batch_size, shuffle=True, drop_last=True
+            )
+            levelwise = LevelwiseConv.convert(copy.deepcopy(shared_model))
+            runs = [
+                Run(copy.deepcopy(plain_model), loader),
+                Run(copy.deepcopy(shared_model), trees),
+                Run(levelwise, trees),  # type: ignore[arg-type]
+            ]
+            start = time.perf_counter()
+            while len(runs[0].seconds) < 2 or (
+                time.perf_counter() - start < budget
+                and len(runs[0].seconds) < 20
+            ):
+                runs[0].step()
+                for _ in range(3):  # Short steps need more of them.
+                    runs[1].step()
+                    runs[2].step()
+            num_steps = len(dataset) / batch_size
+            epoch = [run.median() * num_steps for run in runs]
+            ratio = epoch[0] / epoch[1]
+            with_prepare = 10 * epoch[0] / (10 * epoch[1] + prepare)
+            label = f'{batch_size}' if num_steps > 1 else 'full'
+            print(
+                f'{name:5}{num_layers:2}{label:>6}{epoch[0]:10.3f}'
+                f'{epoch[1]:9.4f}{epoch[2]:9.4f}{ratio:9.2f}x'
+                f'{epoch[0] / epoch[2]:9.2f}x{with_prepare:9.2f}x'
+                f'{prepare:9.2f}',
+                flush=True,
+            )
+
+
+def peak_memory(root: str, name: str, shared: bool, queue: Any) -> None:
+    """Bytes that a full-batch step allocates at its peak."""
+    torch.set_num_threads(1)
+    dataset = load(root, name)
+    model = Net('GIN', dataset.num_features, num_layers=2)
+    optimizer = Adam(model.parameters())
+    if shared:
+        trees = share(dataset, 'GIN', 2)
+        batch = next(iter(SharedTreeLoader(trees, len(trees))))
+    else:
+        batch = collate(dataset)
+    train_step(model, optimizer, next(iter(DataLoader(dataset, 2))))
+    with open('/proc/self/clear_refs', 'w') as file:
+        file.write('5')  # Forgets the peak so far.
+    before = status('VmRSS')
+    train_step(model, optimizer, batch)
+    queue.put(status('VmHWM') - before)
+
+
+def status(key: str) -> int:
+    with open('/proc/self/status') as file:
+        line = next(line for line in file if line.startswith(key))
+    return 1024 * int(line.split()[1])
+
+
+def compare_memory(root: str, names: List[str]) -> None:
+    print('\npeak memory of a full-batch step (GIN, 2 layers) [MB]')
+    print(f'{"":12}{"plain":>10}{"shared":>10}{"ratio":>9}')
+    context = multiprocessing.get_context('spawn')
+    for name in names:
+        peaks = []
+        for shared in [False, True]:
+            queue = context.Queue()
+            args = (root, name, shared, queue)
+            process = context.Process(target=peak_memory, args=args)
+            process.start()
+            peaks.append(max(queue.get(), 1 << 20))
+            process.join()
+        plain, own = (peak / 2**20 for peak in peaks)
+        print(f'{name:12}{plain:10.0f}{own:10.0f}{plain / own:8.1f}x')
+
+
+def compare_curves(
+    dataset: InMemoryDataset,
+    name: str,
+    epochs: List[int],
+    batch_size: int,
+) -> None:
+    torch.manual_seed(0)
+    perm = torch.randperm(len(dataset))
+    cut = len(dataset) * 4 // 5
+    train_set, test_set = dataset[perm[:cut]], dataset[perm[cut:]]
+    test_batch = collate(test_set)
+    start = time.perf_counter()
+    shared = share(train_set, 'GIN', 2)
+    prepare = time.perf_counter() - start
+    order = torch.Generator()
+    loaders: Dict[str, Any] = {
+        'plain': DataLoader(
+            train_set, batch_size, shuffle=True, generator=order
+        ),
+        'shared': SharedTreeLoader(
+            shared, batch_size, shuffle=True, generator=order
+        ),
+    }
+    curves: Dict[str, List[Any]] = {}
+    for method, loader in loaders.items():
+        torch.manual_seed(0)
+        order.manual_seed(0)
+        model = Net('GIN', dataset.num_features, num_layers=2)
+        optimizer = Adam(model.parameters(), lr=1e-3)
+        seconds = prepare if method == 'shared' else 0.0
+        curves[method] = []
+        for epoch in range(1, max(epochs) + 1):
+            start = time.perf_counter()
+            for batch in loader:
+                train_step(model, optimizer, batch)
+            seconds += time.perf_counter() - start
+            if epoch in epochs:
+                curves[method].append((metric(model, test_batch), seconds))
+    kind = 'ROC-AUC' if name in MOLECULES else 'accuracy'
+    print(
+        f'\n{name}, GIN, 2 layers, batch size {batch_size}: test {kind} [%] '
+        f'and seconds of training (preparation included)'
+    )
+    print(f'{"epoch":>6}{"plain":>18}{"shared":>18}{"ratio":>9}')
+    for row in zip(epochs, curves['plain'], curves['shared']):
+        epoch, (plain, seconds), (own, own_seconds) = row
+        print(
+            f'{epoch:6}{plain:9.2f}{seconds:8.2f}s{own:9.2f}'
+            f'{own_seconds:8.2f}s{seconds / own_seconds:8.2f}x'
+        )
+
+
+@torch.no_grad()
+def metric(model: Net, batch: Batch) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    out, y = model(batch), batch.y.view(-1).long()
+    if batch.x.size(1) == 9:
+        return 100 * roc_auc_score(y, out[:, 1] - out[:, 0])
+    return 100 * float((out.argmax(dim=-1) == y).float().mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--root', default='.data')
+    parser.add_argument(
+        '--datasets',
+        nargs='+',
+        default=['NCI1', 'HIV', 'MUTAG', 'AIDS', 'PROTEINS', 'IMDB-MULTI'],
+    )
+    parser.add_argument('--threads', type=int, nargs='+', default=[1, 2])
+    parser.add_argument('--num_layers', type=int, nargs='+', default=[2, 3])
+    parser.add_argument(
+        '--batch_sizes',
+        type=int,
+        nargs='+',
+        default=[32, 128, 512, 4096, 0],
+        help='0 is the full batch',
+    )
+    parser.add_argument('--budget', type=float, default=1.5, help='seconds')
+    parser.add_argument('--epochs', type=int, default=50, help='of curves')
+    args = parser.parse_args()
+
+    for name in args.datasets:
+        dataset = load(args.root, name)
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            print(
+                f'\n{name}: {len(dataset):,} graphs, {threads} thread(s), '
+                f'PyTorch {torch.__version__}'
+            )
+            if threads == args.threads[0]:
+                for num_layers in args.num_layers:
+                    print(share(dataset, 'GIN', num_layers).report())
+            print(
+                f'{"model, layers":7}{"batch":>6}{"plain [s]":>10}'
+                f'{"shared":>9}{"levelw.":>9}{"shared":>10}{"levelw.":>10}'
+                f'{"10 epochs":>10}{"prep.":>9}'
+            )
+            for num_layers in args.num_layers:
+                compare(dataset, num_layers, args.batch_sizes, args.budget)
+
+    torch.set_num_threads(args.threads[0])
+    compare_memory(args.root, args.datasets)
+    for name in args.datasets[:2]:
+        epochs = args.epochs if name not in MOLECULES else args.epochs // 10
+        marks = sorted({1, 2, 5, epochs // 5, epochs // 2, epochs} - {0})
+        marks = [mark for mark in marks if mark <= epochs]
+        compare_curves(load(args.root, name), name, marks, batch_size=128)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f'\npeak memory of the process: {peak:.1f} GB')
+
+
+if __name__ == '__main__':
+    main()

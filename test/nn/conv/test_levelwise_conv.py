@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch_geometric.data import Data
+from torch_geometric.nn import GIN, SAGEConv
+from torch_geometric.testing import withCUDA
+
+from torch_geometric_ext.loader import SharedTreeLoader
+from torch_geometric_ext.nn import (
+    LevelwiseConv,
+    RootAggregation,
+    shared_batch,
+)
+from torch_geometric_ext.transforms import ShareComputationTrees
+
+
+@pytest.fixture
+def batch():
+    ring = torch.arange(6)
+    edge_index = torch.stack([ring, ring.roll(-1)])
+    edge_index = torch.cat([edge_index, edge_index.flip(0)], dim=1)
+    x = torch.tensor([[1.0], [0], [0], [0], [0], [0]])
+    graphs = 5 * [Data(x=x, edge_index=edge_index, y=torch.tensor([0]))]
+    shared = ShareComputationTrees(num_layers=2)(graphs)
+    return next(iter(SharedTreeLoader(shared, batch_size=5)))
+
+
+class Recorder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, x):
+        self.sizes.append(x.size(0))
+        return x
+
+
+def test_computes_one_level_in_each_layer(batch):
+    # Trees of depth 0, 1, 2 in a ring with one marked node: 2, 3, 4.
+    assert batch.num_sampled_nodes == [4, 3, 2]
+    recorder = Recorder()
+    model = GIN(1, 8, num_layers=2, act=recorder)
+    model = LevelwiseConv.convert(model)
+    assert str(model.convs[0]).startswith('LevelwiseConv(GINConv(')
+    aggr = RootAggregation('sum')
+    expected = aggr(model(batch.x, batch.edge_index), batch)
+    recorder.sizes.clear()
+    with shared_batch(batch):
+        h = model(batch.x, batch.edge_index)
+    assert h.size(0) == 4
+    # Within a convolution, a level and the one below; after it, the level:
+    assert recorder.sizes == [3 + 2, 3, 4 + 3]
+    assert torch.allclose(aggr(h, batch), expected)
+
+
+def test_convert_one_convolution():
+    conv = LevelwiseConv.convert(SAGEConv(1, 8))
+    assert isinstance(conv, LevelwiseConv)
+    assert LevelwiseConv.convert(torch.nn.ModuleList([conv]))[0] is conv
+    conv.reset_parameters()
+
+
+def test_errors(batch):
+    convs = [LevelwiseConv(SAGEConv(1, 1)) for _ in range(3)]
+    with shared_batch(batch):
+        with pytest.raises(ValueError, match="'x' .* 9 trees in layer 1"):
+            convs[0](batch.x[:3], batch.edge_index)
+        with pytest.raises(ValueError, match="'edge_index' .* mini-batch"):
+            convs[0](batch.x, batch.edge_index[:, 1:])
+        h = convs[0](batch.x, batch.edge_index)
+        with pytest.raises(ValueError, match="'x' .* 3 trees in layer 2"):
+            convs[1](batch.x, batch.edge_index)
+        h = convs[1](h, batch.edge_index)
+        with pytest.raises(ValueError, match='layer 3 on trees of depth 2'):
+            convs[2](h, batch.edge_index)
+
+
+@withCUDA
+def test_device(batch, device):
+    batch = batch.to(device)
+    model = LevelwiseConv.convert(GIN(1, 8, num_layers=2)).to(device)
+    aggr = RootAggregation('sum')
+    with shared_batch(batch):
+        out = aggr(model(batch.x, batch.edge_index), batch)
+    expected = aggr(model(batch.x, batch.edge_index), batch)
+    assert torch.allclose(out, expected, atol=1e-5)

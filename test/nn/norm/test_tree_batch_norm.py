@@ -1,0 +1,96 @@
+import copy
+
+import pytest
+import torch
+from torch_geometric.nn import GIN, BatchNorm
+from torch_geometric.testing import withCUDA
+
+from torch_geometric_ext.data import SharedTreeBatch
+from torch_geometric_ext.nn import TreeBatchNorm, shared_batch
+
+
+def make_batch():
+    """Three trees that occur 2, 1 and 3 times, above two others."""
+    return SharedTreeBatch(
+        x=torch.zeros(5, 1),
+        root=torch.tensor([0, 2, 1, 2]),
+        root_ptr=torch.tensor([0, 2, 4]),
+        root_count=torch.tensor([2, 1, 1, 2]),
+        own=torch.tensor([3, 4, 4, 3, 4]),
+        num_sampled_nodes=[3, 2],
+        num_sampled_edges=[0],
+    )
+
+
+ROWS = torch.tensor([0, 0, 2, 1, 2, 2])
+
+
+@withCUDA
+@pytest.mark.parametrize('momentum', [0.1, None])
+@pytest.mark.parametrize('affine', [True, False])
+def test_equals_batch_norm(momentum, affine, device):
+    kwargs = dict(momentum=momentum, affine=affine, device=device)
+    plain = torch.nn.BatchNorm1d(4, **kwargs).double()
+    norm = TreeBatchNorm(4, **kwargs).double()
+    batch, rows = make_batch().to(device), ROWS.to(device)
+    for _ in range(3):
+        x = torch.randn(5, 4, dtype=torch.double, device=device)
+        x.requires_grad_()
+        weight = torch.randn(6, 4, dtype=torch.double, device=device)
+        expected = plain(x[rows])
+        with shared_batch(batch):
+            out = norm(x)
+        assert out.shape == x.shape
+        assert torch.allclose(out[rows], expected)
+        inputs = [x, *norm.parameters()]
+        grads = torch.autograd.grad((out[rows] * weight).sum(), inputs)
+        inputs = [x, *plain.parameters()]
+        others = torch.autograd.grad((expected * weight).sum(), inputs)
+        assert all(map(torch.allclose, grads, others))
+    for key, value in plain.state_dict().items():
+        assert torch.allclose(norm.state_dict()[key], value)
+
+    x = torch.randn(5, 4, dtype=torch.double, device=device)
+    norm.load_state_dict(plain.state_dict())
+    assert torch.equal(norm(x), plain(x))  # Plain graphs.
+    with shared_batch(batch):
+        assert torch.allclose(norm.eval()(x), plain.eval()(x))
+
+
+def test_without_running_statistics():
+    plain = torch.nn.BatchNorm1d(4, track_running_stats=False).eval()
+    norm = TreeBatchNorm(4, track_running_stats=False).eval()
+    x = torch.randn(5, 4)
+    with shared_batch(make_batch()):
+        assert torch.allclose(norm(x)[ROWS], plain(x[ROWS]), atol=1e-5)
+
+
+def test_convert():
+    model = GIN(3, 8, num_layers=2, norm='batch_norm')
+    state = copy.deepcopy(model.state_dict())
+    parameters = list(model.parameters())
+    assert TreeBatchNorm.convert(model) is model
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    assert len(norms) > 0
+    assert all(isinstance(m, TreeBatchNorm) for m in norms)
+    assert all(map(torch.equal, model.state_dict().values(), state.values()))
+    for parameter, other in zip(model.parameters(), parameters):
+        assert parameter is other
+    norm = TreeBatchNorm.convert(torch.nn.BatchNorm1d(4))
+    assert str(norm) == str(TreeBatchNorm(4))
+    assert isinstance(TreeBatchNorm.convert(BatchNorm(4)), BatchNorm)
+
+
+def test_wrong_rows():
+    with shared_batch(make_batch()):
+        with pytest.raises(ValueError, match=r"'x' .* at least 3 \(got \[2,"):
+            TreeBatchNorm(4)(torch.randn(2, 4))
+
+
+def test_contexts_nest_and_end():
+    norm, x = TreeBatchNorm(4), torch.randn(5, 4)
+    expected = copy.deepcopy(norm)(x)
+    with pytest.raises(KeyError):
+        with shared_batch(make_batch()):
+            raise KeyError
+    assert torch.equal(norm(x), expected)

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch_geometric import nn
+from torch_geometric.data import Data
+
+from torch_geometric_ext.nn import LevelwiseConv, TreeBatchNorm, check_exact
+from torch_geometric_ext.transforms import ShareComputationTrees
+
+
+def share(num_layers=2, loop=False, **kwargs):
+    edge_index = [[0, 1, 0], [1, 0, 0]] if loop else [[0, 1], [1, 0]]
+    data = Data(
+        x=torch.zeros(2, 1),
+        edge_index=torch.tensor(edge_index),
+        y=torch.tensor([0]),
+    )
+    return ShareComputationTrees(num_layers, **kwargs)(8 * [data])
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        nn.GIN(4, 8, num_layers=2),
+        nn.GraphSAGE(4, 8, num_layers=2, jk='cat'),
+        nn.GAT(4, 8, num_layers=2, heads=2),
+        nn.GATv2Conv(4, 8),
+        nn.GENConv(4, 8, norm='layer'),
+        nn.GraphConv(4, 8, aggr='max'),
+        nn.SAGEConv(4, 8, aggr=['mean', 'std']),
+        TreeBatchNorm.convert(nn.GIN(4, 8, 2, norm='batch_norm')),
+        LevelwiseConv.convert(nn.GIN(4, 8, num_layers=2)),
+        nn.LayerNorm(8, mode='node'),
+        torch.nn.LayerNorm(8),
+    ],
+)
+def test_exact(model):
+    check_exact(model)
+    check_exact(model, share())
+
+
+@pytest.mark.parametrize(
+    'model, reason',
+    [
+        (nn.TAGConv(4, 8), 'one hop'),
+        (nn.ChebConv(4, 8, K=2), 'one hop'),
+        (nn.APPNP(2, 0.1), 'one hop'),
+        (nn.SGConv(4, 8), 'one hop'),
+        (nn.ClusterGCNConv(4, 8), 'one hop'),
+        (nn.GCN2Conv(8, 0.1), 'one hop'),
+        (nn.GPSConv(8, nn.GINConv(torch.nn.Linear(8, 8))), 'mixes the nodes'),
+        (nn.GCN(4, 8, 2), "'normalize=False'"),
+        (nn.GIN(4, 8, 2, norm='batch_norm'), 'TreeBatchNorm.convert'),
+        (nn.GENConv(4, 8), 'TreeBatchNorm.convert'),
+        (nn.GIN(4, 8, 2, norm='graph_norm'), 'mixes the nodes'),
+        (nn.GIN(4, 8, 2, norm='pair_norm'), 'mixes the nodes'),
+        (nn.LayerNorm(8, mode='graph'), 'mode="node"'),
+        (nn.SAGEConv(4, 8, aggr='lstm'), 'order of neighbors'),
+        (nn.GIN(4, 8, 2, dropout=0.5), "'dropout=True'"),
+        (nn.GATConv(4, 8, dropout=0.5), "'dropout=True'"),
+        (nn.TopKPooling(8), 'several graphs'),
+        (nn.SAGEConv(4, 8, flow='target_to_source'), 'source_to_target'),
+    ],
+)
+def test_not_exact(model, reason):
+    with pytest.raises(ValueError, match=reason):
+        check_exact(model)
+
+
+def test_options():
+    check_exact(nn.GIN(4, 8, 2, dropout=0.5), dropout=True)
+    check_exact(nn.SGConv(4, 8), allow=[nn.SGConv])
+
+
+def test_with_trees():
+    with pytest.raises(ValueError, match='3 convolutions .* depth 2'):
+        check_exact(nn.GIN(4, 8, num_layers=3), share(2))
+    gcn = nn.GCN(4, 8, 2, normalize=False, add_self_loops=False)
+    check_exact(gcn, share(gcn_norm=True))
+    with pytest.raises(ValueError, match="'gcn_norm=True'"):
+        check_exact(gcn, share())
+    with pytest.raises(ValueError, match="'gcn_norm=False'"):
+        check_exact(nn.GIN(4, 8, 2), share(gcn_norm=True))
+    gat = nn.GAT(4, 8, num_layers=2)
+    check_exact(gat, share(loop=True, self_loops='remove'))
+    with pytest.raises(ValueError, match='self_loops="remove"'):
+        check_exact(gat, share(loop=True))
+
+
+def test_all_reasons_are_told():
+    model = nn.GIN(4, 8, 2, norm='graph_norm', dropout=0.5)
+    with pytest.raises(ValueError) as error:
+        check_exact(model)
+    for line in ["'norms.0' (GraphNorm)", "'dropout' (Dropout)"]:
+        assert line in str(error.value)
