@@ -1,6 +1,14 @@
+import os
+import shutil
+from pathlib import Path
+
 import pytest
+from torch_geometric.datasets import TUDataset
 
 import torch_geometric_ext.typing
+
+# Real data sets in PyG's layout, for tests that are skipped without them.
+DATA = os.getenv('TEST_DATA', Path(__file__).parents[2] / 'shared' / 'data')
 
 
 @pytest.fixture(params=[True, False], ids=['kernels', 'reference'])
@@ -18,3 +26,17 @@ def kernels():
     if not torch_geometric_ext.typing.WITH_EXT:
         pytest.skip('the kernels are not installed')
     return torch_geometric_ext.typing
+
+
+@pytest.fixture
+def tu_dataset(tmp_path):
+    """Loads a real data set from a copy of its raw files."""
+
+    def load(name):
+        source = Path(DATA, 'TUDataset', name, 'raw')
+        if not source.exists():
+            pytest.skip(f"the data set '{name}' is not there")
+        shutil.copytree(source, tmp_path / name / 'raw')
+        return TUDataset(str(tmp_path), name)
+
+    return load

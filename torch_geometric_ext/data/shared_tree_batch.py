@@ -43,8 +43,13 @@ class SharedTreeBatch(Data):
 
     @property
     def batch(self) -> Any:
-        """Raises an error: there is none."""
-        raise AttributeError(
-            f"'{self.__class__.__name__}' has no 'batch', its nodes belong to "
-            f"several graphs (pool with 'RootAggregation' instead)"
-        )
+        """Raises an :class:`AttributeError`: there is none."""
+        raise AttributeError
+
+    def __getattr__(self, key: str) -> Any:
+        if key == 'batch':
+            raise AttributeError(
+                f"'{self.__class__.__name__}' has no 'batch', its nodes belong "
+                f"to several graphs (pool with 'RootAggregation' instead)"
+            )
+        return super().__getattr__(key)

@@ -109,7 +109,7 @@ def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
     ptrs = {
         key: torch.as_tensor(slices)
         for key, slices in batch._slice_dict.items()
-        if isinstance(batch[key], Tensor)
+        if isinstance(batch[key], Tensor) and key != 'graph_idx'
     }
     attrs = {key: batch[key] for key in ptrs}
     return Collated(attrs, ptrs, batch.ptr)

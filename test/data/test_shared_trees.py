@@ -1,0 +1,116 @@
+import pytest
+import torch
+from torch_geometric.data import Data
+from torch_geometric.testing import withCUDA
+
+from torch_geometric_ext.data import SharedTreeBatch, SharedTrees
+from torch_geometric_ext.loader import SharedTreeLoader
+from torch_geometric_ext.transforms import ShareComputationTrees
+
+
+@pytest.fixture
+def shared():
+    # Two stars of three leaves and a path of two, twice:
+    star = torch.tensor([[0, 0, 0, 1, 2, 3], [1, 2, 3, 0, 0, 0]])
+    path = torch.tensor([[0, 1], [1, 0]])
+    graphs = []
+    for edge_index, num_nodes in [(star, 4), (path, 2)]:
+        data = Data(
+            x=torch.ones(num_nodes, 1),
+            edge_index=edge_index,
+            edge_attr=torch.zeros(edge_index.size(1), 2),
+            y=torch.tensor([num_nodes]),
+        )
+        graphs += [data, data]
+    return ShareComputationTrees(num_layers=2)(graphs)
+
+
+def assert_same_trees(out, expected):
+    assert out.num_trees == expected.num_trees
+    for level, other in zip(out.levels, expected.levels):
+        assert all(map(torch.equal, level, other))
+    for name in ['node_attrs', 'edge_attrs', 'graph_attrs']:
+        table, other = getattr(out, name), getattr(expected, name)
+        assert table.keys() == other.keys()
+        assert all(torch.equal(table[key], other[key]) for key in table)
+    for name in ['graph_ptr', 'tree', 'count']:
+        assert torch.equal(getattr(out, name), getattr(expected, name))
+    assert out.report() == expected.report()
+
+
+def test_shared_trees(shared):
+    # Depth 1: leaf or end, center. Depth 2: end of a path, leaf, center.
+    assert str(shared) == 'SharedTrees(4, num_layers=2, num_trees=[1, 2, 3])'
+    assert len(shared) == 4
+    assert shared.graph_attrs['y'].tolist() == [4, 4, 2, 2]
+    assert shared.graph_ptr.tolist() == [0, 2, 4, 5, 6]
+    assert shared.tree.tolist() == [1, 2, 1, 2, 0, 0]
+    assert shared.count.tolist() == [3, 1, 3, 1, 2, 2]
+    level = shared.levels[-1]
+    assert level.ptr.tolist() == [0, 1, 2, 5]
+    assert level.child.tolist() == [0, 1, 0, 0, 0]
+
+
+def test_report(shared):
+    report = shared.report()
+    assert (report.num_graphs, report.num_nodes, report.num_edges) == (
+        4,
+        12,
+        16,
+    )
+    assert report.num_trees == [1, 2, 3]
+    assert report.num_shared_edges == 4 + 5
+    assert report.node_ratio == 12 / 6
+    assert report.tree_ratio == 24 / 6
+    # x: 4 bytes a node. Edges: 16 bytes and 2 features of 4. y: 8 bytes.
+    assert report.num_bytes == 12 * 4 + 16 * 24 + 4 * 8
+    lines = str(report).splitlines()
+    assert lines[1].split() == ['nodes', '12', '6', '2.0x']
+    assert lines[2].split() == ['edges', '16', '9', '1.8x']
+    assert lines[-1] == (
+        'distinct trees: 1 (depth 0), 2 (depth 1), 3 (depth 2)'
+    )
+    assert len({len(line) for line in lines[:-1]}) == 1
+
+
+def test_save_and_load(shared, tmp_path):
+    shared.save(tmp_path / 'trees.pt')
+    assert_same_trees(SharedTrees.load(tmp_path / 'trees.pt'), shared)
+    assert [path.name for path in tmp_path.iterdir()] == ['trees.pt']
+
+
+def test_failed_save_leaves_the_old_file(shared, tmp_path, monkeypatch):
+    path = tmp_path / 'trees.pt'
+    shared.save(path)
+    content = path.read_bytes()
+
+    def fail(state, file):
+        file.write(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(OSError, match='disk full'):
+        shared.save(path)
+    assert path.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ['trees.pt']
+
+
+def test_load_something_else(tmp_path):
+    torch.save({'x': torch.ones(1)}, tmp_path / 'other.pt')
+    with pytest.raises(ValueError, match="does not hold 'SharedTrees'"):
+        SharedTrees.load(tmp_path / 'other.pt')
+
+
+@withCUDA
+def test_batch(shared, device):
+    batch = next(iter(SharedTreeLoader(shared, batch_size=2))).to(device)
+    assert isinstance(batch, SharedTreeBatch)
+    assert batch.num_graphs == 2 and batch.num_layers == 2
+    assert (
+        batch.root.device
+        == batch.x.device
+        == torch.empty(0, device=device).device
+    )
+    assert batch.validate()
+    with pytest.raises(AttributeError, match="no 'batch'.*RootAggregation"):
+        batch.batch  # noqa: B018

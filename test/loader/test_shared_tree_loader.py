@@ -1,0 +1,190 @@
+import pytest
+import torch
+from torch_geometric.data import Data
+from torch_geometric.nn import SumAggregation
+from torch_geometric.testing import withCUDA
+
+from torch_geometric_ext.loader import (
+    GDeRSampler,
+    SharedTreeLoader,
+    SoftRandomSampler,
+)
+from torch_geometric_ext.nn import HypersphericalPrototypes, RootAggregation
+from torch_geometric_ext.transforms import ShareComputationTrees
+
+
+def make_graphs(num_graphs=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    graphs = []
+    for i in range(num_graphs):
+        num_nodes = int(torch.randint(3, 7, (), generator=generator))
+        ring = torch.arange(num_nodes)
+        edge_index = torch.stack([ring, (ring + 1) % num_nodes])
+        edge_index = torch.cat([edge_index, edge_index.flip(0)], dim=1)
+        graphs.append(
+            Data(
+                x=torch.randint(2, (num_nodes, 1), generator=generator),
+                edge_index=edge_index,
+                edge_attr=torch.zeros(edge_index.size(1)),
+                y=torch.tensor([i % 2]),
+                weight=torch.tensor([i / 10]),
+            )
+        )
+    return graphs
+
+
+@pytest.fixture
+def shared():
+    return ShareComputationTrees(num_layers=2)(make_graphs())
+
+
+def describe(batch):
+    """The trees of each graph as nested tuples, with their counts."""
+    x, (source, target) = batch.x.tolist(), batch.edge_index.tolist()
+
+    def tree(node, depth):
+        below = [s for s, t in zip(source, target) if t == node]
+        children = [tree(s, depth - 1) for s in below] if depth > 0 else []
+        return tuple(x[node]), tuple(sorted(children))
+
+    out = []
+    for i in range(batch.num_graphs):
+        part = slice(int(batch.root_ptr[i]), int(batch.root_ptr[i + 1]))
+        roots = batch.root[part].tolist()
+        trees = [tree(root, batch.num_layers) for root in roots]
+        out.append(sorted(zip(trees, batch.root_count[part].tolist())))
+    return out
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 20])
+def test_batches(shared, batch_size, ext):
+    full = next(iter(SharedTreeLoader(shared, batch_size=20)))
+    expected = describe(full)
+    loader = SharedTreeLoader(shared, batch_size=batch_size, shuffle=True)
+    seen = []
+    assert len(loader) == -(-20 // batch_size)
+    for batch in loader:
+        graph_idx = batch.graph_idx.tolist()
+        seen += graph_idx
+        assert batch.num_graphs == len(graph_idx)
+        assert batch.y.tolist() == [i % 2 for i in graph_idx]
+        assert batch.weight.tolist() == pytest.approx(
+            [i / 10 for i in graph_idx]
+        )
+        assert batch.edge_attr.shape == (batch.num_edges,)
+        assert batch.validate()
+        assert sum(batch.num_sampled_nodes) == batch.num_nodes
+        assert sum(batch.num_sampled_edges) == batch.num_edges
+        assert describe(batch) == [expected[i] for i in graph_idx]
+        # Only what is needed:
+        assert batch.root.max() < batch.num_sampled_nodes[0]
+        assert batch.root.unique().numel() == batch.num_sampled_nodes[0]
+    assert sorted(seen) == list(range(20))
+
+
+def test_full_batch_is_not_copied(shared):
+    loader = SharedTreeLoader(shared, batch_size=20, shuffle=True)
+    first, second = next(iter(loader)), next(iter(loader))
+    assert first.graph_idx.tolist() == list(range(20))
+    assert first is not second
+    for key, value in first:
+        if isinstance(value, torch.Tensor):
+            assert value.data_ptr() == second[key].data_ptr()
+    first.x = None
+    assert next(iter(loader)).x is not None
+
+
+def test_repeated_graphs(shared):
+    sampler = [3, 3, 5] + 17 * [3]
+    (batch,) = SharedTreeLoader(shared, batch_size=20, sampler=sampler)
+    trees = describe(batch)
+    assert batch.graph_idx.tolist() == sampler
+    assert trees[0] == trees[1] == trees[3] and trees[0] != trees[2]
+
+
+def test_loader_arguments(shared):
+    assert len(SharedTreeLoader(shared, 8, drop_last=True)) == 2
+    loader = SharedTreeLoader(shared, batch_sampler=[[1, 2], [4]])
+    assert [batch.graph_idx.tolist() for batch in loader] == [[1, 2], [4]]
+    with pytest.raises(TypeError, match="'shared' .* 'SharedTrees' .*got"):
+        SharedTreeLoader(make_graphs())
+
+
+def test_workers(shared):
+    loader = SharedTreeLoader(shared, batch_size=6)
+    parallel = SharedTreeLoader(shared, batch_size=6, num_workers=2)
+    for batch, other in zip(loader, parallel):
+        assert batch.to_dict().keys() == other.to_dict().keys()
+        for key, value in batch:
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, other[key])
+            else:
+                assert value == other[key]
+
+
+def test_gder_on_top(shared):
+    prototypes = HypersphericalPrototypes(1, num_classes=2)
+    sampler = GDeRSampler(len(shared), prototypes, 0.5, num_epochs=4)
+    loader = SharedTreeLoader(shared, batch_size=4, sampler=sampler)
+    aggr = RootAggregation('sum')
+    optimizer = torch.optim.SGD(prototypes.parameters(), lr=0.1)
+    for _ in range(4):
+        seen = []
+        for batch in loader:
+            optimizer.zero_grad()
+            h = aggr(batch.x.float(), batch)
+            loss = sampler.update(h, batch.y, batch.graph_idx)
+            loss.backward()
+            optimizer.step()
+            seen += batch.graph_idx.tolist()
+        assert len(seen) == len(set(seen)) == 10
+
+
+def test_soft_random_on_top(shared):
+    sampler = SoftRandomSampler(shared, 0.3, num_epochs=2)
+    loader = SharedTreeLoader(shared, batch_size=4, sampler=sampler)
+    assert sum(batch.num_graphs for batch in loader) == 6
+
+
+def test_gcn_norm_weights():
+    graphs = make_graphs(seed=1)
+    shared = ShareComputationTrees(2, gcn_norm=True)(graphs)
+    for batch_size in [5, 20]:
+        for batch in SharedTreeLoader(shared, batch_size):
+            assert 'edge_attr' not in batch
+            source, target = batch.edge_index
+            # Rings: each node has two neighbors and a loop.
+            expected = torch.full((batch.num_edges,), 1 / 3)
+            assert torch.allclose(batch.edge_weight, expected)
+            inner = torch.arange(sum(batch.num_sampled_nodes[:-1]))
+            assert torch.equal(target.unique(), inner)
+            assert int((source == target).sum()) == inner.numel()
+            total = SumAggregation()(batch.edge_weight.view(-1, 1), target)
+            assert torch.allclose(total, torch.ones_like(total))
+
+
+def test_graphs_without_edges():
+    graphs = [
+        Data(x=torch.tensor([[i % 2]]), edge_index=torch.empty(2, 0).long())
+        for i in range(8)
+    ]
+    for gcn_norm in [False, True]:
+        shared = ShareComputationTrees(2, gcn_norm=gcn_norm)(graphs)
+        for batch_size in [3, 8]:
+            for batch in SharedTreeLoader(shared, batch_size):
+                assert batch.num_sampled_nodes == [2, 2, 2]
+                assert batch.root_count.tolist() == batch.num_graphs * [1]
+                assert batch.num_edges == (4 if gcn_norm else 0)
+
+
+@withCUDA
+def test_device(shared, device):
+    aggr = RootAggregation('sum')
+    for pin_memory in [False, device.type == 'cuda']:
+        loader = SharedTreeLoader(shared, 6, pin_memory=pin_memory)
+        for batch in loader:
+            expected = aggr(batch.x.float(), batch)
+            batch = batch.to(device, non_blocking=True)
+            assert batch.edge_index.device == batch.x.device
+            out = aggr(batch.x.float(), batch)
+            assert torch.allclose(out.cpu(), expected)

@@ -1,0 +1,378 @@
+import copy
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import Subset
+from torch_geometric.data import Data, HeteroData, OnDiskDataset
+from torch_geometric.datasets import FakeDataset
+from torch_geometric.testing import withCUDA
+
+from torch_geometric_ext.data import IndexedDataset
+from torch_geometric_ext.ops import computation_tree_ids
+from torch_geometric_ext.transforms import ShareComputationTrees
+
+
+def make_graphs(num_graphs=30, seed=0, edge_attr=True):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randint(high, *shape):
+        return torch.randint(0, high, shape, generator=generator)
+
+    graphs = []
+    for i in range(num_graphs):
+        num_nodes = 1 + int(randint(6))
+        data = Data(
+            x=randint(2, num_nodes, 2),
+            edge_index=randint(num_nodes, 2, int(randint(8))),
+            y=torch.tensor([i % 3]),
+        )
+        if edge_attr:
+            data.edge_attr = randint(2, data.num_edges, 1)
+        graphs.append(data)
+    return graphs
+
+
+def share(dataset, num_layers=2, known=None, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return ShareComputationTrees(num_layers, **kwargs)(dataset, known)
+
+
+def assert_same_trees(out, expected, graphs=True):
+    assert out.num_trees == expected.num_trees
+    for level, other in zip(out.levels, expected.levels):
+        assert all(map(torch.equal, level, other))
+    names = ['node_attrs', 'edge_attrs'] + graphs * ['graph_attrs']
+    for name in names:
+        table, other = getattr(out, name), getattr(expected, name)
+        assert table.keys() == other.keys()
+        assert all(torch.equal(table[key], other[key]) for key in table)
+    if graphs:
+        for name in ['graph_ptr', 'tree', 'count']:
+            assert torch.equal(getattr(out, name), getattr(expected, name))
+        assert out.report() == expected.report()
+
+
+class Database(OnDiskDataset):
+    def __init__(self, root, graphs):
+        schema = {
+            key: dict(dtype=value.dtype, size=(-1, *value.shape[1:]))
+            for key, value in graphs[0].to_dict().items()
+        }
+        schema['edge_index'] = dict(dtype=torch.long, size=(2, -1))
+        super().__init__(str(root), schema=schema)
+        if len(self) == 0:
+            self.extend(graphs)
+
+    def serialize(self, data):
+        return data.to_dict()
+
+    def deserialize(self, data):
+        return Data.from_dict(data)
+
+
+def test_share_computation_trees(ext):
+    graphs = make_graphs()
+    before = copy.deepcopy(graphs)
+    transform = ShareComputationTrees(num_layers=2)
+    assert str(transform) == (
+        'ShareComputationTrees(num_layers=2, gcn_norm=False, '
+        "self_loops='keep', edge_attr=True)"
+    )
+    shared = share(graphs)
+    # Counts are those of the ids of all nodes:
+    offset, rows = 0, shared.graph_ptr.tolist()
+    x = torch.cat([data.x for data in graphs])
+    edge_index, edge_attr = [], torch.cat([data.edge_attr for data in graphs])
+    for data in graphs:
+        edge_index.append(data.edge_index + offset)
+        offset += data.num_nodes
+    edge_index = torch.cat(edge_index, dim=1)
+    trees = computation_tree_ids(x, edge_index, 2, edge_attr)
+    ids = trees.ids[-1].split([data.num_nodes for data in graphs])
+    for i, expected in enumerate(ids):
+        part = slice(rows[i], rows[i + 1])
+        expected, count = expected.unique(return_counts=True)
+        assert shared.tree[part].tolist() == expected.tolist()
+        assert shared.count[part].tolist() == count.tolist()
+    for level, other in zip(shared.levels, trees.levels):
+        assert all(a.tolist() == b.tolist() for a, b in zip(level, other))
+    first = trees.representative[0]
+    assert torch.equal(shared.node_attrs['x'], x[first])
+    for data, other in zip(graphs, before):  # The input is unchanged.
+        assert data.to_dict().keys() == other.to_dict().keys()
+        assert all(torch.equal(data[key], other[key]) for key in data.keys())
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    chunk_size=st.integers(1, 12),
+    gcn_norm=st.booleans(),
+    edge_attr=st.booleans(),
+)
+def test_parts_and_order_do_not_matter(seed, chunk_size, gcn_norm, edge_attr):
+    graphs = make_graphs(12, seed, edge_attr)
+    kwargs = dict(gcn_norm=gcn_norm)
+    expected = share(graphs, **kwargs)
+    out = share(graphs, chunk_size=chunk_size, **kwargs)
+    assert_same_trees(out, expected)
+
+    generator = torch.Generator().manual_seed(seed)
+    perm = torch.randperm(12, generator=generator).tolist()
+    out = share([graphs[i] for i in perm], chunk_size=chunk_size, **kwargs)
+    assert_same_trees(out, expected, graphs=False)
+    for i, j in enumerate(perm):
+        found = slice(int(out.graph_ptr[i]), int(out.graph_ptr[i + 1]))
+        other = slice(
+            int(expected.graph_ptr[j]), int(expected.graph_ptr[j + 1])
+        )
+        assert torch.equal(out.tree[found], expected.tree[other])
+        assert torch.equal(out.count[found], expected.count[other])
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    gcn_norm=st.booleans(),
+    edge_attr=st.booleans(),
+)
+def test_known_trees_keep_their_ids(seed, gcn_norm, edge_attr):
+    graphs = make_graphs(20, seed, edge_attr)
+    known = share(graphs[:8], gcn_norm=gcn_norm)
+    everything = share(graphs, gcn_norm=gcn_norm)
+    out = share(graphs[8:], known=known, gcn_norm=gcn_norm)
+    assert len(out) == 12 and len(known) == 8
+    assert out.num_trees == everything.num_trees
+    for level, other in zip(out.levels, known.levels):
+        num_known, num_children = other.own.numel(), other.child.numel()
+        assert torch.equal(level.own[:num_known], other.own)
+        assert torch.equal(level.ptr[: num_known + 1], other.ptr)
+        assert torch.equal(level.child[:num_children], other.child)
+    for key, value in known.node_attrs.items():
+        assert torch.equal(out.node_attrs[key][: value.size(0)], value)
+    # The same graphs once more need nothing new, in the same ids:
+    again = share(graphs[:8], known=known, gcn_norm=gcn_norm)
+    assert_same_trees(again, known)
+    # New trees do not depend on the order of graphs:
+    other = share(graphs[:7:-1], known=known, gcn_norm=gcn_norm)
+    assert_same_trees(other, out, graphs=False)
+
+
+def test_kinds_of_data_sets(tmp_path):
+    graphs = make_graphs(25)
+    expected = share(graphs)
+    assert_same_trees(share(IndexedDataset(graphs)), expected)
+    assert_same_trees(share(Subset(graphs, range(25))), expected)
+    database = Database(tmp_path, graphs)
+    assert_same_trees(share(database, chunk_size=7), expected)
+
+    fake = FakeDataset(num_graphs=25, num_channels=0)
+    fake.transform = None
+    for dataset in [fake, fake[3:17], fake[[5, 1, 1]], fake.shuffle()]:
+        items = share(list(dataset), degree_labels=True)
+        for same in [
+            dataset,
+            IndexedDataset(dataset),
+            Subset(dataset, range(len(dataset))),
+            Subset(Subset(dataset, range(len(dataset))), range(len(dataset))),
+        ]:
+            assert_same_trees(share(same, degree_labels=True), items)
+    with_transform = copy.copy(fake)
+    with_transform.transform = lambda data: data.update(
+        {'x': torch.zeros(data.num_nodes, 1)}
+    )
+    assert share(with_transform).num_trees[0] == 1
+
+
+def test_degree_labels():
+    edge_index = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    data = Data(edge_index=edge_index, num_nodes=4)
+    shared = ShareComputationTrees(1, degree_labels=True)(4 * [data])
+    assert shared.node_attrs['x'].tolist() == [[0], [1], [2]]
+
+
+def test_self_loops():
+    edge_index = torch.tensor([[0, 1, 1], [1, 0, 1]])
+    data = Data(x=torch.zeros(2, 1), edge_index=edge_index)
+    kept = share(8 * [data], 1)
+    assert kept.has_self_loops and kept.num_trees == [1, 2]
+    for kwargs in [dict(self_loops='remove'), dict(gcn_norm=True)]:
+        removed = share(8 * [data], 1, **kwargs)
+        assert not removed.has_self_loops
+        assert removed.num_trees == [1, 1]
+
+
+def test_gcn_norm_tells_degrees_of_leaves():
+    # A path of three and a path of two differ at depth 1 for the ends:
+    path = torch.tensor([[0, 1, 1, 2, 3, 4], [1, 0, 2, 1, 4, 3]])
+    data = Data(x=torch.zeros(5, 1), edge_index=path)
+    assert share(8 * [data], 1).num_trees == [1, 2]
+    shared = share(8 * [data], 1, gcn_norm=True)
+    assert shared.num_trees == [2, 3]
+    assert shared.node_attrs['degree'].tolist() == [1, 2]
+
+
+def test_several_edge_features():
+    graphs = make_graphs(8)
+    for data in graphs:
+        data.edge_weight = torch.ones(data.num_edges)
+        data.edge_type = torch.arange(data.num_edges)
+    shared = share(graphs)
+    assert list(shared.edge_attrs) == ['edge_attr', 'edge_weight', 'edge_type']
+    sizes = {value.size(0) for value in shared.edge_attrs.values()}
+    assert len(sizes) == 1
+    assert share(graphs, edge_attr=False).edge_attrs == {}
+
+
+def test_warning():
+    graphs = [Data(x=torch.arange(5), edge_index=torch.empty(2, 0).long())]
+    with pytest.warns(UserWarning, match='does not pay .* only 0.3 nodes'):
+        ShareComputationTrees(2)(graphs)
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(num_layers=0), "'num_layers' .* positive .*got 0"),
+        (dict(num_layers=1, self_loops='add'), "'self_loops' .*got 'add'"),
+        (dict(num_layers=1, gcn_norm=True, edge_attr=True), "'edge_attr'"),
+        (dict(num_layers=1, chunk_size=0), "'chunk_size' .* positive"),
+        (dict(num_layers=1, distributed=True), "'distributed' .* process"),
+    ],
+)
+def test_invalid_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ShareComputationTrees(**kwargs)
+
+
+def test_invalid_data_sets():
+    transform = ShareComputationTrees(1)
+    data = make_graphs(1)[0]
+
+    def graphs(**kwargs):
+        other = copy.copy(data)
+        for key, value in kwargs.items():
+            other[key] = value
+        return [other]
+
+    with pytest.raises(TypeError, match="'dataset' .* data set of graphs"):
+        transform(data)
+    with pytest.raises(TypeError, match="type 'Data' .*HeteroData.* at 0"):
+        transform([HeteroData()])
+    with pytest.raises(ValueError, match='needs at least one graph'):
+        transform([])
+    with pytest.raises(ValueError, match="'x' .*'degree_labels=True'"):
+        transform(graphs(x=None))
+    with pytest.raises(ValueError, match="'edge_index' .*got 'adj_t'"):
+        transform(graphs(edge_index=None, adj_t=torch.eye(data.num_nodes)))
+    x = torch.rand(data.num_nodes, 3)
+    with pytest.raises(ValueError, match="'x' is continuous"):
+        transform(graphs(x=x))
+    with pytest.raises(ValueError, match="'x' contains NaN"):
+        transform(graphs(x=x / 0 * 0))
+    with pytest.raises(ValueError, match="'edge_index' .*got values in"):
+        transform(graphs(edge_index=torch.tensor([[0], [9]])))
+    with pytest.raises(ValueError, match="'edge_attr' needs one row"):
+        transform(graphs(edge_attr=torch.zeros(99, 1)))
+    big = make_graphs(3)[2]
+    assert big.num_nodes > 1
+    big.y = torch.zeros(big.num_nodes)
+    with pytest.raises(NotImplementedError, match="'y' .* each graph"):
+        transform([big])
+    with pytest.raises(NotImplementedError, match="'edge_weight'"):
+        weight = torch.ones(data.num_edges)
+        ShareComputationTrees(1, gcn_norm=True)(graphs(edge_weight=weight))
+
+
+def test_known_of_other_settings():
+    graphs = make_graphs(4)
+    known = share(graphs, 2)
+    with pytest.raises(ValueError, match="'known' .* same 'num_layers'"):
+        share(graphs, 1, known=known)
+    with pytest.raises(ValueError, match="'known' .* same 'gcn_norm'"):
+        share(graphs, 2, known=known, gcn_norm=True)
+    with pytest.raises(ValueError, match="same 'edge_attrs'"):
+        share(graphs, 2, known=known, edge_attr=False)
+    with pytest.raises(ValueError, match="same 'node_attrs'"):
+        for data in graphs:
+            data.x = data.x.float()
+        share(graphs, 2, known=known)
+
+
+@pytest.mark.parametrize(
+    'name, num_layers, expected',
+    [
+        ('NCI1', 2, [37, 292, 4058]),
+        ('NCI1', 3, [37, 292, 4058, 22948]),
+        ('MUTAG', 2, [7, 33, 174]),
+        ('PROTEINS', 2, None),
+    ],
+)
+def test_real_data(tu_dataset, name, num_layers, expected):
+    dataset = tu_dataset(name)
+    shared = ShareComputationTrees(num_layers, edge_attr=False)(dataset)
+    report = shared.report()
+    assert report.num_nodes == dataset._data.num_nodes
+    assert expected is None or shared.num_trees == expected
+    ratios = {'NCI1': {2: 56.0, 3: 13.5}, 'MUTAG': {2: 31.5}}
+    ratios['PROTEINS'] = {2: 4.1}
+    assert round(report.tree_ratio, 1) == ratios[name][num_layers]
+
+
+def test_sharing_does_not_pay(tu_dataset):
+    with pytest.warns(UserWarning, match='does not pay'):
+        shared = ShareComputationTrees(2, edge_attr=False)(tu_dataset('DD'))
+    assert round(shared.report().tree_ratio, 1) == 1.1
+
+
+@withCUDA
+@pytest.mark.parametrize('gcn_norm', [True, False])
+def test_device(gcn_norm, device):
+    graphs = make_graphs(10)
+    expected = share(graphs, gcn_norm=gcn_norm)
+    moved = [copy.copy(data).to(device) for data in graphs]
+    out = share(moved, gcn_norm=gcn_norm, chunk_size=4)
+    assert out.tree.device == moved[0].x.device
+    assert out.tree.tolist() == expected.tree.tolist()
+    assert out.num_trees == expected.num_trees
+
+
+def run_rank(rank, world_size, path):
+    torch.distributed.init_process_group(
+        'gloo',
+        init_method=f'file://{path}/init',
+        rank=rank,
+        world_size=world_size,
+    )
+    shared = share(make_graphs(25), distributed=True, chunk_size=4)
+    shared.save(f'{path}/{rank}.pt')
+    one = share(make_graphs(1), distributed=True)  # Less than one a rank.
+    assert len(one) == 1
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_find_the_same_trees(tmp_path):
+    from torch_geometric_ext.data import SharedTrees
+
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), '2', str(tmp_path)]
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    expected = share(make_graphs(25))
+    for rank in range(2):
+        out = SharedTrees.load(Path(tmp_path, f'{rank}.pt'))
+        assert_same_trees(out, expected)
+
+
+if __name__ == '__main__':
+    run_rank(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
