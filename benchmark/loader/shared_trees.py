@@ -86,19 +86,17 @@ class Net(torch.nn.Module):
         if name == 'GIN':
             first = torch.nn.Linear(size, HIDDEN)
             second = torch.nn.Linear(HIDDEN, HIDDEN)
-            return GINConv(
-                torch.nn.Sequential(first, torch.nn.ReLU(), second)
-            )
+            return GINConv(torch.nn.Sequential(first, torch.nn.ReLU(), second))
         if name == 'GCN':
-            return GCNConv(
-                size, HIDDEN, normalize=plain, add_self_loops=plain
-            )
+            return GCNConv(size, HIDDEN, normalize=plain, add_self_loops=plain)
         if name == 'SAGE':
             return SAGEConv(size, HIDDEN)
         return GATConv(size, HIDDEN // 4, heads=4)
 
     def forward(self, batch: Any) -> Tensor:
-        h = batch.x.float()
+        h = batch.x
+        if not h.is_floating_point():  # Of molecules: up to some hundred.
+            h = h.float().log1p()
         args = (batch.edge_weight,) if 'edge_weight' in batch else ()
         with shared_batch(batch):
             for conv in self.convs:
