@@ -49,7 +49,7 @@ class SharedTreeBatch(Data):
     def __getattr__(self, key: str) -> Any:
         if key == 'batch':
             raise AttributeError(
-                f"'{self.__class__.__name__}' has no 'batch', its nodes belong "
-                f"to several graphs (pool with 'RootAggregation' instead)"
+                f"'{self.__class__.__name__}' has no 'batch', its nodes "
+                f"belong to several graphs (pool with 'RootAggregation')"
             )
         return super().__getattr__(key)

@@ -1,4 +1,5 @@
 import copy
+import warnings
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
@@ -8,6 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch_geometric_ext.data import SharedTreeBatch, SharedTrees
 from torch_geometric_ext.ops import extract_trees
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
+
+MIN_RATIO = 0.8  # Of plain nodes to trees; loading is faster in any case.
 
 
 class SharedTreeLoader(DataLoader):
@@ -67,6 +70,24 @@ class SharedTreeLoader(DataLoader):
         if kwargs.get('batch_sampler') is None:
             kwargs.update(batch_size=batch_size, shuffle=shuffle)
         super().__init__(_BatchDataset(shared), collate_fn=_identity, **kwargs)
+        self._warn_if_slow()
+
+    def _warn_if_slow(self) -> None:
+        size = len(self.dataset)  # type: ignore[arg-type]
+        if self.batch_size is None or size == 0:
+            return
+        batch_size = min(self.batch_size, size)
+        spread = torch.arange(batch_size) * size // batch_size
+        batch = self.dataset.__getitems__(spread.tolist())  # type: ignore
+        num_nodes = int(batch.root_count.sum())
+        if num_nodes < MIN_RATIO * batch.num_nodes:
+            warnings.warn(
+                f'Mini-batches of {batch_size} graphs hold about '
+                f'{batch.num_nodes} trees in {batch.num_layers + 1} levels in '
+                f'place of {num_nodes} nodes, which hardly pays. Larger '
+                f"mini-batches share more, and 'LevelwiseConv' computes less",
+                stacklevel=3,
+            )
 
 
 class _Union(NamedTuple):
