@@ -17,7 +17,7 @@ class SharedTreeBatch(Data):
     * :obj:`root` :math:`(R)` and :obj:`root_count` :math:`(R)`: the distinct
       trees of each graph as rows of :obj:`x`, and how often the graph holds
       each, one graph after the other, with boundaries :obj:`root_ptr`
-      :math:`(B + 1)`,
+      :math:`(B + 1)`, and :obj:`num_roots`, the number of nodes of the graphs,
     * :obj:`own` :math:`(M)`: each tree one level less deep (those of level 0
       themselves),
     * :obj:`num_sampled_nodes` and :obj:`num_sampled_edges`: the number of

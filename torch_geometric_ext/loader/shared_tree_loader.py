@@ -79,7 +79,7 @@ class SharedTreeLoader(DataLoader):
         batch_size = min(self.batch_size, size)
         spread = torch.arange(batch_size) * size // batch_size
         batch = self.dataset.__getitems__(spread.tolist())  # type: ignore
-        num_nodes = int(batch.root_count.sum())
+        num_nodes = batch.num_roots
         if num_nodes < MIN_RATIO * batch.num_nodes:
             warnings.warn(
                 f'Mini-batches of {batch_size} graphs hold about '
@@ -195,6 +195,7 @@ class _BatchDataset(Dataset):
             root=root,
             root_ptr=root_ptr,
             root_count=root_count.long(),
+            num_roots=int(root_count.sum()),
             own=own,
             num_sampled_nodes=num_nodes,
             num_sampled_edges=num_edges,

@@ -2,16 +2,16 @@
 is `values[ptr[i]:ptr[i + 1]]`.
 """
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
 
-def row_index(ptr: Tensor) -> Tensor:
-    """The row of each value."""
+def row_index(ptr: Tensor, num_values: Optional[int] = None) -> Tensor:
+    """The row of each value. Does not synchronize if their number is given."""
     rows = torch.arange(ptr.numel() - 1, device=ptr.device)
-    return rows.repeat_interleave(ptr.diff())
+    return rows.repeat_interleave(ptr.diff(), output_size=num_values)
 
 
 def row_ptr(size: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ def shared_batch_and_rows():
         root=torch.tensor([0, 2, 1, 2]),
         root_ptr=torch.tensor([0, 2, 2, 4]),
         root_count=torch.tensor([2, 1, 1, 3]),
+        num_roots=7,
         num_sampled_nodes=[3, 2],
     )
     rows = torch.tensor([0, 0, 2, 1, 2, 2, 2])

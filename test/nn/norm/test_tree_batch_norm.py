@@ -17,6 +17,7 @@ def make_batch():
         root_ptr=torch.tensor([0, 2, 4]),
         root_count=torch.tensor([2, 1, 1, 2]),
         own=torch.tensor([3, 4, 4, 3, 4]),
+        num_roots=6,
         num_sampled_nodes=[3, 2],
         num_sampled_edges=[0],
     )

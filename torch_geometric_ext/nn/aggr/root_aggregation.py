@@ -1,4 +1,4 @@
-from typing import Any, NamedTuple, Union
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch_geometric.nn.aggr import (
     SumAggregation,
 )
 from torch_geometric.nn.resolver import aggregation_resolver
+from torch_geometric.utils import scatter
 
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 
@@ -81,60 +82,75 @@ class RootAggregation(torch.nn.Module):
         if 'root_ptr' in batch:
             sizes = batch.num_sampled_nodes
             _check_rows(h, sizes[0], sum(sizes))
-            roots = Roots(batch.root, batch.root_ptr, batch.root_count)
-        elif 'root_mask' in batch:
-            _check_rows(h, batch.num_nodes, batch.num_nodes)
-            roots = _masked_roots(batch)
-        else:
-            _check_rows(h, batch.num_nodes, batch.num_nodes)
-            index, size = batch.batch, getattr(batch, 'num_graphs', 1)
-            if index is None:
-                index = torch.zeros_like(h[:, 0], dtype=torch.long)
-            return self.aggr(h, index, dim_size=size)
+            return self._pool_trees(h, batch)
 
+        _check_rows(h, batch.num_nodes, batch.num_nodes)
+        index, size = batch.batch, getattr(batch, 'num_graphs', 1)
+        if index is None:
+            index = torch.zeros(h.size(0), dtype=torch.long, device=h.device)
+        if 'root_mask' not in batch:
+            return self.aggr(h, index, dim_size=size)
+        key = 'root_count' if 'root_count' in batch else 'root_mask'
+        return self._pool_roots(h, index, batch[key].long(), size)
+
+    def _pool_trees(self, h: Tensor, batch: Any) -> Tensor:
+        ptr, count = batch.root_ptr, batch.root_count
         kind = type(self.aggr)
-        if kind is SumAggregation:
-            return _sum(h, roots)
-        if kind is MeanAggregation:
-            size = row_ptr(roots.times)[roots.ptr].diff().clamp(min=1)
-            out = _sum(h, roots)
-            return out / size.view(-1, *[1] * (h.dim() - 1))
-        index = row_index(roots.ptr).repeat_interleave(roots.times)
-        row = roots.row.repeat_interleave(roots.times)
-        return self.aggr(h[row], index, dim_size=roots.ptr.numel() - 1)
+        if kind is SumAggregation or kind is MeanAggregation:
+            out = _weighted_sum(h, batch.root, ptr, count)
+            if kind is SumAggregation:
+                return out
+            return out / _as_column(
+                row_ptr(count)[ptr].diff().clamp(min=1), out
+            )
+        # The number of rows is known, which spares a synchronization.
+        total = batch.num_roots
+        index = row_index(ptr, batch.root.numel())
+        index = index.repeat_interleave(count, output_size=total)
+        row = batch.root.repeat_interleave(count, output_size=total)
+        return self.aggr(h[row], index, dim_size=batch.num_graphs)
+
+    def _pool_roots(
+        self,
+        h: Tensor,
+        index: Tensor,
+        count: Tensor,
+        size: int,
+    ) -> Tensor:
+        kind = type(self.aggr)
+        if kind is SumAggregation or kind is MeanAggregation:
+            out = scatter(h * _as_column(count, h), index, dim_size=size)
+            if kind is SumAggregation:
+                return out
+            return out / _as_column(
+                scatter(count, index, dim_size=size).clamp(min=1), out
+            )
+        row = torch.arange(h.size(0), device=h.device).repeat_interleave(count)
+        return self.aggr(h[row], index[row], dim_size=size)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}({self.aggr})'
 
 
-class Roots(NamedTuple):
-    """The rows that each graph pools, one graph after the other."""
-
-    row: Tensor  # [R]
-    ptr: Tensor  # [B + 1]
-    times: Tensor  # [R]
-
-
-def _masked_roots(batch: Any) -> Roots:
-    row = batch.root_mask.nonzero().view(-1)
-    size = getattr(batch, 'num_graphs', 1)
-    graph = torch.zeros_like(row) if batch.batch is None else batch.batch[row]
-    count = batch.root_count if 'root_count' in batch else batch.root_mask
-    ptr = row_ptr(graph.bincount(minlength=size))
-    return Roots(row, ptr, count[row].long())
-
-
-def _sum(h: Tensor, roots: Roots) -> Tensor:
-    # A product with a sparse matrix, without the need to build one:
+def _weighted_sum(
+    h: Tensor, row: Tensor, ptr: Tensor, count: Tensor
+) -> Tensor:
+    # A product with a sparse matrix, without the need to build one. Half
+    # precision does not hold large counts:
+    dtype = torch.promote_types(h.dtype, torch.float)
     out = F.embedding_bag(
-        roots.row,
-        h.reshape(h.size(0), -1),
-        roots.ptr,
+        row,
+        h.reshape(h.size(0), -1).to(dtype),
+        ptr,
         mode='sum',
-        per_sample_weights=roots.times.to(h.dtype),
+        per_sample_weights=count.to(dtype),
         include_last_offset=True,
     )
-    return out.view(out.size(0), *h.shape[1:])
+    return out.view(out.size(0), *h.shape[1:]).to(h.dtype)
+
+
+def _as_column(count: Tensor, h: Tensor) -> Tensor:
+    return count.view(-1, *[1] * (h.dim() - 1))
 
 
 def _check_rows(h: Tensor, low: int, high: int) -> None:
