@@ -72,13 +72,11 @@ def draw(batch, names):
             position[start + i] = ((i + 0.5) / size, level)
         start += size
     fig, ax = plt.subplots(figsize=(8, 4.5))
-    for child, parent in batch.edge_index.t().tolist():
-        ax.annotate(
-            '',
-            position[parent],
-            position[child],
-            arrowprops=dict(arrowstyle='->', color='gray', shrinkB=9),
-        )
+    edges, times = batch.edge_index.unique(dim=1, return_counts=True)
+    for (child, parent), width in zip(edges.t().tolist(), times.tolist()):
+        style = dict(arrowstyle='->', color='gray', shrinkB=9)
+        style['linewidth'] = 2 * width - 1
+        ax.annotate('', position[parent], position[child], arrowprops=style)
     for i, name in enumerate(names):
         top = ((i + 0.5) / len(names), depth + 1)
         ax.annotate(name, top, ha='center', va='bottom')
@@ -98,7 +96,7 @@ def draw(batch, names):
     ax.set_xticks([])
     ax.set_frame_on(False)
     ax.set_ylim(-0.4, depth + 1.4)
-    ax.set_title('Black: carbon, red: oxygen. Arrows: children to parents')
+    ax.set_title('Black: carbon, red: oxygen. Thick: two equal children')
 
 
 draw(batch, names)

@@ -1,5 +1,5 @@
 import os
-import tempfile
+import uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Union
@@ -130,13 +130,13 @@ class SharedTrees:
         path = Path(path)
         state = {f.name: getattr(self, f.name) for f in fields(self)}
         state['levels'] = [level._asdict() for level in self.levels]
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
         try:
-            with os.fdopen(handle, 'wb') as file:
-                torch.save(state, file)
+            with open(temporary, 'xb') as file:
+                torch.save(_without_views(state), file)
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
 
     @classmethod
@@ -158,6 +158,22 @@ class SharedTrees:
             f'{self.__class__.__name__}({len(self)}, '
             f'num_layers={self.num_layers}, num_trees={self.num_trees})'
         )
+
+
+def _without_views(value: Any) -> Any:
+    """Copies tensors that would take larger ones with them into a file."""
+    if isinstance(value, dict):
+        return {key: _without_views(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_views(item) for item in value]
+    if isinstance(value, Tensor):
+        size = value.numel() * value.element_size()
+        return (
+            value
+            if value.untyped_storage().nbytes() == size
+            else value.clone()
+        )
+    return value
 
 
 def _tensors(value: Any) -> List[Tensor]:
