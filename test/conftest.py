@@ -2,10 +2,15 @@ import os
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 from torch_geometric.datasets import TUDataset
 
 import torch_geometric_ext.typing
+
+# Whether a test is slow depends on what else the machine does.
+hypothesis.settings.register_profile('untimed', deadline=None)
+hypothesis.settings.load_profile('untimed')
 
 # Real data sets in PyG's layout, for tests that are skipped without them.
 DATA = os.getenv('TEST_DATA', Path(__file__).parents[2] / 'shared' / 'data')

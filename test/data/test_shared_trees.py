@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch_geometric.data import Data
@@ -96,9 +98,34 @@ def test_failed_save_leaves_the_old_file(shared, tmp_path, monkeypatch):
 
 
 def test_load_something_else(tmp_path):
-    torch.save({'x': torch.ones(1)}, tmp_path / 'other.pt')
+    path = tmp_path / 'other.pt'
+    for content in [{'x': torch.ones(1)}, torch.ones(1), None]:
+        torch.save(content, path)
+        with pytest.raises(ValueError, match="does not hold 'SharedTrees'"):
+            SharedTrees.load(path)
+    path.write_text('text')
     with pytest.raises(ValueError, match="does not hold 'SharedTrees'"):
-        SharedTrees.load(tmp_path / 'other.pt')
+        SharedTrees.load(path)
+    with pytest.raises(FileNotFoundError):
+        SharedTrees.load(tmp_path / 'missing.pt')
+
+
+def test_save_into_missing_folder(shared, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}/a' is not"):
+        shared.save(tmp_path / 'a' / 'trees.pt')
+
+
+def test_save_without_the_tensor_of_a_view(shared, tmp_path):
+    shared.save(tmp_path / 'trees.pt')
+    y = torch.arange(400_000).view(4, -1)[:, 0]
+    dataclasses.replace(shared, graph_attrs={'y': y}).save(tmp_path / 'y.pt')
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert max(sizes) == min(sizes)
+
+
+def test_comparison(shared):
+    assert shared == shared and shared in [shared]
+    assert shared != dataclasses.replace(shared)
 
 
 @withCUDA

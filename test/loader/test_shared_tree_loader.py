@@ -94,6 +94,14 @@ def test_full_batch_is_not_copied(shared):
     assert next(iter(loader)).x is not None
 
 
+def test_full_batch_of_few_graphs_among_known_trees(shared):
+    few = ShareComputationTrees(num_layers=2)(make_graphs(3, seed=5), shared)
+    assert few.num_trees[-1] >= shared.num_trees[-1]
+    batch = next(iter(SharedTreeLoader(few, batch_size=3)))
+    assert batch.num_sampled_nodes[0] == few.tree.unique().numel()
+    assert batch.num_sampled_nodes[0] < few.num_trees[-1]
+
+
 def test_repeated_graphs(shared):
     sampler = [3, 3, 5] + 17 * [3]
     (batch,) = SharedTreeLoader(shared, batch_size=20, sampler=sampler)

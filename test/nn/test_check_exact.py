@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch_geometric import nn
@@ -5,6 +7,9 @@ from torch_geometric.data import Data
 
 from torch_geometric_ext.nn import LevelwiseConv, TreeBatchNorm, check_exact
 from torch_geometric_ext.transforms import ShareComputationTrees
+
+LCM = dict(in_channels=4, out_channels=4)
+EDGE_NORM = nn.EdgeConv(nn.MLP([8, 8, 8]))
 
 
 def share(num_layers=2, loop=False, **kwargs):
@@ -58,6 +63,14 @@ def test_exact(model):
         (nn.GIN(4, 8, 2, dropout=0.5), "'dropout=True'"),
         (nn.GATConv(4, 8, dropout=0.5), "'dropout=True'"),
         (nn.TopKPooling(8), 'several graphs'),
+        (nn.SAGEConv(4, 8, aggr='lcm', aggr_kwargs=LCM), 'order of neighb'),
+        (nn.MLP([4, 8, 8], dropout=0.5, norm=None), "'dropout=True'"),
+        (torch.nn.RReLU(), "'dropout=True'"),
+        (torch.nn.SyncBatchNorm(4), 'TreeBatchNorm.convert'),
+        (nn.BatchNorm(4, allow_single_element=True), 'allow_single_element'),
+        (EDGE_NORM, 'normalizes messages'),
+        (TreeBatchNorm.convert(copy.deepcopy(EDGE_NORM)), 'messages'),
+        (nn.DenseGCNConv(4, 8), 'dense graphs'),
         (nn.SAGEConv(4, 8, flow='target_to_source'), 'source_to_target'),
     ],
 )
@@ -71,6 +84,14 @@ def test_options():
     check_exact(nn.SGConv(4, 8), allow=[nn.SGConv])
 
 
+def test_parallel_convolutions():
+    branches = torch.nn.ModuleList([nn.GIN(4, 8, 2), nn.SAGEConv(4, 8)])
+    with pytest.raises(ValueError, match="3 convolutions .*'num_hops'"):
+        check_exact(branches, share())
+    check_exact(branches, share(), num_hops=2)
+    check_exact(branches, share(), allow=[nn.SAGEConv])
+
+
 def test_with_trees():
     with pytest.raises(ValueError, match='3 convolutions .* depth 2'):
         check_exact(nn.GIN(4, 8, num_layers=3), share(2))
@@ -80,6 +101,8 @@ def test_with_trees():
         check_exact(gcn, share())
     with pytest.raises(ValueError, match="'gcn_norm=False'"):
         check_exact(nn.GIN(4, 8, 2), share(gcn_norm=True))
+    with pytest.raises(ValueError, match="reads 'edge_attr'"):
+        check_exact(nn.GATConv(4, 8, edge_dim=2), share())
     gat = nn.GAT(4, 8, num_layers=2)
     check_exact(gat, share(loop=True, self_loops='remove'))
     with pytest.raises(ValueError, match='self_loops="remove"'):

@@ -164,7 +164,7 @@ def assert_equal(plain, shared, plain_batch, batch, tol):
         assert float((grad - other).abs().max()) <= tol * largest
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(
         ['GIN', 'SAGE', 'GAT', 'GATv2', 'GINE', 'PNA', 'GCN']
@@ -191,7 +191,7 @@ def test_loss_and_gradients(
     assert_equal(*pair, plain_batch, next(iter(loader)), tol)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     name=st.sampled_from(['GIN', 'SAGE', 'GATv2', 'GCN']),
     num_layers=st.integers(1, 3),

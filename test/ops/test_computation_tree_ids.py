@@ -131,7 +131,13 @@ def test_errors(ext):
     with pytest.raises(ValueError, match="'num_layers' .* non-negative"):
         computation_tree_ids(x, edge_index, -1)
     with pytest.raises(ValueError, match="'x' is continuous.*Discretize"):
-        computation_tree_ids(torch.rand(3, 2), edge_index, 1)
+        computation_tree_ids(torch.rand(50, 2), edge_index, 1)
+    few = torch.tensor([[0.5], [1.5], [0.5]])  # Not continuous.
+    assert computation_tree_ids(few, edge_index, 0).ids[0].tolist() == [
+        0,
+        1,
+        0,
+    ]
     with pytest.raises(ValueError, match="'x' needs to have one or two"):
         computation_tree_ids(torch.zeros(3, 2, 2), edge_index, 1)
 

@@ -87,6 +87,22 @@ def test_extract_trees_equals_reference(seed, num_layers):
         assert torch.equal(out, expected)
 
 
+def test_children_on_the_same_level_are_not_followed(ext):
+    # Nodes 0 and 1, above 2, with a self-loop each:
+    out = extract_trees(
+        torch.tensor([0]),
+        torch.tensor([0, 2]),
+        torch.tensor([0, 1]).int(),
+        torch.tensor([0, 2, 4, 4]),
+        torch.tensor([2, 0, 2, 1]).int(),
+        torch.tensor([2, 2, 2]).int(),
+        num_layers=1,
+    )
+    assert out.node.tolist() == [0, 1, 2]
+    assert out.edge_index.tolist() == [[2, 0, 2, 1], [0, 0, 1, 1]]
+    assert out.sizes.tolist() == [[2, 4], [1, 0]]
+
+
 def test_extract_trees_errors(ext):
     args = list(random_levels(0, 2))
     for bad in [-1, 5]:

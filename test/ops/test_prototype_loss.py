@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.testing import withCUDA
 
@@ -54,7 +54,6 @@ def assert_equal_to_reference(inputs, loss=LOSS):
 
 
 @withKernels
-@settings(deadline=None)
 @given(
     B=st.integers(0, 9),
     E=st.integers(1, 5),

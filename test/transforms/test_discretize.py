@@ -87,6 +87,17 @@ def test_share_discretized_data():
     assert torch.equal(shared.node_attrs['x'], expected.node_attrs['x'])
 
 
+def test_graphs_without_edges_and_one_name():
+    graphs = make_graphs()
+    transform = Discretize(attrs='edge_attr', num_bins=3).fit(graphs)
+    assert transform.attrs == ('edge_attr',)
+    out = transform(Data(x=graphs[0].x, edge_attr=torch.empty(0)))
+    assert out.edge_attr.shape == (0,)
+    nan = torch.full((5,), float('nan'))
+    with pytest.raises(ValueError, match="'edge_attr' contains NaN"):
+        transform(Data(x=graphs[0].x, edge_attr=nan))
+
+
 def test_equal_quantiles():
     x = torch.cat([torch.zeros(60), torch.linspace(0, 1, 40)]).view(-1, 1)
     transform = Discretize(num_bins=4).fit([Data(x=x)])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Subset
 from torch_geometric.data import Data, HeteroData, OnDiskDataset
@@ -16,6 +16,9 @@ from torch_geometric.testing import withCUDA
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.ops import computation_tree_ids
 from torch_geometric_ext.transforms import ShareComputationTrees
+from torch_geometric_ext.transforms.merge_shared_trees import (
+    merge_shared_trees,
+)
 
 
 def make_graphs(num_graphs=30, seed=0, edge_attr=True):
@@ -110,7 +113,6 @@ def test_share_computation_trees(ext):
         assert all(torch.equal(data[key], other[key]) for key in data.keys())
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     chunk_size=st.integers(1, 12),
@@ -137,7 +139,6 @@ def test_parts_and_order_do_not_matter(seed, chunk_size, gcn_norm, edge_attr):
         assert torch.equal(out.count[found], expected.count[other])
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     gcn_norm=st.booleans(),
@@ -241,6 +242,7 @@ def test_warning():
     'kwargs, message',
     [
         (dict(num_layers=0), "'num_layers' .* positive .*got 0"),
+        (dict(num_layers=2.0), "'num_layers' .*got 2.0"),
         (dict(num_layers=1, self_loops='add'), "'self_loops' .*got 'add'"),
         (dict(num_layers=1, gcn_norm=True, edge_attr=True), "'edge_attr'"),
         (dict(num_layers=1, chunk_size=0), "'chunk_size' .* positive"),
@@ -273,14 +275,20 @@ def test_invalid_data_sets():
     with pytest.raises(ValueError, match="'edge_index' .*got 'adj_t'"):
         transform(graphs(edge_index=None, adj_t=torch.eye(data.num_nodes)))
     x = torch.rand(data.num_nodes, 3)
-    with pytest.raises(ValueError, match="'x' is continuous"):
-        transform(graphs(x=x))
     with pytest.raises(ValueError, match="'x' contains NaN"):
         transform(graphs(x=x / 0 * 0))
-    with pytest.raises(ValueError, match="'edge_index' .*got values in"):
+    with pytest.raises(
+        ValueError, match=r"'edge_index' of graph 0 .*\[0, 9\]"
+    ):
         transform(graphs(edge_index=torch.tensor([[0], [9]])))
     with pytest.raises(ValueError, match="'edge_attr' needs one row"):
         transform(graphs(edge_attr=torch.zeros(99, 1)))
+    with pytest.raises(ValueError, match=r"\['edge_attr'\] .* 0 and 1"):
+        transform([data, *graphs(edge_attr=None)])
+    with pytest.raises(ValueError, match=r"\['edge_attr'\] .* 0 and 1"):
+        transform([*graphs(edge_attr=None), data])
+    with pytest.raises(ValueError, match="without an attribute 'root'"):
+        transform(graphs(root=torch.zeros(1)))
     big = make_graphs(3)[2]
     assert big.num_nodes > 1
     big.y = torch.zeros(big.num_nodes)
@@ -291,9 +299,96 @@ def test_invalid_data_sets():
         ShareComputationTrees(1, gcn_norm=True)(graphs(edge_weight=weight))
 
 
+def test_continuous_features():
+    graphs = make_graphs(40)
+    for data in graphs:
+        data.x = torch.rand(data.num_nodes, 3)
+    for chunk_size in [1, 100]:
+        with pytest.raises(ValueError, match="'x' is continuous"):
+            share(graphs, chunk_size=chunk_size)
+        few = [copy.copy(data) for data in graphs]
+        for data in few:
+            data.x = (4 * data.x).round() / 4 + 0.1
+            data.x = data.x[:, :1]
+        share(few, chunk_size=chunk_size)
+
+
+def test_edges_stay_inside_their_graph():
+    graphs = make_graphs(4)
+    graphs[1].edge_index = torch.tensor([[0], [graphs[1].num_nodes]])
+    graphs[1].edge_attr = torch.zeros(1, 1).long()
+    for chunk_size in [1, 4]:
+        with pytest.raises(ValueError, match="'edge_index' of graph 1"):
+            share(graphs, chunk_size=chunk_size)
+
+
+def test_attributes_of_graphs():
+    graphs = make_graphs(12)
+    for i, data in enumerate(graphs):
+        data.mol_index = torch.tensor([i])  # PyG increments such names.
+        data.weight = 1 if i < 6 else 0.5
+        data.pos = torch.zeros(data.num_nodes, 3)
+        data.y = torch.zeros(1, 5)
+        data.smiles = 'C'
+    for chunk_size in [1, 5, 12]:
+        attrs = share(graphs, chunk_size=chunk_size).graph_attrs
+        assert set(attrs) == {'mol_index', 'weight', 'y'}
+        assert attrs['mol_index'].tolist() == list(range(12))
+        assert attrs['weight'].tolist() == 6 * [1] + 6 * [0.5]
+        assert attrs['y'].shape == (12, 5)
+    for data in graphs[6:]:
+        data.y = torch.zeros(1, 4)
+    with pytest.raises(ValueError, match="'y' needs the same shape"):
+        share(graphs, chunk_size=6)
+    with pytest.raises(ValueError, match='same shapes .* graphs 0 to 11'):
+        share(graphs)
+
+
+def test_subclass_of_subset_is_asked_for_its_items():
+    class Zeros(Subset):
+        def __getitem__(self, idx):
+            data = copy.copy(super().__getitem__(idx))
+            data.x = data.x * 0
+            return data
+
+        def __getitems__(self, indices):
+            return [self[idx] for idx in indices]
+
+    dataset = FakeDataset(num_graphs=5, num_channels=4)
+    assert share(Zeros(dataset, range(5))).num_trees[0] == 1
+
+
+def test_result_owns_its_memory():
+    graphs = make_graphs(4)
+    shared = share(graphs)
+    shared.graph_attrs['y'].fill_(7)
+    fake = FakeDataset(num_graphs=4, num_channels=0)
+    y = fake._data.y.clone()
+    share(fake, degree_labels=True).graph_attrs['y'].fill_(7)
+    assert torch.equal(fake._data.y, y)
+    assert [int(data.y) for data in graphs] == [0, 1, 2, 0]
+
+
+def test_time_is_linear_in_the_number_of_graphs(monkeypatch):
+    # All trees are known soon, after which only graphs are added:
+    rows = []
+
+    def merge(parts, known=None):
+        rows.append(sum(part.tree.numel() for part in parts))
+        return merge_shared_trees(parts, known)
+
+    module = 'torch_geometric_ext.transforms.share_computation_trees'
+    monkeypatch.setattr(f'{module}.merge_shared_trees', merge)
+    graphs = 64 * make_graphs(4)
+    shared = share(graphs, chunk_size=4)
+    assert sum(rows) <= 8 * shared.tree.numel()  # log2(64) + 1, and the last.
+
+
 def test_known_of_other_settings():
     graphs = make_graphs(4)
     known = share(graphs, 2)
+    with pytest.raises(TypeError, match="'known' needs to be 'SharedTrees'"):
+        share(graphs, 2, known=[])
     with pytest.raises(ValueError, match="'known' .* same 'num_layers'"):
         share(graphs, 1, known=known)
     with pytest.raises(ValueError, match="'known' .* same 'gcn_norm'"):
@@ -355,6 +450,12 @@ def run_rank(rank, world_size, path):
     shared.save(f'{path}/{rank}.pt')
     one = share(make_graphs(1), distributed=True)  # Less than one a rank.
     assert len(one) == 1
+    graphs = make_graphs(4)
+    graphs[3].edge_index = torch.tensor([[9], [9]])
+    graphs[3].edge_attr = graphs[0].x[:1, :1]
+    # Of the last rank, but all of them tell:
+    with pytest.raises(ValueError, match="'edge_index' of graph 3"):
+        share(graphs, distributed=True)
     torch.distributed.destroy_process_group()
 
 

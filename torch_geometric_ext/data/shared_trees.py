@@ -1,6 +1,6 @@
 import os
 import uuid
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Union
 
@@ -57,7 +57,7 @@ class SharingReport(NamedTuple):
         return '\n'.join([*lines, f'distinct trees: {trees}'])
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SharedTrees:
     r"""A data set of graphs as its distinct computation trees and how often
     each graph holds them.
@@ -122,12 +122,22 @@ class SharedTrees:
             self.num_bytes,
             self.num_trees,
             sum(level.child.numel() for level in self.levels),
-            sum(x.numel() * x.element_size() for x in _tensors(asdict(self))),
+            sum(
+                x.numel() * x.element_size()
+                for f in fields(self)
+                for x in _tensors(getattr(self, f.name))
+            ),
         )
 
     def save(self, path: Union[str, Path]) -> None:
-        """Writes everything to a file, which is complete or not there."""
+        """Writes everything to a file, which is complete or not there.
+
+        Raises:
+            FileNotFoundError: If its folder does not exist.
+        """
         path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the folder '{path.parent}' is not there")
         state = {f.name: getattr(self, f.name) for f in fields(self)}
         state['levels'] = [level._asdict() for level in self.levels]
         temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
@@ -146,7 +156,14 @@ class SharedTrees:
         Raises:
             ValueError: If the file holds something else.
         """
-        state = torch.load(path, weights_only=True)
+        try:
+            state = torch.load(path, weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # Whatever unpickling may stumble over.
+            raise ValueError(
+                f"'{path}' does not hold 'SharedTrees'"
+            ) from error
         names = {f.name for f in fields(cls)}
         if not isinstance(state, dict) or set(state) != names:
             raise ValueError(f"'{path}' does not hold 'SharedTrees'")

@@ -21,7 +21,8 @@ class SharedTreeLoader(DataLoader):
     the trees of its graphs and what they are made of, extracted in time in
     proportion to its size. If it holds the whole data set
     (:obj:`batch_size=len(shared)`), graphs are in the order of the data set
-    and its tensors are the same in each epoch: nothing is copied.
+    and its tensors are the same in each epoch: nothing is copied, so do not
+    change them in place.
 
     .. code-block:: python
 
@@ -119,7 +120,7 @@ class _BatchDataset(Dataset):
 
     def batch(self, graph_idx: Tensor) -> SharedTreeBatch:
         shared, union = self.shared, self.union
-        if self._is_everything(graph_idx):
+        if self._is_everything(graph_idx) and self._all_used():
             if self._full is None:
                 self._full = self._full_batch()
             return copy.copy(self._full)
@@ -154,6 +155,12 @@ class _BatchDataset(Dataset):
         if low < 0 or high >= size:
             return False
         return bool((graph_idx.bincount(minlength=size) == 1).all())
+
+    def _all_used(self) -> bool:
+        """Whether there are no trees but those of the graphs."""
+        if self._full is not None:
+            return True
+        return self.shared.tree.unique().numel() == self.shared.num_trees[-1]
 
     def _full_batch(self) -> SharedTreeBatch:
         shared, union = self.shared, self.union

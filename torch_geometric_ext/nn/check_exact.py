@@ -1,9 +1,11 @@
-from typing import Any, Iterable, List, Optional, Tuple, Type
+from typing import Any, Iterable, Iterator, List, Optional, Tuple, Type
 
 import torch
 import torch_geometric.nn as pyg
 from torch.nn import Module
+from torch_geometric.nn.aggr import Aggregation
 
+from torch_geometric_ext.nn.aggr.root_aggregation import ORDERED_AGGRS
 from torch_geometric_ext.nn.norm import TreeBatchNorm
 
 # Convolutions that read one hop, aggregate a multiset, and normalize by
@@ -44,12 +46,8 @@ MIXING_NORMS: Tuple[Type[Module], ...] = (
     torch.nn.InstanceNorm1d,
 )
 
-ORDERED_AGGRS: Tuple[Type[Module], ...] = (
-    pyg.aggr.GRUAggregation,
-    pyg.aggr.LSTMAggregation,
-    pyg.aggr.MLPAggregation,
-    pyg.aggr.PatchTransformerAggregation,
-)
+# Convolutions whose inner networks work on nodes, not on messages:
+NODE_CONVS = (pyg.CGConv, pyg.GENConv, pyg.GINConv, pyg.GINEConv)
 
 
 def check_exact(
@@ -57,6 +55,7 @@ def check_exact(
     shared: Optional[Any] = None,
     *,
     dropout: bool = False,
+    num_hops: Optional[int] = None,
     allow: Iterable[Type[Module]] = (),
 ) -> None:
     r"""Checks that a model computes the same on shared computation trees as on
@@ -74,8 +73,9 @@ def check_exact(
     * :class:`~torch_geometric.nn.conv.GCNConv` that normalizes by itself,
     * convolutions that replace self-loops, if :obj:`shared` has kept some,
     * more convolutions than the trees of :obj:`shared` are deep,
-    * norms, attention and pooling that mix the nodes of a graph, and
-      aggregations that depend on the order of neighbors,
+    * norms, attention and pooling that mix the nodes of a graph,
+      aggregations that depend on the order of neighbors, and batch
+      normalization of messages,
     * dropout, which draws once for each distinct tree.
 
     A convolution that is called several times counts once: this is not seen.
@@ -87,8 +87,10 @@ def check_exact(
             (default: :obj:`None`)
         dropout (bool, optional): If set to :obj:`True`, dropout is let
             through. (default: :obj:`False`)
-        allow (Iterable[type], optional): Classes to let through, such as
-            convolutions of your own. (default: :obj:`()`)
+        num_hops (int, optional): How far the model reads.
+            (default: its number of convolutions)
+        allow (Iterable[type], optional): Classes to let through unseen, such
+            as convolutions of your own. (default: :obj:`()`)
 
     Raises:
         ValueError: If anything is refused.
@@ -102,29 +104,26 @@ def check_exact(
         ValueError: ...
           'norms.0' (GraphNorm) mixes the nodes of a graph
     """
-    allowed, convs = tuple(allow), 0
     reasons: List[str] = []
-    for name, module in model.named_modules():
-        convs += isinstance(module, pyg.MessagePassing)
-        if isinstance(module, allowed):
-            continue
-        for check in [_conv, _norm, _mixing, _order]:
-            reason = check(module, shared)
-            if reason is not None:
-                reasons.append(_line(name, module, reason))
+    num_convs = 0
+    for name, module, outer in _walk('', model, None, tuple(allow)):
+        found = [check(module, outer, shared) for check in CHECKS]
         if not dropout and _dropout(module) > 0:
-            reasons.append(
-                _line(
-                    name,
-                    module,
-                    'draws once for each distinct tree (set '
-                    "'dropout=True' if that is what you want)",
-                )
+            found.append(
+                "draws once for each distinct tree (set 'dropout=True' if "
+                'that is what you want)'
             )
-    if shared is not None and convs > shared.num_layers:
+        label = f"'{name}' " if name else ''
+        for reason in filter(None, found):
+            reasons.append(f'{label}({module.__class__.__name__}) {reason}')
+        num_convs += isinstance(module, pyg.MessagePassing)
+    if num_hops is None:
+        num_hops = num_convs
+    if shared is not None and num_hops > shared.num_layers:
         reasons.append(
-            f'{convs} convolutions read further than trees of depth '
-            f'{shared.num_layers}'
+            f'{num_hops} convolutions read further than trees of depth '
+            f"{shared.num_layers} (set 'num_hops' if they are not one behind "
+            f'the other)'
         )
     if reasons:
         raise ValueError(
@@ -133,12 +132,28 @@ def check_exact(
         )
 
 
-def _line(name: str, module: Module, reason: str) -> str:
-    label = f"'{name}' " if name else ''
-    return f'{label}({module.__class__.__name__}) {reason}'
+def _walk(
+    name: str,
+    module: Module,
+    outer: Optional[Module],
+    allowed: Tuple[Type[Module], ...],
+) -> Iterator[Tuple[str, Module, Optional[Module]]]:
+    """All modules, with the convolution or aggregation that they are in."""
+    if isinstance(module, allowed):
+        return
+    yield name, module, outer
+    if isinstance(module, (pyg.MessagePassing, Aggregation)):
+        outer = module
+    for key, child in module.named_children():
+        path = f'{name}.{key}' if name else key
+        yield from _walk(path, child, outer, allowed)
 
 
-def _conv(module: Module, shared: Optional[Any]) -> Optional[str]:
+def _conv(
+    module: Module,
+    outer: Optional[Module],
+    shared: Optional[Any],
+) -> Optional[str]:
     if not isinstance(module, pyg.MessagePassing):
         return None
     if type(module) not in EXACT_CONVS:
@@ -148,31 +163,42 @@ def _conv(module: Module, shared: Optional[Any]) -> Optional[str]:
         )
     if module.flow != 'source_to_target':
         return "needs 'flow' to be 'source_to_target'"
-    if isinstance(module, pyg.GCNConv):
-        if module.normalize or module.add_self_loops:
-            return (
-                "needs 'normalize=False', 'add_self_loops=False', and trees "
-                "with 'gcn_norm=True'"
-            )
-        if shared is not None and not shared.gcn_norm:
-            return "needs trees with 'gcn_norm=True'"
-        return None
-    if shared is not None and shared.gcn_norm:
-        return "needs trees with 'gcn_norm=False'"
-    replaces = isinstance(module, (pyg.FeaStConv, pyg.AGNNConv))
-    if getattr(module, 'add_self_loops', replaces):
-        if shared is not None and shared.has_self_loops:
-            return (
-                'replaces self-loops, needs trees with \'self_loops="remove"\''
-            )
+    is_gcn = isinstance(module, pyg.GCNConv)
+    if is_gcn and (module.normalize or module.add_self_loops):
+        return (
+            "needs 'normalize=False', 'add_self_loops=False', and trees with "
+            "'gcn_norm=True'"
+        )
+    return None if shared is None else _trees(module, shared)
+
+
+def _trees(module: Module, shared: Any) -> Optional[str]:
+    """What a convolution needs of the trees."""
+    is_gcn = isinstance(module, pyg.GCNConv)
+    if shared.gcn_norm != is_gcn:
+        return f"needs trees with 'gcn_norm={is_gcn}'"
+    replaces = isinstance(module, (pyg.AGNNConv, pyg.FeaStConv))
+    replaces = not is_gcn and getattr(module, 'add_self_loops', replaces)
+    if replaces and shared.has_self_loops:
+        return 'replaces self-loops, needs trees with \'self_loops="remove"\''
+    if getattr(module, 'edge_dim', None) is not None:
+        if 'edge_attr' not in shared.edge_attrs:
+            return "reads 'edge_attr', which the trees do not have"
     return None
 
 
-def _norm(module: Module, shared: Optional[Any]) -> Optional[str]:
-    if isinstance(module, torch.nn.BatchNorm1d):
-        if isinstance(module, TreeBatchNorm):
-            return None
-        return "counts each tree once (use 'TreeBatchNorm.convert(model)')"
+def _norm(
+    module: Module,
+    outer: Optional[Module],
+    shared: Optional[Any],
+) -> Optional[str]:
+    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if outer is not None and not isinstance(outer, NODE_CONVS):
+            return 'normalizes messages, which are not counted'
+        if not isinstance(module, TreeBatchNorm):
+            return "counts each tree once (use 'TreeBatchNorm.convert(model)')"
+    if isinstance(module, pyg.BatchNorm) and module.allow_single_element:
+        return "counts rows (needs 'allow_single_element=False')"
     if isinstance(module, pyg.LayerNorm) and module.mode == 'graph':
         return 'mixes the nodes of a graph (use \'mode="node"\')'
     if isinstance(module, MIXING_NORMS):
@@ -180,25 +206,45 @@ def _norm(module: Module, shared: Optional[Any]) -> Optional[str]:
     return None
 
 
-def _mixing(module: Module, shared: Optional[Any]) -> Optional[str]:
+def _mixing(
+    module: Module,
+    outer: Optional[Module],
+    shared: Optional[Any],
+) -> Optional[str]:
     package = type(module).__module__
     if package.startswith('torch_geometric.nn.pool'):
         return 'pools nodes, which belong to several graphs'
-    if package.startswith('torch_geometric.nn.attention') or isinstance(
-        module, (torch.nn.MultiheadAttention, torch.nn.Transformer)
+    if package.startswith('torch_geometric.nn.dense') and not isinstance(
+        module, (pyg.Linear, pyg.HeteroLinear)
     ):
+        return 'needs dense graphs'
+    attends = package.startswith('torch_geometric.nn.attention') or isinstance(
+        module, (torch.nn.MultiheadAttention, torch.nn.Transformer)
+    )
+    if attends and not isinstance(outer, Aggregation):  # Of neighbors only.
         return 'mixes the nodes of a graph'
     return None
 
 
-def _order(module: Module, shared: Optional[Any]) -> Optional[str]:
+def _order(
+    module: Module,
+    outer: Optional[Module],
+    shared: Optional[Any],
+) -> Optional[str]:
     if isinstance(module, ORDERED_AGGRS):
         return 'depends on the order of neighbors'
     return None
 
 
+CHECKS = [_conv, _norm, _mixing, _order]
+
+
 def _dropout(module: Module) -> float:
     if isinstance(module, torch.nn.modules.dropout._DropoutNd):
         return module.p
+    if isinstance(module, torch.nn.RReLU):
+        return module.upper - module.lower
     rate = getattr(module, 'dropout', 0.0)
-    return rate if isinstance(rate, float) else 0.0
+    if isinstance(rate, (list, tuple)):  # Of each layer.
+        return max(rate, default=0.0)
+    return rate if isinstance(rate, (int, float)) else 0.0

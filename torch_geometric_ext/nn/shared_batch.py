@@ -1,3 +1,4 @@
+import itertools
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Iterator, Optional
@@ -36,6 +37,13 @@ class SharedContext:
         """The first row of a level in the mini-batch."""
         return sum(self.batch.num_sampled_nodes[: self.num_layers - level])
 
+    def is_nodes(self, num_rows: int) -> bool:
+        """Whether a tensor may hold the trees of the level and, behind them,
+        those of levels below.
+        """
+        sizes = self.batch.num_sampled_nodes[self.num_layers - self.level :]
+        return num_rows in itertools.accumulate(sizes)
+
     def edges(self, level: int) -> slice:
         """The edges that end at a level."""
         sizes = self.batch.num_sampled_edges
@@ -43,8 +51,9 @@ class SharedContext:
         return slice(start, start + sizes[self.num_layers - level])
 
     def enter(self, level: int) -> None:
-        """From here on, tensors hold the trees of a level only."""
-        self.level, self._count = level, None
+        """From here on, tensors hold the trees of a level and below."""
+        if level != self.level:
+            self.level, self._count = level, None
 
     def _all_counts(self) -> Tensor:
         batch = self.batch
@@ -76,10 +85,19 @@ def shared_batch(batch: Any) -> Iterator[None]:
         with shared_batch(batch):
             h = gnn(batch.x, batch.edge_index)
 
+    .. note::
+        Activation checkpointing computes layers again during
+        :obj:`backward()`, which then has to be called inside of it, too.
+
     Args:
         batch (SharedTreeBatch): A mini-batch of
             :class:`~torch_geometric_ext.loader.SharedTreeLoader`. Mini-batches
             of plain graphs are let through, so that one model serves both.
+
+    Raises:
+        ValueError: If there are layers of
+            :class:`~torch_geometric_ext.nn.LevelwiseConv`, but fewer than
+            trees are deep: their output is not that of the nodes.
     """
     context = SharedContext(batch) if 'root_ptr' in batch else None
     token = _current.set(context)
@@ -87,6 +105,12 @@ def shared_batch(batch: Any) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+    if context is not None and 0 < context.num_convs < context.num_layers:
+        raise ValueError(
+            f"'LevelwiseConv' needs as many layers as trees are deep (got "
+            f'{context.num_convs} layers on trees of depth '
+            f'{context.num_layers})'
+        )
 
 
 def current_context() -> Optional[SharedContext]:

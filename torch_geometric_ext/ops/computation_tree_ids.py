@@ -7,6 +7,8 @@ from torch_geometric_ext.ops.ragged import row_ptr
 from torch_geometric_ext.ops.unique_rows import unique_rows
 from torch_geometric_ext.ops.unique_trees import unique_trees
 
+MAX_CATEGORIES = 32  # So many fractional values are never continuous.
+
 
 class TreeLevel(NamedTuple):
     """The distinct trees of one depth: tree :obj:`i` has the label (and
@@ -104,13 +106,14 @@ def computation_tree_ids(
         check_range(edge_index, num_nodes)
         x = edge_index[1].bincount(minlength=num_nodes)
     else:
-        check_range(edge_index, x.size(0))
+        check_range(edge_index, x.size(0) if x.dim() > 0 else 0)
     label, label_index = row_labels(x, 'x')
-    check_categorical(x, x[label_index], 'x')
+    check_categorical(x[label_index], x.size(0), 'x')
     edges: Tuple[Optional[Tensor], Optional[Tensor]] = (None, None)
     if edge_attr is not None:
         edges = row_labels(edge_attr, 'edge_attr')
-        check_categorical(edge_attr, edge_attr[edges[1]], 'edge_attr')
+        distinct = edge_attr[edges[1]]
+        check_categorical(distinct, edge_attr.size(0), 'edge_attr')
     return refine(label, label_index, edge_index, num_layers, *edges)
 
 
@@ -152,17 +155,17 @@ def row_labels(x: Tensor, name: str) -> Tuple[Tensor, Tensor]:
     return unique_rows(x.view(-1, 1) if x.dim() == 1 else x)
 
 
-def check_categorical(x: Tensor, distinct: Tensor, name: str) -> None:
-    """Refuses values that hardly ever repeat."""
+def check_categorical(distinct: Tensor, num_rows: int, name: str) -> None:
+    """Refuses values that hardly ever repeat, given the distinct ones."""
     if (
-        x.is_floating_point()
-        and 10 * distinct.size(0) > x.size(0)
+        distinct.is_floating_point()
+        and distinct.size(0) > max(MAX_CATEGORIES, num_rows // 10)
         and bool((distinct != distinct.round()).any())
     ):
         raise ValueError(
             f"'{name}' is continuous, few computation trees are equal (got "
-            f'{distinct.size(0)} distinct rows in {x.size(0)}). Discretize '
-            f'it, or label its rows yourself if there are few: '
+            f'{distinct.size(0)} distinct rows in {num_rows}). Discretize it, '
+            f'or label its rows yourself if there are few: '
             f"'{name}=unique_rows({name})[0]'"
         )
 
@@ -178,10 +181,12 @@ def check_edges(edge_index: Tensor, edge_attr: Optional[Tensor]) -> None:
             f"'edge_index' needs to be an int64 tensor of shape [2, E] (got "
             f'{edge_index.dtype} of shape {list(edge_index.shape)})'
         )
-    if edge_attr is not None and edge_attr.size(0) != edge_index.size(1):
+    if edge_attr is not None and (
+        edge_attr.dim() == 0 or edge_attr.size(0) != edge_index.size(1)
+    ):
         raise ValueError(
             f"'edge_attr' needs one row for each of {edge_index.size(1)} "
-            f'edges (got {edge_attr.size(0)})'
+            f'edges (got {list(edge_attr.shape)})'
         )
 
 

@@ -97,17 +97,17 @@ def extract_trees_reference(
             f"extract_trees: 'graph_idx' needs to be in [0, {num_graphs}) "
             f'(got {int(graph_idx[outside][0])})'
         )
+    found = _Found(own.numel(), graph_idx.device)
     root_ptr, entry = take_rows(graph_ptr, graph_idx)
-    level, root = _unique_in_order(tree[entry].long())
+    root = found(tree[entry].long())
 
-    nodes, owns, edges, pairs, sizes = [level], [], [], [], []
-    offset = 0  # Of the level below.
+    owns, edges, pairs, sizes = [], [], [], []
+    begin = 0
     for _ in range(num_layers):
-        begin, offset = offset, offset + level.numel()
+        level = found.nodes[begin:]
         level_ptr, edge = take_rows(ptr, level)
         target = row_index(level_ptr)
         # What each node reads, children first, one node after the other:
-        position = torch.arange(level.numel(), device=level.device)
         is_own = torch.ones(
             edge.numel() + level.numel(), dtype=torch.bool, device=level.device
         )
@@ -115,23 +115,22 @@ def extract_trees_reference(
         read = level.new_empty(is_own.numel())
         read[~is_own] = child[edge].long()
         read[is_own] = own[level].long()
-        sizes.append([level.numel(), edge.numel()])
+        read = found(read)
 
-        level, source = _unique_in_order(read)
-        nodes.append(level)
         edges.append(edge)
-        pairs.append(
-            torch.stack([source[~is_own] + offset, position[target] + begin])
-        )
-        owns.append(source[is_own] + offset)
+        pairs.append(torch.stack([read[~is_own], target + begin]))
+        owns.append(read[is_own])
+        sizes.append([level.numel(), edge.numel()])
+        begin += level.numel()
+    level = found.nodes[begin:]
     sizes.append([level.numel(), 0])
-    owns.append(torch.arange(level.numel(), device=level.device) + offset)
+    owns.append(torch.arange(level.numel(), device=level.device) + begin)
     empty = graph_idx.new_empty(2, 0)
     return (
         root,
         root_ptr,
         entry,
-        torch.cat(nodes),
+        found.nodes,
         torch.cat(owns),
         torch.cat([empty[0], *edges]),
         torch.cat([empty, *pairs], dim=1),
@@ -139,13 +138,22 @@ def extract_trees_reference(
     )
 
 
-def _unique_in_order(values: Tensor) -> Tuple[Tensor, Tensor]:
-    """Distinct values in order of first occurrence."""
-    out, inverse = torch.unique(values, return_inverse=True)
-    order = first_occurrence(inverse, out.numel()).argsort()
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(order.numel(), device=order.device)
-    return out[order], rank[inverse]
+class _Found:
+    """The nodes found so far, numbered in order of discovery."""
+
+    def __init__(self, num_nodes: int, device: torch.device) -> None:
+        self.position = torch.full((num_nodes,), -1, device=device)
+        self.nodes = self.position[:0]
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The numbers of nodes, with new ones where they are needed."""
+        new = values[self.position[values] < 0]
+        out, inverse = torch.unique(new, return_inverse=True)
+        new = out[first_occurrence(inverse, out.numel()).argsort()]
+        numbers = torch.arange(new.numel(), device=new.device)
+        self.position[new] = numbers + self.nodes.numel()
+        self.nodes = torch.cat([self.nodes, new])
+        return self.position[values]
 
 
 if torch_geometric_ext.typing.WITH_EXT:

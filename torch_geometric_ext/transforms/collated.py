@@ -5,10 +5,14 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
-from torch_geometric.data import Batch, Data, InMemoryDataset
+from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data.collate import collate
 
 from torch_geometric_ext.data import IndexedDataset
+from torch_geometric_ext.ops.computation_tree_ids import check_edges
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
+
+STAMP = 'graph_idx'  # Of an `IndexedDataset`; not part of the graphs.
 
 
 class Collated(NamedTuple):
@@ -41,9 +45,9 @@ def _storage(dataset: Any) -> Optional[Tuple[InMemoryDataset, Tensor]]:
     """The data set in memory below, and the positions of its graphs. None
     where its storage is not all there is to an item.
     """
-    if isinstance(dataset, IndexedDataset):
+    if type(dataset) is IndexedDataset:
         return _storage(dataset.dataset)
-    if isinstance(dataset, Subset):
+    if type(dataset) is Subset:
         storage = _storage(dataset.dataset)
         if storage is None:
             return None
@@ -89,12 +93,7 @@ def _read_storage(
             attrs[key] = value
         else:
             attrs[key] = value.index_select(dim, index.to(value.device))
-    node_ptr = row_ptr(node_ptr.diff()[positions])
-    if 'edge_index' in attrs:
-        offset = node_ptr[row_index(ptrs['edge_index'])]
-        offset = offset.to(attrs['edge_index'].device)
-        attrs['edge_index'] = attrs['edge_index'] + offset
-    return Collated(attrs, ptrs, node_ptr)
+    return _side_by_side(attrs, ptrs, node_ptr.diff()[positions], begin)
 
 
 def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
@@ -105,14 +104,54 @@ def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
                 f"'dataset' needs to hold graphs of type 'Data' (got "
                 f'{type(item)} at {position})'
             )
-    batch = Batch.from_data_list(items)
+        if item.keys() != items[0].keys():
+            keys = sorted(set(item.keys()) ^ set(items[0].keys()))
+            raise ValueError(
+                f"'dataset' needs graphs with the same attributes (got {keys} "
+                f'in only one of the graphs {begin} and {position})'
+            )
+    try:
+        data, slices, _ = collate(
+            Data, items, increment=False, add_batch=False, exclude_keys=[STAMP]
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"'dataset' needs graphs whose attributes have the same shapes "
+            f'(got other ones among the graphs {begin} to {end - 1}: {error})'
+        ) from error
     ptrs = {
-        key: torch.as_tensor(slices)
-        for key, slices in batch._slice_dict.items()
-        if isinstance(batch[key], Tensor) and key != 'graph_idx'
+        key: torch.as_tensor(value)
+        for key, value in slices.items()
+        if isinstance(data[key], Tensor)
     }
-    attrs = {key: batch[key] for key in ptrs}
-    return Collated(attrs, ptrs, batch.ptr)
+    attrs = {key: data[key] for key in ptrs}
+    sizes = torch.tensor([item.num_nodes for item in items])
+    return _side_by_side(attrs, ptrs, sizes, begin)
+
+
+def _side_by_side(
+    attrs: Dict[str, Tensor],
+    ptrs: Dict[str, Tensor],
+    num_nodes: Tensor,
+    begin: int,
+) -> Collated:
+    """Lets the edges of each graph point to its own nodes."""
+    node_ptr = row_ptr(num_nodes)
+    if 'edge_index' in attrs:
+        edge_index = attrs['edge_index']
+        check_edges(edge_index, None)
+        graph = row_index(ptrs['edge_index']).to(edge_index.device)
+        sizes = num_nodes.to(edge_index.device)[graph]
+        outside = ((edge_index < 0) | (edge_index >= sizes)).any(dim=0)
+        if bool(outside.any()):
+            i = int(outside.nonzero()[0])
+            raise ValueError(
+                f"'edge_index' of graph {begin + int(graph[i])} needs to be "
+                f'in [0, {int(sizes[i])}) (got {edge_index[:, i].tolist()})'
+            )
+        offset = node_ptr.to(edge_index.device)[graph]
+        attrs['edge_index'] = edge_index + offset
+    return Collated(attrs, ptrs, node_ptr)
 
 
 def _is_range(index: Tensor) -> bool:

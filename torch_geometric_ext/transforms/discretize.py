@@ -1,5 +1,5 @@
 import warnings
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Discretize(BaseTransform):
         self,
         strategy: str = 'quantile',
         num_bins: int = 8,
-        attrs: Tuple[str, ...] = ('x',),
+        attrs: Sequence[str] = ('x',),
     ) -> None:
         name = self.__class__.__name__
         if strategy not in ['quantile', 'kmeans']:
@@ -60,7 +60,7 @@ class Discretize(BaseTransform):
             )
         self.strategy = strategy
         self.num_bins = num_bins
-        self.attrs = tuple(attrs)
+        self.attrs = (attrs,) if isinstance(attrs, str) else tuple(attrs)
         # For each feature, its columns, their inner bin edges, and the means:
         self._bins: Dict[str, Tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -101,7 +101,7 @@ class Discretize(BaseTransform):
     def _fit(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         from sklearn.preprocessing import KBinsDiscretizer
 
-        x = x.view(x.size(0), -1).cpu().double()
+        x = _as_matrix(x).cpu().double()
         x = x[:: x.size(0) // MAX_SAMPLES + 1]
         columns, edges, means = [], [], []
         for column, values in enumerate(x.t()):
@@ -140,11 +140,14 @@ class Discretize(BaseTransform):
             )
         for key, (columns, edges, means) in self._bins.items():
             if key in data and columns.numel() > 0:
-                data[key] = self._replace(data[key], columns, edges, means)
+                data[key] = self._replace(
+                    key, data[key], columns, edges, means
+                )
         return data
 
     def _replace(
         self,
+        key: str,
         x: Tensor,
         columns: Tensor,
         edges: Tensor,
@@ -153,8 +156,10 @@ class Discretize(BaseTransform):
         columns, edges, means = (
             value.to(x.device) for value in [columns, edges, means]
         )
-        out = x.view(x.size(0), -1).clone()
+        out = _as_matrix(x).clone()
         values = out[:, columns].t().double().contiguous()
+        if bool(values.isnan().any()):
+            raise ValueError(f"'{key}' contains NaN")
         idx = torch.searchsorted(edges, values, right=True)
         out[:, columns] = means.gather(1, idx).t().to(out.dtype)
         return out.view_as(x)
@@ -177,6 +182,10 @@ class Discretize(BaseTransform):
             f"{self.__class__.__name__}('{self.strategy}', "
             f'num_bins={self.num_bins}, attrs={list(self.attrs)})'
         )
+
+
+def _as_matrix(x: Tensor) -> Tensor:
+    return x.unsqueeze(1) if x.dim() == 1 else x.flatten(1)
 
 
 def _quantile_method(strategy: str) -> Dict[str, str]:

@@ -21,7 +21,7 @@ def merge_shared_trees(
     tables = [*parts] if known is None else [known, *parts]
     for name in ['node_attrs', 'edge_attrs']:
         _check_same([getattr(part, name) for part in tables], name)
-    _check_same([part.graph_attrs for part in parts], 'graph_attrs')
+    graph_attrs = _merge_graph_attrs([part.graph_attrs for part in parts])
 
     keep = known is not None
     node_attrs, ids = _merge_labels([part.node_attrs for part in tables], keep)
@@ -54,10 +54,7 @@ def merge_shared_trees(
         row_ptr(torch.cat([part.graph_ptr.diff() for part in parts])),
         _relabel([part.tree for part in parts], ids[-len(parts) :]).int(),
         torch.cat([part.count for part in parts]),
-        {
-            key: torch.cat([part.graph_attrs[key] for part in parts])
-            for key in parts[0].graph_attrs
-        },
+        graph_attrs,
         sum(part.num_nodes for part in parts),
         sum(part.num_edges for part in parts),
         sum(part.num_bytes for part in parts),
@@ -87,6 +84,27 @@ def _merge_labels(
         torch.stack(columns, dim=1), sizes[0] if keep_first else 0
     )
     return {key: x[index] for key, x in table.items()}, ids.split(sizes)
+
+
+def _merge_graph_attrs(
+    tables: Sequence[Dict[str, Tensor]],
+) -> Dict[str, Tensor]:
+    """What all graphs have one row of: in a part of graphs with one node each,
+    what belongs to nodes looks the same.
+    """
+    keys = [key for key in tables[0] if all(key in t for t in tables)]
+    if any('y' in table for table in tables) and 'y' not in keys:
+        raise ValueError("all graphs need 'y', or none of them")
+    out = {}
+    for key in keys:
+        shapes = [list(table[key].shape[1:]) for table in tables]
+        if any(shape != shapes[0] for shape in shapes):
+            raise ValueError(
+                f"'{key}' needs the same shape in all graphs (got {shapes[0]} "
+                f'and {next(s for s in shapes if s != shapes[0])})'
+            )
+        out[key] = torch.cat([table[key] for table in tables])
+    return out
 
 
 def _relabel(values: Sequence[Tensor], ids: Sequence[Tensor]) -> Tensor:

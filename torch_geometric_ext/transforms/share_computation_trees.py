@@ -1,32 +1,22 @@
 import warnings
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Iterable, List, Optional, Union
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch_geometric.data import Data
 from torch_geometric.data.data import BaseData
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.ops import unique_rows
-from torch_geometric_ext.ops.computation_tree_ids import (
-    check_categorical,
-    check_edges,
-    check_range,
-    refine,
-    row_labels,
-)
-from torch_geometric_ext.ops.ragged import row_index, row_ptr
 from torch_geometric_ext.transforms.collated import Collated, read_chunks
 from torch_geometric_ext.transforms.discretize import Discretize
 from torch_geometric_ext.transforms.merge_shared_trees import (
-    compact,
     merge_shared_trees,
 )
+from torch_geometric_ext.transforms.share_graphs import (
+    Settings,
+    check_labels,
+    share_graphs,
+)
 
-Labels = Tuple[Tensor, Tensor]  # And the first row of each.
-
-EDGE_KEYS = ['edge_attr', 'edge_weight', 'edge_type']
+LARGE_PART = 10_000  # Nodes.
 MIN_RATIO = 1.5
 
 
@@ -112,10 +102,10 @@ class ShareComputationTrees:
         chunk_size: int = 4096,
     ) -> None:
         name = self.__class__.__name__
-        if num_layers < 1:
+        if not isinstance(num_layers, int) or num_layers < 1:
             raise ValueError(
-                f"'num_layers' of '{name}' needs to be positive (got "
-                f'{num_layers})'
+                f"'num_layers' of '{name}' needs to be a positive integer "
+                f'(got {num_layers})'
             )
         if self_loops not in ['keep', 'remove']:
             raise ValueError(
@@ -181,145 +171,68 @@ class ShareComputationTrees:
         if self.discretizer is not None and not self.discretizer.fitted:
             self.discretizer.fit(dataset)
 
-        # Merged in pairs of similar size, so that memory stays in proportion
-        # to the result and each tree is merged O(log) times:
-        stack: List[SharedTrees] = []
-        start, stop = self._own_share(len(dataset))
-        for chunk in read_chunks(dataset, start, stop, self.chunk_size):
-            # A part may be too small to tell, and the first one tells it all:
-            check = known is None and not stack
-            stack.append(self._share(chunk, check))
-            while len(stack) > 1 and _size(stack[-2]) < 2 * _size(stack[-1]):
-                stack[-2:] = [merge_shared_trees(stack[-2:])]
+        settings = Settings(
+            self.num_layers,
+            self.gcn_norm,
+            self.self_loops,
+            self.edge_attr,
+            self.degree_labels,
+            self.discretizer,
+        )
         if self.distributed:
-            parts: List[Any] = dist.get_world_size() * [None]
-            dist.all_gather_object(parts, stack)
-            stack = [shared for part in parts for shared in part]
-        out = merge_shared_trees(stack, known)
+            parts = self._share_with_ranks(dataset, settings)
+        else:
+            chunks = read_chunks(dataset, 0, len(dataset), self.chunk_size)
+            parts = _share(chunks, settings)
+        out = merge_shared_trees(parts, known)
+        if known is None:
+            check_labels(out, settings)
+            self._check_ratio(out)
+        return out
 
-        ratio = out.report().node_ratio
-        if known is None and ratio < MIN_RATIO:
+    def _share_with_ranks(
+        self,
+        dataset: Any,
+        settings: Settings,
+    ) -> List[SharedTrees]:
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        start, stop = (
+            (rank + i) * len(dataset) // world_size for i in range(2)
+        )
+        chunks = read_chunks(dataset, start, stop, self.chunk_size)
+        result: Union[List[SharedTrees], Exception]
+        try:
+            result = _share(chunks, settings)
+        except Exception as error:  # Raised below, by all ranks.
+            result = error
+        results: List[Any] = world_size * [None]
+        dist.all_gather_object(results, result)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return [part for result in results for part in result]
+
+    def _check_ratio(self, shared: SharedTrees) -> None:
+        ratio = shared.report().node_ratio
+        if ratio < MIN_RATIO:
             warnings.warn(
                 f'Sharing {self.num_layers} layers of computation trees does '
                 f'not pay for this data set: there are only {ratio:.1f} nodes '
                 f'for each distinct tree',
-                stacklevel=2,
+                stacklevel=3,
             )
-        return out
-
-    def _own_share(self, size: int) -> Tuple[int, int]:
-        if not self.distributed:
-            return 0, size
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-        return rank * size // world_size, (rank + 1) * size // world_size
 
     def _check_known(self, known: SharedTrees) -> None:
+        if not isinstance(known, SharedTrees):
+            raise TypeError(
+                f"'known' needs to be 'SharedTrees' (got {type(known)})"
+            )
         for key in ['num_layers', 'gcn_norm']:
             if getattr(known, key) != getattr(self, key):
                 raise ValueError(
                     f"'known' needs to be made with the same '{key}' (got "
                     f'{getattr(known, key)}, expected {getattr(self, key)})'
                 )
-
-    def _share(self, chunk: Collated, check: bool) -> SharedTrees:
-        """The shared trees of a part of the data set."""
-        num_nodes = int(chunk.node_ptr[-1])
-        num_bytes = sum(
-            x.numel() * x.element_size() for x in chunk.attrs.values()
-        )
-        attrs = self._prepare(chunk.attrs, num_nodes)
-        edge_index = attrs['edge_index']
-
-        labels = {'x': self._labels(attrs, 'x', check)}
-        if self.gcn_norm:
-            degree = edge_index[1].bincount(minlength=num_nodes)
-            attrs['degree'] = degree
-            labels['degree'] = self._labels(attrs, 'degree', check)
-        label, label_index = _combine(labels)
-        edge_keys = [key for key in EDGE_KEYS if key in attrs]
-        edge_label, edge_label_index = None, None
-        if edge_keys:
-            edge_label, edge_label_index = _combine(
-                {key: self._labels(attrs, key, check) for key in edge_keys}
-            )
-        trees = refine(
-            label, label_index, edge_index, self.num_layers, edge_label
-        )
-
-        graph_ptr, tree, count = _count(trees.ids[-1], chunk.node_ptr)
-        return SharedTrees(
-            self.num_layers,
-            self.gcn_norm,
-            bool((edge_index[0] == edge_index[1]).any()),
-            {key: attrs[key][label_index] for key in labels},
-            {key: attrs[key][edge_label_index] for key in edge_keys},
-            [compact(level) for level in trees.levels],
-            graph_ptr,
-            tree,
-            count,
-            _graph_attrs(chunk),
-            num_nodes,
-            edge_index.size(1),
-            num_bytes,
-        )
-
-    def _labels(
-        self,
-        attrs: Dict[str, Tensor],
-        key: str,
-        check: bool,
-    ) -> Labels:
-        labels = row_labels(attrs[key], key)
-        discretizer = self.discretizer
-        if check and (discretizer is None or key not in discretizer.attrs):
-            check_categorical(attrs[key], attrs[key][labels[1]], key)
-        return labels
-
-    def _prepare(
-        self,
-        attrs: Dict[str, Tensor],
-        num_nodes: int,
-    ) -> Dict[str, Tensor]:
-        """Discretized features, without self-loops where they go."""
-        out = dict(attrs)
-        if 'edge_index' not in out:
-            if 'adj_t' in out:
-                raise ValueError(
-                    "'dataset' needs graphs with 'edge_index' (got 'adj_t')"
-                )
-            out['edge_index'] = torch.empty(2, 0, dtype=torch.long)
-        if 'edge_weight' in out and self.gcn_norm:
-            raise NotImplementedError(
-                "'gcn_norm' does not support graphs with 'edge_weight'"
-            )
-        check_range(out['edge_index'], num_nodes)
-        if 'x' not in out:
-            if not self.degree_labels:
-                raise ValueError(
-                    "'dataset' needs graphs with 'x' (set "
-                    "'degree_labels=True' to use the in-degrees, or add "
-                    "features by a transform such as 'OneHotDegree')"
-                )
-            degree = out['edge_index'][1].bincount(minlength=num_nodes)
-            out['x'] = degree.view(-1, 1)
-        if out['x'].size(0) != num_nodes:
-            raise ValueError(
-                f"'x' needs one row for each of {num_nodes} nodes (got "
-                f'{out["x"].size(0)})'
-            )
-        if self.discretizer is not None:
-            out = self.discretizer(Data.from_dict(out)).to_dict()
-        if not self.edge_attr:
-            out = {k: v for k, v in out.items() if k not in EDGE_KEYS}
-        for key in EDGE_KEYS:
-            check_edges(out['edge_index'], out.get(key))
-        if self.self_loops == 'remove':
-            kept = out['edge_index'][0] != out['edge_index'][1]
-            for key in EDGE_KEYS:
-                if key in out:
-                    out[key] = out[key][kept]
-            out['edge_index'] = out['edge_index'][:, kept]
-        return out
 
     def __repr__(self) -> str:
         return (
@@ -329,43 +242,23 @@ class ShareComputationTrees:
         )
 
 
-def _combine(labels: Dict[str, Labels]) -> Labels:
-    """One label for several."""
-    if len(labels) == 1:
-        return next(iter(labels.values()))
-    return unique_rows(torch.stack([ids for ids, _ in labels.values()], dim=1))
-
-
-def _count(ids: Tensor, node_ptr: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-    """The distinct ids of each graph, and how often it holds them."""
-    node_ptr = node_ptr.to(ids.device)
-    num_ids = int(ids.max()) + 1 if ids.numel() > 0 else 1
-    code, count = torch.unique(
-        row_index(node_ptr) * num_ids + ids, return_counts=True
-    )
-    graph = code // num_ids
-    size = graph.bincount(minlength=node_ptr.numel() - 1)
-    return row_ptr(size), (code - graph * num_ids).int(), count.int()
+def _share(
+    chunks: Iterable[Collated],
+    settings: Settings,
+) -> List[SharedTrees]:
+    """The trees of all parts, merged in pairs of similar size, so that memory
+    stays in proportion to the result and each row is merged O(log) times.
+    """
+    stack: List[SharedTrees] = []
+    for chunk in chunks:
+        part = share_graphs(chunk, settings)
+        if part.num_nodes >= LARGE_PART:  # Enough to tell early.
+            check_labels(part, settings)
+        stack.append(part)
+        while len(stack) > 1 and _size(stack[-2]) < 2 * _size(stack[-1]):
+            stack[-2:] = [merge_shared_trees(stack[-2:])]
+    return stack
 
 
 def _size(part: SharedTrees) -> int:
-    return sum(part.num_trees)
-
-
-def _graph_attrs(chunk: Collated) -> Dict[str, Tensor]:
-    """Attributes with one row for each graph."""
-    num_graphs = chunk.node_ptr.numel() - 1
-    out = {}
-    for key, ptr in chunk.ptrs.items():
-        value = chunk.attrs[key]
-        if key in [*EDGE_KEYS, 'x', 'edge_index', 'graph_idx']:
-            continue
-        if value.dim() > 0 and value.size(0) == num_graphs:
-            if bool((ptr.diff() == 1).all()):
-                out[key] = value
-    if 'y' in chunk.ptrs and 'y' not in out:
-        raise NotImplementedError(
-            f"'y' needs one row for each graph (got "
-            f'{chunk.attrs["y"].size(0)} rows in {num_graphs} graphs)'
-        )
-    return out
+    return sum(part.num_trees) + part.tree.numel() + len(part)

@@ -112,6 +112,44 @@ def test_given_aggregations():
     copy.deepcopy(module)
 
 
+def test_ordered_aggregation():
+    with pytest.raises(ValueError, match="'aggr' .* 'LSTMAggregation'"):
+        RootAggregation('lstm', in_channels=4, out_channels=4)
+
+
+def test_empty_batch():
+    batch = SharedTreeBatch(
+        x=torch.zeros(0, 1),
+        root=torch.empty(0, dtype=torch.long),
+        root_ptr=torch.zeros(3, dtype=torch.long),
+        root_count=torch.empty(0, dtype=torch.long),
+        num_roots=0,
+        num_sampled_nodes=[0],
+    )
+    for aggr in ['sum', 'mean', 'max']:
+        out = RootAggregation(aggr)(torch.zeros(0, 3), batch)
+        assert out.tolist() == 2 * [3 * [0]]
+
+
+def test_large_counts_in_half_precision():
+    batch, _, _ = shared_batch_and_rows()
+    batch.root_count = torch.tensor([1001, 1, 1, 3])
+    h = torch.ones(5, 1, dtype=torch.bfloat16)
+    assert RootAggregation('mean')(h, batch)[0] == 1
+
+
+def test_rows_off_the_roots_do_not_matter():
+    data = Data(
+        x=torch.tensor([[1.0], [float('nan')]], requires_grad=True),
+        root_mask=torch.tensor([True, False]),
+    )
+    for aggr in ['sum', 'mean', 'max']:
+        out = RootAggregation(aggr)(data.x, data)
+        assert out.tolist() == [[1]]
+        (grad,) = torch.autograd.grad(out.sum(), data.x)
+        assert grad.tolist() == [[1], [0]]
+
+
 def test_wrong_rows():
     batch, _, _ = shared_batch_and_rows()
     for size in [2, 6]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch_geometric.data import Data
-from torch_geometric.nn import GIN, SAGEConv
+from torch_geometric.nn import GIN, GATConv, SAGEConv
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.loader import SharedTreeLoader
@@ -52,6 +52,20 @@ def test_computes_one_level_in_each_layer(batch):
     assert torch.allclose(aggr(h, batch), expected)
 
 
+def test_one_model_twice(batch):
+    conv = SAGEConv(1, 1)
+    model = LevelwiseConv.convert(torch.nn.ModuleList([conv, conv]))
+    assert model[0] is model[1]
+    with shared_batch(batch):
+        outs = []
+        for _ in range(2):
+            h = batch.x
+            for conv in model:
+                h = conv(h, batch.edge_index)
+            outs.append(h)
+    assert torch.equal(*outs)
+
+
 def test_convert_one_convolution():
     conv = LevelwiseConv.convert(SAGEConv(1, 8))
     assert isinstance(conv, LevelwiseConv)
@@ -60,7 +74,7 @@ def test_convert_one_convolution():
 
 
 def test_errors(batch):
-    convs = [LevelwiseConv(SAGEConv(1, 1)) for _ in range(3)]
+    convs = [LevelwiseConv(SAGEConv(1, 1)) for _ in range(2)]
     with shared_batch(batch):
         with pytest.raises(ValueError, match="'x' .* 9 trees in layer 1"):
             convs[0](batch.x[:3], batch.edge_index)
@@ -69,9 +83,16 @@ def test_errors(batch):
         h = convs[0](batch.x, batch.edge_index)
         with pytest.raises(ValueError, match="'x' .* 3 trees in layer 2"):
             convs[1](batch.x, batch.edge_index)
-        h = convs[1](h, batch.edge_index)
-        with pytest.raises(ValueError, match='layer 3 on trees of depth 2'):
-            convs[2](h, batch.edge_index)
+        convs[1](h, batch.edge_index)
+        with pytest.raises(NotImplementedError, match="'x' .*tuple"):
+            convs[0]((batch.x, batch.x), batch.edge_index)
+    with pytest.raises(ValueError, match='1 layers on trees of depth 2'):
+        with shared_batch(batch):
+            convs[0](batch.x, batch.edge_index)
+    gat = LevelwiseConv(GATConv(1, 4))
+    with pytest.raises(NotImplementedError, match='node embeddings only'):
+        with shared_batch(batch):
+            gat(batch.x, batch.edge_index, return_attention_weights=True)
 
 
 @withCUDA

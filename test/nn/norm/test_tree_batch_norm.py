@@ -66,6 +66,27 @@ def test_without_running_statistics():
         assert torch.allclose(norm(x)[ROWS], plain(x[ROWS]), atol=1e-5)
 
 
+@withCUDA
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
+def test_half_precision(dtype, device):
+    # Neither the counts nor the offset fit into half precision:
+    batch = make_batch().to(device)
+    batch.root_count *= 30_000
+    x = torch.randn(5, 4, device=device) + 10
+    norm = TreeBatchNorm(4, device=device)
+    with shared_batch(batch):
+        expected = norm(x)
+        state = copy.deepcopy(norm.state_dict())
+        norm.reset_running_stats()
+        with torch.autocast(device.type, dtype):
+            assert torch.allclose(norm(x), expected)
+        for key, value in norm.state_dict().items():
+            assert torch.equal(value, state[key])
+        out = norm.to(dtype)(x.to(dtype))
+    assert out.dtype == dtype
+    assert torch.allclose(out.float(), expected, atol=0.3)
+
+
 def test_convert():
     model = GIN(3, 8, num_layers=2, norm='batch_norm')
     state = copy.deepcopy(model.state_dict())
@@ -84,8 +105,9 @@ def test_convert():
 
 def test_wrong_rows():
     with shared_batch(make_batch()):
-        with pytest.raises(ValueError, match=r"'x' .* at least 3 \(got \[2,"):
-            TreeBatchNorm(4)(torch.randn(2, 4))
+        for size in [2, 4, 6]:  # Neither one level nor both.
+            with pytest.raises(ValueError, match=rf"'x' .*got \[{size}, 4\]"):
+                TreeBatchNorm(4)(torch.randn(size, 4))
 
 
 def test_contexts_nest_and_end():

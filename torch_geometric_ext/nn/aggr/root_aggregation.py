@@ -1,17 +1,33 @@
-from typing import Any, Union
+from typing import Any, Tuple, Type, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.nn.aggr import (
     Aggregation,
+    EquilibriumAggregation,
+    GRUAggregation,
+    LCMAggregation,
+    LSTMAggregation,
     MeanAggregation,
+    MLPAggregation,
+    PatchTransformerAggregation,
     SumAggregation,
 )
 from torch_geometric.nn.resolver import aggregation_resolver
 from torch_geometric.utils import scatter
 
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
+
+# Aggregations whose result is not that of a multiset:
+ORDERED_AGGRS: Tuple[Type[torch.nn.Module], ...] = (
+    EquilibriumAggregation,
+    GRUAggregation,
+    LCMAggregation,
+    LSTMAggregation,
+    MLPAggregation,
+    PatchTransformerAggregation,
+)
 
 
 class RootAggregation(torch.nn.Module):
@@ -38,6 +54,9 @@ class RootAggregation(torch.nn.Module):
         **kwargs (optional): Arguments of the aggregation, if it is given by
             its name.
 
+    Raises:
+        ValueError: If :obj:`aggr` depends on the order of nodes.
+
     Shapes:
         - **input:** node embeddings :math:`(M, F)` and a mini-batch of
           :math:`B` graphs (or an index vector :math:`(M)`)
@@ -60,6 +79,13 @@ class RootAggregation(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.aggr = aggregation_resolver(aggr, **kwargs)
+        for module in self.aggr.modules():
+            if isinstance(module, ORDERED_AGGRS):
+                raise ValueError(
+                    f"'aggr' of '{self.__class__.__name__}' needs to be an "
+                    f'aggregation of multisets (got '
+                    f"'{module.__class__.__name__}')"
+                )
 
     def reset_parameters(self) -> None:
         """Resets the parameters of the aggregation, if it has any."""
@@ -119,7 +145,9 @@ class RootAggregation(torch.nn.Module):
     ) -> Tensor:
         kind = type(self.aggr)
         if kind is SumAggregation or kind is MeanAggregation:
-            out = scatter(h * _as_column(count, h), index, dim_size=size)
+            weight = _as_column(count, h)
+            kept = h.masked_fill(weight == 0, 0)  # Whatever it holds.
+            out = scatter(kept * weight, index, dim_size=size)
             if kind is SumAggregation:
                 return out
             return out / _as_column(
@@ -140,7 +168,7 @@ def _weighted_sum(
     dtype = torch.promote_types(h.dtype, torch.float)
     out = F.embedding_bag(
         row,
-        h.reshape(h.size(0), -1).to(dtype),
+        h.flatten(1).to(dtype),
         ptr,
         mode='sum',
         per_sample_weights=count.to(dtype),

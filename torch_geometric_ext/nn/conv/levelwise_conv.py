@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Dict
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class LevelwiseConv(torch.nn.Module):
         those of several layers (residual connections,
         :class:`~torch_geometric.nn.models.JumpingKnowledge`) does not work.
         The first convolution takes :obj:`batch.x`, or what was computed from
-        it row by row.
+        it row by row. There need to be as many convolutions as trees are
+        deep. The keys of a :obj:`state_dict()` gain a :obj:`conv.`.
 
     Args:
         conv (MessagePassing): The convolution.
@@ -50,11 +51,23 @@ class LevelwiseConv(torch.nn.Module):
         Args:
             module (torch.nn.Module): The model.
         """
+        return cls._convert(module, {})
+
+    @classmethod
+    def _convert(
+        cls,
+        module: torch.nn.Module,
+        wrapped: Dict[MessagePassing, 'LevelwiseConv'],
+    ) -> torch.nn.Module:
+        if isinstance(module, cls):
+            return module
         if isinstance(module, MessagePassing):
-            return cls(module)
-        for name, child in module.named_children():
-            if not isinstance(child, cls):
-                setattr(module, name, cls.convert(child))
+            if module not in wrapped:  # One that has several names stays one.
+                wrapped[module] = cls(module)
+            return wrapped[module]
+        for name, child in module._modules.items():
+            if child is not None:
+                setattr(module, name, cls._convert(child, wrapped))
         return module
 
     def reset_parameters(self) -> None:
@@ -72,6 +85,8 @@ class LevelwiseConv(torch.nn.Module):
         context = current_context()
         if context is None:
             return self.conv(x, edge_index, *args, **kwargs)
+        if context.num_convs == context.num_layers:  # A model once more.
+            context.num_convs = 0
         level = context.num_convs + 1
         below = x[context.start(0) :] if level == 1 else x
         self._check(context, level, x, edge_index)
@@ -92,9 +107,14 @@ class LevelwiseConv(torch.nn.Module):
         args = tuple(cut(value) for value in args)
         kwargs = {key: cut(value) for key, value in kwargs.items()}
         context.enter(level)
-        out = self.conv(x, edge_index, *args, **kwargs)[:size]
+        out = self.conv(x, edge_index, *args, **kwargs)
+        if not isinstance(out, Tensor):
+            raise NotImplementedError(
+                f"'{self.__class__.__name__}' needs a convolution that "
+                f'returns node embeddings only (got {type(out)})'
+            )
         context.num_convs = level
-        return out
+        return out[:size]
 
     def _check(
         self,
@@ -104,10 +124,9 @@ class LevelwiseConv(torch.nn.Module):
         edge_index: Any,
     ) -> None:
         name = self.__class__.__name__
-        if level > context.num_layers:
-            raise ValueError(
-                f"'{name}' needs trees as deep as there are layers (got layer "
-                f'{level} on trees of depth {context.num_layers})'
+        if not isinstance(x, Tensor):
+            raise NotImplementedError(
+                f"'x' of '{name}' needs to be a tensor (got {type(x)})"
             )
         if not isinstance(edge_index, Tensor) or (
             edge_index.shape != context.batch.edge_index.shape

@@ -18,7 +18,8 @@ class TreeBatchNorm(torch.nn.BatchNorm1d):
 
     .. note::
         It normalizes nodes. Leave a normalization of graphs, after pooling,
-        as it is: the statistics of graphs are what they are.
+        as it is: the statistics of graphs are what they are. Do not normalize
+        messages with it: edges occur in other numbers than nodes.
 
     Args:
         num_features (int): The number of channels.
@@ -52,15 +53,22 @@ class TreeBatchNorm(torch.nn.BatchNorm1d):
         use_batch_stats = self.training or self.running_mean is None
         if context is None or not use_batch_stats:
             return super().forward(x)
-        count = context.count.to(x.dtype)
-        if x.dim() != 2 or x.size(0) < count.numel():
+        if x.dim() != 2 or not context.is_nodes(x.size(0)):
             raise ValueError(
                 f"'x' of '{self.__class__.__name__}' needs one row for each "
-                f'tree of the mini-batch, at least {count.numel()} (got '
-                f'{list(x.shape)})'
+                f'tree of the mini-batch (got {list(x.shape)}, expected '
+                f'{context.size(context.level)} rows of the highest level, '
+                f'and those of levels below)'
             )
+        with torch.autocast(x.device.type, enabled=False):
+            # As in plain batch normalization, statistics are never in half
+            # precision, which does not hold large counts, either:
+            dtype = torch.promote_types(x.dtype, torch.float)
+            return self._normalize(x.to(dtype), context.count).to(x.dtype)
+
+    def _normalize(self, x: Tensor, count: Tensor) -> Tensor:
+        nodes, count = x[: count.numel()], count.to(x.dtype)
         size = count.sum()
-        nodes = x[: count.numel()]
         mean = (count @ nodes) / size
         var = (count @ (nodes - mean).square()) / size
         if self.training:
