@@ -14,7 +14,8 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(PATH), run_name='__main__')
     out = capsys.readouterr().out.splitlines()
     assert '1,025 training and 257 test molecules' in out[0]
-    assert [line[:20].strip() for line in out[1:]] == [
+    assert out[2] == '4 layers, 1 epochs, batches of 32'
+    assert [line[:20].strip() for line in out[3:10]] == [
         'method',
         'full data',
         'half the epochs',
@@ -23,8 +24,20 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         'soft random 30%',
         'GDeR 30%',
     ]
-    assert len({len(line) for line in out[1:]}) == 1  # Aligned.
+    assert out[11] == '2 layers, 1 epochs, full batches'
+    assert [line[:20].strip() for line in out[12:]] == [
+        'method',
+        'plain graphs',
+        'shared trees',
+        'shared, level-wise',
+    ]
+    for table in [out[3:10], out[12:]]:
+        assert len({len(line) for line in table}) == 1  # Aligned.
     # Budgets are exact, also with a warning-free single epoch:
-    assert [line.split()[-3] for line in out[2:]] == [
+    assert [line.split()[-3] for line in out[4:10]] == [
         '1,025', '1,025', '512', '512', '308', '308',
     ]  # fmt: skip
+    # Shared trees are the same training:
+    results = [line[20:58] for line in out[13:]]
+    assert results[0].split()[:3] == results[1].split()[:3]
+    assert results[1] == results[2] and '0.0 ± 0.0' in results[1]
