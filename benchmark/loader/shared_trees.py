@@ -104,6 +104,53 @@ class Net(torch.nn.Module):
         return self.head(self.aggr(h, batch))
 
 
+def compare_sizes(root: str, names: List[str], sizes: List[int]) -> None:
+    """Nodes for each tree in mini-batches."""
+    print('\nnodes for each tree of a mini-batch (!: the loader warns)')
+    labels = ''.join(f'{size or "full":>8} ' for size in sizes)
+    print(f'{"":24}{labels}')
+    for name in names:
+        dataset = load(root, name)
+        for num_layers in [2, 3]:
+            for kind in ['GIN', 'GCN']:
+                shared = share(dataset, kind, num_layers)
+                cells = ''
+                for size in sizes:
+                    if size > len(dataset):
+                        cells += ' ' * 9
+                        continue
+                    with warnings.catch_warnings(record=True) as caught:
+                        warnings.simplefilter('always')
+                        loader = SharedTreeLoader(
+                            shared, size or len(dataset), shuffle=True
+                        )
+                    batch = next(iter(loader))
+                    ratio = batch.num_roots / batch.num_nodes
+                    cells += f'{ratio:8.2f}{"!" if caught else " "}'
+                print(f'{name:12}{num_layers} layers {kind:4}{cells}')
+
+
+def compare_loading(dataset: InMemoryDataset, name: str) -> None:
+    """Seconds to load an epoch, without training."""
+    shared = share(dataset, 'GIN', 2)
+    print(f'\n{name}: seconds to load an epoch')
+    print(f'{"batch":>6}{"plain":>10}{"shared":>10}{"ratio":>9}')
+    for batch_size in [32, 512]:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            trees = SharedTreeLoader(shared, batch_size, shuffle=True)
+        loaders = [DataLoader(dataset, batch_size, shuffle=True), trees]
+        seconds: List[List[float]] = [[], []]
+        for _ in range(3):
+            for loader, times in zip(loaders, seconds):
+                start = time.perf_counter()
+                for _ in loader:
+                    pass
+                times.append(time.perf_counter() - start)
+        plain, own = (min(times) for times in seconds)
+        print(f'{batch_size:6}{plain:10.3f}{own:10.4f}{plain / own:8.1f}x')
+
+
 class Run:
     """Trains for ever; `step` gives the seconds of a step."""
 
@@ -316,6 +363,29 @@ def metric(model: Net, batch: Batch) -> float:
     return 100 * float((out.argmax(dim=-1) == y).float().mean())
 
 
+def compare_steps(
+    dataset: InMemoryDataset,
+    name: str,
+    args: argparse.Namespace,
+) -> None:
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        print(
+            f'\n{name}: {len(dataset):,} graphs, {threads} thread(s), '
+            f'PyTorch {torch.__version__}'
+        )
+        if threads == args.threads[0]:
+            for num_layers in args.num_layers:
+                print(share(dataset, 'GIN', num_layers).report())
+        print(
+            f'{"model, layers":7}{"batch":>6}{"plain [s]":>10}'
+            f'{"shared":>9}{"levelw.":>9}{"shared":>10}{"levelw.":>10}'
+            f'{"10 epochs":>10}{"prep.":>9}'
+        )
+        for num_layers in args.num_layers:
+            compare(dataset, num_layers, args.batch_sizes, args.budget)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--root', default='.data')
@@ -333,36 +403,32 @@ def main() -> None:
         default=[32, 128, 512, 4096, 0],
         help='0 is the full batch',
     )
+    parser.add_argument(
+        '--parts',
+        nargs='+',
+        default=['steps', 'sizes', 'loading', 'memory', 'curves'],
+    )
     parser.add_argument('--budget', type=float, default=1.5, help='seconds')
     parser.add_argument('--epochs', type=int, default=50, help='of curves')
     args = parser.parse_args()
 
-    for name in args.datasets:
-        dataset = load(args.root, name)
-        for threads in args.threads:
-            torch.set_num_threads(threads)
-            print(
-                f'\n{name}: {len(dataset):,} graphs, {threads} thread(s), '
-                f'PyTorch {torch.__version__}'
-            )
-            if threads == args.threads[0]:
-                for num_layers in args.num_layers:
-                    print(share(dataset, 'GIN', num_layers).report())
-            print(
-                f'{"model, layers":7}{"batch":>6}{"plain [s]":>10}'
-                f'{"shared":>9}{"levelw.":>9}{"shared":>10}{"levelw.":>10}'
-                f'{"10 epochs":>10}{"prep.":>9}'
-            )
-            for num_layers in args.num_layers:
-                compare(dataset, num_layers, args.batch_sizes, args.budget)
-
+    if 'steps' in args.parts:
+        for name in args.datasets:
+            compare_steps(load(args.root, name), name, args)
     torch.set_num_threads(args.threads[0])
-    compare_memory(args.root, args.datasets)
-    for name in args.datasets[:2]:
-        epochs = args.epochs if name not in MOLECULES else args.epochs // 10
-        marks = sorted({1, 2, 5, epochs // 5, epochs // 2, epochs} - {0})
-        marks = [mark for mark in marks if mark <= epochs]
-        compare_curves(load(args.root, name), name, marks, batch_size=128)
+    if 'sizes' in args.parts:
+        compare_sizes(args.root, args.datasets, args.batch_sizes)
+    if 'loading' in args.parts:
+        for name in args.datasets[:2]:
+            compare_loading(load(args.root, name), name)
+    if 'memory' in args.parts:
+        compare_memory(args.root, args.datasets)
+    if 'curves' in args.parts:
+        for name in args.datasets[:2]:
+            epochs = args.epochs // (10 if name in MOLECULES else 1)
+            marks = sorted({1, 2, 5, epochs // 5, epochs // 2, epochs} - {0})
+            marks = [mark for mark in marks if mark <= epochs]
+            compare_curves(load(args.root, name), name, marks, batch_size=128)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'\npeak memory of the process: {peak:.1f} GB')
 

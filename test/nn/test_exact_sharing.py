@@ -1,6 +1,7 @@
 """Training on shared computation trees equals training on plain graphs."""
 
 import copy
+import inspect
 import warnings
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_geometric import nn as pyg
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import (
     GIN,
+    MLP,
     GATConv,
     GATv2Conv,
     GCNConv,
@@ -30,6 +33,7 @@ from torch_geometric_ext.nn import (
     check_exact,
     shared_batch,
 )
+from torch_geometric_ext.nn.check_exact import EXACT_CONVS
 from torch_geometric_ext.transforms import ShareComputationTrees
 
 NUM_LABELS, HIDDEN = 3, 8
@@ -277,6 +281,96 @@ def test_basic_models_with_trimming(num_layers):
             )
             assert num_layers == 1 or h.size(0) < batch.num_nodes
             assert torch.allclose(aggr(h, batch), expected)
+
+
+def make_mlp(*sizes):
+    return MLP([*sizes], norm=None)
+
+
+# What it takes to make each convolution, for node features of size F = 8 and
+# edge features of size 2:
+F_IN = F_OUT = HIDDEN
+EDGES = dict(edge_dim=2)
+CONVS = {
+    pyg.AGNNConv: lambda: pyg.AGNNConv(),
+    pyg.CGConv: lambda: pyg.CGConv(F_IN, dim=2, batch_norm=True),
+    pyg.EdgeConv: lambda: pyg.EdgeConv(make_mlp(2 * F_IN, F_OUT)),
+    pyg.FeaStConv: lambda: pyg.FeaStConv(F_IN, F_OUT, heads=2),
+    pyg.FiLMConv: lambda: pyg.FiLMConv(F_IN, F_OUT),
+    pyg.GATConv: lambda: pyg.GATConv(F_IN, F_OUT, **EDGES),
+    pyg.GATv2Conv: lambda: pyg.GATv2Conv(F_IN, F_OUT, **EDGES),
+    pyg.GCNConv: None,  # Differs between plain graphs and trees, see above.
+    pyg.GENConv: lambda: pyg.GENConv(F_IN, F_OUT, 'softmax', **EDGES),
+    pyg.GINConv: lambda: pyg.GINConv(make_mlp(F_IN, F_OUT, F_OUT)),
+    pyg.GINEConv: lambda: pyg.GINEConv(make_mlp(F_IN, F_OUT), **EDGES),
+    pyg.GMMConv: lambda: pyg.GMMConv(F_IN, F_OUT, 2, kernel_size=3),
+    pyg.GeneralConv: lambda: pyg.GeneralConv(F_IN, F_OUT, 2, attention=True),
+    pyg.GraphConv: lambda: pyg.GraphConv(F_IN, F_OUT, 'max'),
+    pyg.LEConv: lambda: pyg.LEConv(F_IN, F_OUT),
+    pyg.MFConv: lambda: pyg.MFConv(F_IN, F_OUT, max_degree=3),
+    pyg.NNConv: lambda: pyg.NNConv(F_IN, F_OUT, make_mlp(2, F_IN * F_OUT)),
+    pyg.PNAConv: lambda: make_conv('PNA', F_IN, torch.ones(9).long()),
+    pyg.ResGatedGraphConv: lambda: pyg.ResGatedGraphConv(F_IN, F_OUT, **EDGES),
+    pyg.RGCNConv: lambda: pyg.RGCNConv(F_IN, F_OUT, num_relations=2),
+    pyg.SAGEConv: lambda: pyg.SAGEConv(F_IN, F_OUT, ['mean', 'std']),
+    pyg.SimpleConv: lambda: pyg.SimpleConv('mean', combine_root='sum'),
+    pyg.TransformerConv: lambda: pyg.TransformerConv(
+        F_IN, F_OUT, 2, concat=False, **EDGES
+    ),
+}
+
+
+class Stack(torch.nn.Module):
+    """Two layers of any convolution, and a readout."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.encoder = torch.nn.Linear(NUM_LABELS, F_IN)
+        self.convs = torch.nn.ModuleList(make() for _ in range(2))
+        self.aggr = RootAggregation('sum')
+        self.head = torch.nn.Linear(F_OUT, 2)
+
+    def forward(self, batch):
+        h = self.encoder(batch.x)
+        with shared_batch(batch):
+            for layer in self.convs:
+                h = layer(h, batch.edge_index, *self.edges(layer, batch))
+                h = h.tanh()
+        return self.head(self.aggr(h, batch))
+
+    @staticmethod
+    def edges(layer, batch):
+        names = inspect.signature(layer.forward).parameters
+        if 'edge_attr' in names:
+            return (batch.edge_attr.double(),)
+        return (batch.edge_type,) if 'edge_type' in names else ()
+
+
+def test_no_convolution_is_missing():
+    assert set(CONVS) == set(EXACT_CONVS)
+
+
+@pytest.mark.parametrize(
+    'make', [make for make in CONVS.values() if make is not None]
+)
+def test_every_convolution_that_passes_the_check(make):
+    graphs = [to_double(data) for data in random_graphs(6, directed=True)]
+    for data in graphs:
+        data.edge_type = data.edge_attr.argmax(dim=-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        trees = ShareComputationTrees(2, self_loops='remove')(graphs)
+        loops = ShareComputationTrees(2)(graphs)
+    torch.manual_seed(0)
+    plain = Stack(make).double()
+    if not getattr(plain.convs[0], 'add_self_loops', False):
+        if not isinstance(plain.convs[0], (pyg.AGNNConv, pyg.FeaStConv)):
+            trees = loops
+    shared = TreeBatchNorm.convert(copy.deepcopy(plain))
+    check_exact(shared.convs, trees)
+    batch = next(iter(SharedTreeLoader(trees, len(graphs))))
+    plain_batch = Batch.from_data_list(graphs)
+    assert_equal(plain, shared, plain_batch, batch, 1e-10)
 
 
 def test_too_few_levels_differ():
