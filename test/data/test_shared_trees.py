@@ -132,7 +132,8 @@ def test_comparison(shared):
 def test_batch(shared, device):
     batch = next(iter(SharedTreeLoader(shared, batch_size=2))).to(device)
     assert isinstance(batch, SharedTreeBatch)
-    assert batch.num_graphs == 2 and batch.num_layers == 2
+    assert batch.num_graphs == batch.batch_size == 2
+    assert batch.num_layers == 2
     assert (
         batch.root.device
         == batch.x.device

@@ -101,12 +101,26 @@ def test_with_trees():
         check_exact(gcn, share())
     with pytest.raises(ValueError, match="'gcn_norm=False'"):
         check_exact(nn.GIN(4, 8, 2), share(gcn_norm=True))
-    with pytest.raises(ValueError, match="reads 'edge_attr'"):
-        check_exact(nn.GATConv(4, 8, edge_dim=2), share())
+    for conv in [
+        nn.GATConv(4, 8, edge_dim=2),
+        nn.GINEConv(torch.nn.Linear(4, 8), edge_dim=2),
+        nn.CGConv(4, dim=2),
+    ]:
+        check_exact(conv)
+        with pytest.raises(ValueError, match="reads 'edge_attr'"):
+            check_exact(conv, share())
+    check_exact(nn.CGConv(4), share())
     gat = nn.GAT(4, 8, num_layers=2)
     check_exact(gat, share(loop=True, self_loops='remove'))
     with pytest.raises(ValueError, match='self_loops="remove"'):
         check_exact(gat, share(loop=True))
+
+
+def test_levelwise_jumping_knowledge():
+    model = nn.GIN(4, 8, 2, jk='cat')
+    check_exact(model)
+    with pytest.raises(ValueError, match="'JumpingKnowledge' needs"):
+        check_exact(LevelwiseConv.convert(model))
 
 
 def test_all_reasons_are_told():

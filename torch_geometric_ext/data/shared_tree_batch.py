@@ -37,6 +37,11 @@ class SharedTreeBatch(Data):
         return self.root_ptr.numel() - 1
 
     @property
+    def batch_size(self) -> int:
+        """The number of graphs."""
+        return self.num_graphs
+
+    @property
     def num_layers(self) -> int:
         """The number of message-passing layers."""
         return len(self.num_sampled_nodes) - 1

@@ -6,6 +6,7 @@ from torch.nn import Module
 from torch_geometric.nn.aggr import Aggregation
 
 from torch_geometric_ext.nn.aggr.root_aggregation import ORDERED_AGGRS
+from torch_geometric_ext.nn.conv import LevelwiseConv
 from torch_geometric_ext.nn.norm import TreeBatchNorm
 
 # Convolutions that read one hop, aggregate a multiset, and normalize by
@@ -78,7 +79,9 @@ def check_exact(
       normalization of messages,
     * dropout, which draws once for each distinct tree.
 
-    A convolution that is called several times counts once: this is not seen.
+    Only modules are seen: not that a convolution is called several times, nor
+    what :meth:`forward` does by functions, such as
+    :func:`torch.nn.functional.dropout`.
 
     Args:
         model (torch.nn.Module): The layers that work on nodes. Leave out what
@@ -117,6 +120,13 @@ def check_exact(
         for reason in filter(None, found):
             reasons.append(f'{label}({module.__class__.__name__}) {reason}')
         num_convs += isinstance(module, pyg.MessagePassing)
+    modules = list(model.modules())
+    if any(isinstance(module, LevelwiseConv) for module in modules):
+        if any(isinstance(m, pyg.JumpingKnowledge) for m in modules):
+            reasons.append(
+                "'JumpingKnowledge' needs the outputs of all layers, of which "
+                "'LevelwiseConv' computes one level each"
+            )
     if num_hops is None:
         num_hops = num_convs
     if shared is not None and num_hops > shared.num_layers:
@@ -127,8 +137,8 @@ def check_exact(
         )
     if reasons:
         raise ValueError(
-            "'model' differs on shared computation trees:\n  "
-            + '\n  '.join(reasons)
+            "'model' differs on shared computation trees (leave out what "
+            'comes after pooling):\n  ' + '\n  '.join(reasons)
         )
 
 
@@ -181,9 +191,11 @@ def _trees(module: Module, shared: Any) -> Optional[str]:
     replaces = not is_gcn and getattr(module, 'add_self_loops', replaces)
     if replaces and shared.has_self_loops:
         return 'replaces self-loops, needs trees with \'self_loops="remove"\''
-    if getattr(module, 'edge_dim', None) is not None:
-        if 'edge_attr' not in shared.edge_attrs:
-            return "reads 'edge_attr', which the trees do not have"
+    reads = isinstance(module, (pyg.GINEConv, pyg.GMMConv, pyg.NNConv))
+    reads = reads or getattr(module, 'edge_dim', None) is not None
+    reads = reads or (isinstance(module, pyg.CGConv) and module.dim > 0)
+    if reads and 'edge_attr' not in shared.edge_attrs:
+        return "reads 'edge_attr', which the trees do not have"
     return None
 
 

@@ -60,8 +60,11 @@ class ShareComputationTrees:
             degrees of their leaves, and mini-batches carry self-loops and
             :obj:`edge_weight`, with which
             :class:`~torch_geometric.nn.conv.GCNConv` with
-            :obj:`normalize=False` and :obj:`add_self_loops=False` gives what
-            it gives by default on the plain graphs. (default: :obj:`False`)
+            :obj:`normalize=False` and :obj:`add_self_loops=False`, called
+            with :obj:`batch.edge_weight` (of the type of :obj:`x`, if that is
+            floating point), gives what it gives by default on the plain
+            graphs. Let :class:`torch_geometric.transforms.GCNNorm` prepare
+            plain graphs for that model. (default: :obj:`False`)
         self_loops (str, optional): What happens to self-loops before trees
             are built: :obj:`"keep"` is right for convolutions that treat them
             as any other edge, :obj:`"remove"` for those that replace them by
@@ -70,11 +73,15 @@ class ShareComputationTrees:
             :obj:`"remove"`. (default: :obj:`"keep"`)
         edge_attr (bool, optional): Whether :obj:`edge_attr`,
             :obj:`edge_weight` and :obj:`edge_type` tell trees apart and are
-            part of mini-batches. There is more to share without.
+            part of mini-batches. Set it to :obj:`False` if the model does not
+            read them: there is more to share without.
             (default: whether :obj:`gcn_norm` is not set)
         degree_labels (bool, optional): If set to :obj:`True`, the in-degree of
             each node (:obj:`torch.int64`, of shape :obj:`[num_nodes, 1]`)
-            serves as :obj:`x` where it is missing. (default: :obj:`False`)
+            serves as :obj:`x` where it is missing, for an embedding. For
+            one-hot features, use
+            :class:`torch_geometric.transforms.OneHotDegree` instead.
+            (default: :obj:`False`)
         discretizer (Discretize, optional): Makes continuous features
             categorical (a transform; it is fitted to the data set if that has
             not been done). Sharing is then exact with respect to the
@@ -145,7 +152,8 @@ class ShareComputationTrees:
         Args:
             dataset (Dataset or Sequence): Any data set of homogeneous graphs:
                 in memory, on disk, a :class:`torch.utils.data.Subset`, a
-                list. It stays as it is.
+                list. It stays as it is. Split it first: what is shared is not
+                sliced (but loaders take samplers).
             known (SharedTrees, optional): If given, its trees keep their ids,
                 and those it does not hold are ranked behind them. The result
                 holds the trees of both, and the graphs of :obj:`dataset`.
@@ -159,7 +167,8 @@ class ShareComputationTrees:
         if isinstance(dataset, BaseData) or not hasattr(dataset, '__len__'):
             raise TypeError(
                 f"'dataset' of '{self.__class__.__name__}' needs to be a data "
-                f'set of graphs (got {type(dataset)})'
+                f'set of graphs, not one of them: it is no transform of a '
+                f'data set (got {type(dataset)})'
             )
         if len(dataset) == 0:
             raise ValueError(
@@ -213,12 +222,13 @@ class ShareComputationTrees:
         return [part for result in results for part in result]
 
     def _check_ratio(self, shared: SharedTrees) -> None:
-        ratio = shared.report().node_ratio
-        if ratio < MIN_RATIO:
+        report = shared.report()
+        if report.node_ratio < MIN_RATIO:
             warnings.warn(
                 f'Sharing {self.num_layers} layers of computation trees does '
-                f'not pay for this data set: there are only {ratio:.1f} nodes '
-                f'for each distinct tree',
+                f'not pay for this data set: there are only '
+                f'{report.node_ratio:.1f} nodes for each distinct tree. Fewer '
+                f"layers share more, and 'LevelwiseConv' computes less",
                 stacklevel=3,
             )
 

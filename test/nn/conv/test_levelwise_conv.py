@@ -71,6 +71,16 @@ def test_convert_one_convolution():
     assert isinstance(conv, LevelwiseConv)
     assert LevelwiseConv.convert(torch.nn.ModuleList([conv]))[0] is conv
     conv.reset_parameters()
+    assert LevelwiseConv.revert(conv) is conv.conv
+
+
+def test_revert():
+    model = GIN(1, 8, num_layers=2)
+    convs, keys = list(model.convs), list(model.state_dict())
+    assert list(LevelwiseConv.convert(model).state_dict()) != keys
+    assert LevelwiseConv.revert(model) is model
+    assert list(model.state_dict()) == keys
+    assert all(a is b for a, b in zip(model.convs, convs))
 
 
 def test_errors(batch):

@@ -33,7 +33,8 @@ class LevelwiseConv(torch.nn.Module):
         :class:`~torch_geometric.nn.models.JumpingKnowledge`) does not work.
         The first convolution takes :obj:`batch.x`, or what was computed from
         it row by row. There need to be as many convolutions as trees are
-        deep. The keys of a :obj:`state_dict()` gain a :obj:`conv.`.
+        deep. The keys of a :obj:`state_dict()` gain a :obj:`conv.`, until
+        :meth:`revert`.
 
     Args:
         conv (MessagePassing): The convolution.
@@ -68,6 +69,21 @@ class LevelwiseConv(torch.nn.Module):
         for name, child in module._modules.items():
             if child is not None:
                 setattr(module, name, cls._convert(child, wrapped))
+        return module
+
+    @classmethod
+    def revert(cls, module: torch.nn.Module) -> torch.nn.Module:
+        r"""Unwraps each convolution in a model, in place, and returns the
+        model (or the convolution).
+
+        Args:
+            module (torch.nn.Module): The model.
+        """
+        if isinstance(module, cls):
+            return module.conv
+        for name, child in module._modules.items():
+            if child is not None:
+                setattr(module, name, cls.revert(child))
         return module
 
     def reset_parameters(self) -> None:
