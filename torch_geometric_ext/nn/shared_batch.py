@@ -1,7 +1,7 @@
 import itertools
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Literal, Optional, Union
 
 import torch
 from torch import Tensor
@@ -67,7 +67,9 @@ class SharedContext:
         return count
 
 
-_current: ContextVar[Optional[SharedContext]] = ContextVar(
+# The innermost mini-batch of shared trees, False for one of plain graphs, None
+# outside of `shared_batch`.
+_current: ContextVar[Union[SharedContext, Literal[False], None]] = ContextVar(
     'shared_batch', default=None
 )
 
@@ -76,9 +78,9 @@ _current: ContextVar[Optional[SharedContext]] = ContextVar(
 def shared_batch(batch: Any) -> Iterator[None]:
     r"""Tells layers that what they work on are shared computation trees.
 
-    Needed by :class:`~torch_geometric_ext.nn.TreeBatchNorm` and
-    :class:`~torch_geometric_ext.nn.LevelwiseConv`, which do what the plain
-    layers do outside of it.
+    Needed by :class:`~torch_geometric_ext.nn.TreeBatchNorm` in training, and
+    by :class:`~torch_geometric_ext.nn.LevelwiseConv`, which is the plain
+    layer outside of it.
 
     .. code-block:: python
 
@@ -100,7 +102,7 @@ def shared_batch(batch: Any) -> Iterator[None]:
             trees are deep: their output is not that of the nodes.
     """
     context = SharedContext(batch) if 'root_ptr' in batch else None
-    token = _current.set(context)
+    token = _current.set(context or False)
     try:
         yield
     finally:
@@ -115,4 +117,9 @@ def shared_batch(batch: Any) -> Iterator[None]:
 
 def current_context() -> Optional[SharedContext]:
     """The innermost mini-batch of shared trees, if any."""
-    return _current.get()
+    return _current.get() or None
+
+
+def is_inside() -> bool:
+    """Whether layers have been told what they work on."""
+    return _current.get() is not None

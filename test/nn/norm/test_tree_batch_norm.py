@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch_geometric.data import Data
 from torch_geometric.nn import GIN, BatchNorm
 from torch_geometric.testing import withCUDA
 
@@ -53,7 +54,8 @@ def test_equals_batch_norm(momentum, affine, device):
 
     x = torch.randn(5, 4, dtype=torch.double, device=device)
     norm.load_state_dict(plain.state_dict())
-    assert torch.equal(norm(x), plain(x))  # Plain graphs.
+    with shared_batch(Data(x=x)):  # Plain graphs.
+        assert torch.equal(norm(x), plain(x))
     with shared_batch(batch):
         assert torch.allclose(norm.eval()(x), plain.eval()(x))
 
@@ -112,8 +114,15 @@ def test_wrong_rows():
 
 def test_contexts_nest_and_end():
     norm, x = TreeBatchNorm(4), torch.randn(5, 4)
-    expected = copy.deepcopy(norm)(x)
+    plain = torch.nn.BatchNorm1d(4)
+    with shared_batch(make_batch()):
+        expected = norm(x)
+        with shared_batch(Data(x=x)):
+            assert torch.equal(norm(x), plain(x))
+        assert torch.equal(norm(x), expected)
     with pytest.raises(KeyError):
         with shared_batch(make_batch()):
             raise KeyError
-    assert torch.equal(norm(x), expected)
+    with pytest.raises(RuntimeError, match='cannot tell trees from nodes'):
+        norm(x)
+    norm.eval()(x)

@@ -3,17 +3,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.nn.shared_batch import current_context
+from torch_geometric_ext.nn.shared_batch import current_context, is_inside
 
 
 class TreeBatchNorm(torch.nn.BatchNorm1d):
     r"""Batch normalization over the nodes of a mini-batch, also where each
     distinct computation tree occurs once.
 
-    Within :func:`~torch_geometric_ext.nn.shared_batch`, a tree counts as often
-    as it occurs in the mini-batch: outputs, gradients and running statistics
-    are those of :class:`torch.nn.BatchNorm1d` on the plain graphs, up to
-    rounding. Outside of it, and in evaluation, it is
+    Within :func:`~torch_geometric_ext.nn.shared_batch`, where it has to be in
+    training, a tree counts as often as it occurs in the mini-batch: outputs,
+    gradients and running statistics are those of
+    :class:`torch.nn.BatchNorm1d` on the plain graphs, up to rounding. With
+    mini-batches of plain graphs, and in evaluation, it is
     :class:`torch.nn.BatchNorm1d`.
 
     .. note::
@@ -48,9 +49,20 @@ class TreeBatchNorm(torch.nn.BatchNorm1d):
         return module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the normalized nodes."""
+        """Returns the normalized nodes.
+
+        Raises:
+            RuntimeError: In training, outside of
+                :func:`~torch_geometric_ext.nn.shared_batch`.
+            ValueError: If :obj:`x` has not the rows of the mini-batch.
+        """
         context = current_context()
         use_batch_stats = self.training or self.running_mean is None
+        if use_batch_stats and not is_inside():
+            raise RuntimeError(
+                f"'{self.__class__.__name__}' cannot tell trees from nodes "
+                f"(put 'with shared_batch(batch):' around the layers)"
+            )
         if context is None or not use_batch_stats:
             return super().forward(x)
         if x.dim() != 2 or not context.is_nodes(x.size(0)):
