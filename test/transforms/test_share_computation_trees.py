@@ -273,7 +273,8 @@ def test_invalid_data_sets():
     with pytest.raises(ValueError, match="'x' .*'degree_labels=True'"):
         transform(graphs(x=None))
     with pytest.raises(ValueError, match="'edge_index' .*got 'adj_t'"):
-        transform(graphs(edge_index=None, adj_t=torch.eye(data.num_nodes)))
+        adj_t = torch.eye(data.num_nodes).to_sparse_csr()
+        transform(graphs(edge_index=None, adj_t=adj_t))
     x = torch.rand(data.num_nodes, 3)
     with pytest.raises(ValueError, match="'x' contains NaN"):
         transform(graphs(x=x / 0 * 0))

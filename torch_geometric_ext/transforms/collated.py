@@ -80,6 +80,7 @@ def _read_storage(
     end: int,
 ) -> Collated:
     data, positions = dataset._data, positions[begin:end]
+    _check_layout(data)
     node_ptr = _node_ptr(data, dataset.slices)
     assert node_ptr is not None
     attrs, ptrs = {}, {}
@@ -104,6 +105,7 @@ def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
                 f"'dataset' needs to hold graphs of type 'Data' (got "
                 f'{type(item)} at {position})'
             )
+        _check_layout(item)
         if item.keys() != items[0].keys():
             keys = sorted(set(item.keys()) ^ set(items[0].keys()))
             raise ValueError(
@@ -127,6 +129,13 @@ def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
     attrs = {key: data[key] for key in ptrs}
     sizes = torch.tensor([item.num_nodes for item in items])
     return _side_by_side(attrs, ptrs, sizes, begin)
+
+
+def _check_layout(data: Data) -> None:
+    if 'adj_t' in data and 'edge_index' not in data:
+        raise ValueError(
+            "'dataset' needs graphs with 'edge_index' (got 'adj_t')"
+        )
 
 
 def _side_by_side(

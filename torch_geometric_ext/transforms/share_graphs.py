@@ -102,10 +102,6 @@ def _prepare(
     """Discretized features, without self-loops where they go."""
     out = dict(attrs)
     if 'edge_index' not in out:
-        if 'adj_t' in out:
-            raise ValueError(
-                "'dataset' needs graphs with 'edge_index' (got 'adj_t')"
-            )
         out['edge_index'] = torch.empty(2, 0, dtype=torch.long)
     if 'edge_weight' in out and settings.gcn_norm:
         raise NotImplementedError(
