@@ -17,7 +17,7 @@ from torch_geometric_ext.transforms.share_graphs import (
 )
 
 LARGE_PART = 10_000  # Nodes.
-MIN_RATIO = 1.5
+MIN_RATIO = 1.5  # Of nodes to trees; mini-batches share less than all graphs.
 
 
 class ShareComputationTrees:
