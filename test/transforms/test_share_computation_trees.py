@@ -345,6 +345,15 @@ def test_attributes_of_graphs():
         share(graphs)
 
 
+def test_order_of_attributes_does_not_matter():
+    graphs = make_graphs(4)
+    for i, data in enumerate(graphs):
+        for key in ['ab', 'ba'][i % 2]:
+            data[key] = torch.tensor([i])
+    attrs = share(graphs).graph_attrs
+    assert attrs['a'].tolist() == attrs['b'].tolist() == [0, 1, 2, 3]
+
+
 def test_subclass_of_subset_is_asked_for_its_items():
     class Zeros(Subset):
         def __getitem__(self, idx):

@@ -1,6 +1,6 @@
 """Reads data sets as a few large graphs instead of many small ones."""
 
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -25,6 +25,16 @@ class Collated(NamedTuple):
     node_ptr: Tensor
 
 
+class _Storage(NamedTuple):
+    """A data set in memory, the positions of its graphs in there, and the
+    number of nodes of each.
+    """
+
+    dataset: InMemoryDataset
+    positions: Tensor
+    num_nodes: Tensor
+
+
 def read_chunks(
     dataset: Any,
     start: int,
@@ -36,14 +46,14 @@ def read_chunks(
     for begin in range(start, stop, chunk_size):
         end = min(begin + chunk_size, stop)
         if storage is not None:
-            yield _read_storage(*storage, begin, end)
+            yield _read_storage(storage, begin, end)
         else:
             yield _read_items(indexed, begin, end)
 
 
-def _storage(dataset: Any) -> Optional[Tuple[InMemoryDataset, Tensor]]:
-    """The data set in memory below, and the positions of its graphs. None
-    where its storage is not all there is to an item.
+def _storage(dataset: Any) -> Optional[_Storage]:
+    """What is below a data set in memory. None where that is not all there is
+    to an item.
     """
     if type(dataset) is IndexedDataset:
         return _storage(dataset.dataset)
@@ -51,7 +61,9 @@ def _storage(dataset: Any) -> Optional[Tuple[InMemoryDataset, Tensor]]:
         storage = _storage(dataset.dataset)
         if storage is None:
             return None
-        return storage[0], storage[1][torch.as_tensor(dataset.indices)]
+        index = torch.as_tensor(dataset.indices, dtype=torch.long)
+        below, positions, num_nodes = storage
+        return _Storage(below, positions[index], num_nodes[index])
     if (
         not isinstance(dataset, InMemoryDataset)
         or type(dataset).get is not InMemoryDataset.get
@@ -59,32 +71,22 @@ def _storage(dataset: Any) -> Optional[Tuple[InMemoryDataset, Tensor]]:
         or dataset.transform is not None
         or type(dataset._data) is not Data
         or not isinstance(dataset.slices, dict)
-        or _node_ptr(dataset._data, dataset.slices) is None
     ):
         return None
-    return dataset, torch.tensor(list(dataset.indices()), dtype=torch.long)
+    num_nodes = dataset._data._store.get('_num_nodes')
+    if 'x' in dataset.slices:
+        num_nodes = torch.as_tensor(dataset.slices['x']).diff()
+    elif not isinstance(num_nodes, list):
+        return None
+    positions = torch.tensor(list(dataset.indices()), dtype=torch.long)
+    return _Storage(dataset, positions, torch.as_tensor(num_nodes)[positions])
 
 
-def _node_ptr(data: Data, slices: Dict[str, Any]) -> Optional[Tensor]:
-    if 'x' in slices:
-        return torch.as_tensor(slices['x'])
-    if isinstance(data._store.get('_num_nodes'), list):
-        return row_ptr(torch.tensor(data._store['_num_nodes']))
-    return None
-
-
-def _read_storage(
-    dataset: InMemoryDataset,
-    positions: Tensor,
-    begin: int,
-    end: int,
-) -> Collated:
-    data, positions = dataset._data, positions[begin:end]
+def _read_storage(storage: _Storage, begin: int, end: int) -> Collated:
+    data, positions = storage.dataset._data, storage.positions[begin:end]
     _check_layout(data)
-    node_ptr = _node_ptr(data, dataset.slices)
-    assert node_ptr is not None
     attrs, ptrs = {}, {}
-    for key, slices in dataset.slices.items():
+    for key, slices in storage.dataset.slices.items():
         value = data[key]
         if not isinstance(value, Tensor) or not isinstance(slices, Tensor):
             continue
@@ -94,7 +96,7 @@ def _read_storage(
             attrs[key] = value
         else:
             attrs[key] = value.index_select(dim, index.to(value.device))
-    return _side_by_side(attrs, ptrs, node_ptr.diff()[positions], begin)
+    return _side_by_side(attrs, ptrs, storage.num_nodes[begin:end], begin)
 
 
 def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
@@ -106,11 +108,12 @@ def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
                 f'{type(item)} at {position})'
             )
         _check_layout(item)
-        if item.keys() != items[0].keys():
-            keys = sorted(set(item.keys()) ^ set(items[0].keys()))
+        other = set(item.keys()) ^ set(items[0].keys())
+        if other:
             raise ValueError(
-                f"'dataset' needs graphs with the same attributes (got {keys} "
-                f'in only one of the graphs {begin} and {position})'
+                f"'dataset' needs graphs with the same attributes (got "
+                f'{sorted(other)} in only one of the graphs {begin} and '
+                f'{position})'
             )
     try:
         data, slices, _ = collate(
