@@ -1,6 +1,7 @@
 from .aggr import RootAggregation
 from .check_exact import check_exact
 from .conv import LevelwiseConv
+from .dense import SparseLinear
 from .norm import TreeBatchNorm
 from .prototypes import HypersphericalPrototypes
 from .shared_batch import shared_batch
@@ -9,6 +10,7 @@ __all__ = [
     'HypersphericalPrototypes',
     'LevelwiseConv',
     'RootAggregation',
+    'SparseLinear',
     'TreeBatchNorm',
     'check_exact',
     'shared_batch',

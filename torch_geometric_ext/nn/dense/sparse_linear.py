@@ -1,0 +1,415 @@
+import math
+from typing import Any, Dict, Optional, Union
+
+import torch
+import torch_geometric.nn
+from torch import Tensor
+from torch.nn.parameter import Parameter, UninitializedParameter
+
+from torch_geometric_ext.nn.dense.pattern import (
+    Pattern,
+    check,
+    compress,
+    flatten,
+    random_index,
+)
+from torch_geometric_ext.ops.sparse_linear import sparse_linear
+
+MAX_DENSE = 2**28  # Elements.
+INITIALIZERS = [None, 'glorot', 'kaiming_uniform', 'uniform']
+
+DenseLinear = Union[torch.nn.Linear, torch_geometric.nn.Linear]
+
+
+class SparseLinear(torch.nn.Module):
+    r"""A linear transformation
+
+    .. math::
+        \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}
+
+    in which only a fixed share of the weights :math:`\mathbf{W}` exists: in
+    memory, in the products of the forward and the backward pass, in the
+    gradient and in the state of the optimizer.
+
+    A drop-in for :class:`torch.nn.Linear` and
+    :class:`torch_geometric.nn.Linear`. The weights that exist are drawn
+    uniformly; :class:`~torch_geometric_ext.sparsity.RigL` and its kin move
+    them while training.
+
+    .. note::
+        Where a dense product is faster, the layer computes a dense product
+        (:meth:`extra_repr` tells below which sparsity), so that it is never
+        notably slower than its dense twin on a batch of some hundred rows.
+
+    Args:
+        in_channels (int): Size of each input sample, or :obj:`-1` to derive
+            it from the first input.
+        out_channels (int): Size of each output sample.
+        bias (bool, optional): If set to :obj:`False`, the layer will not
+            learn an additive bias. (default: :obj:`True`)
+        sparsity (float, optional): The share of weights that do not exist, in
+            :math:`[0, 1)`. Their number is rounded to the nearest integer.
+            (default: :obj:`0.9`)
+        seed (int, optional): Seed of the pattern. By default, it is drawn by
+            the global generator of PyTorch, as initial values always are.
+            (default: :obj:`None`)
+        weight_initializer (str, optional): As in
+            :class:`torch_geometric.nn.Linear`, with bounds for the number of
+            weights that really come in (and out, for :obj:`"glorot"`).
+            (default: :obj:`None`)
+        bias_initializer (str, optional): As in
+            :class:`torch_geometric.nn.Linear`. (default: :obj:`None`)
+
+    Attributes:
+        values (torch.nn.Parameter): The weights that exist, row by row.
+        bias (torch.nn.Parameter): The bias, or :obj:`None`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Shapes:
+        - **input:** features :math:`(*, I)`
+        - **output:** features :math:`(*, O)`
+
+    Memory is :math:`O(\textrm{nnz} + I + O)`: four bytes for each value, and
+    twelve for its place in compressed rows and columns.
+
+    Example:
+        >>> lin = SparseLinear(512, 256, sparsity=0.9)
+        >>> lin.values.shape
+        torch.Size([13107])
+        >>> lin(torch.randn(100, 512)).shape
+        torch.Size([100, 256])
+    """
+
+    values: Parameter
+    bias: Optional[Parameter]
+    rowptr: Tensor
+    col: Tensor
+    colptr: Tensor
+    row: Tensor
+    perm: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bias: bool = True,
+        *,
+        sparsity: float = 0.9,
+        seed: Optional[int] = None,
+        weight_initializer: Optional[str] = None,
+        bias_initializer: Optional[str] = None,
+    ) -> None:
+        super().__init__()
+        if in_channels < -1 or out_channels < 0:
+            raise ValueError(
+                f"'in_channels' and 'out_channels' of 'SparseLinear' must not "
+                f'be negative, but for -1 inputs (got {in_channels} and '
+                f'{out_channels})'
+            )
+        if not 0 <= sparsity < 1:
+            raise ValueError(
+                f"'sparsity' of 'SparseLinear' needs to be in [0, 1) "
+                f'(got {sparsity})'
+            )
+        if weight_initializer not in INITIALIZERS:
+            raise ValueError(
+                f"'weight_initializer' of 'SparseLinear' needs to be one of "
+                f'{INITIALIZERS} (got {weight_initializer!r})'
+            )
+        if bias_initializer not in [None, 'zeros']:
+            raise ValueError(
+                f"'bias_initializer' of 'SparseLinear' needs to be None or "
+                f"'zeros' (got {bias_initializer!r})"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.seed = seed
+        self.weight_initializer = weight_initializer
+        self.bias_initializer = bias_initializer
+        self.dense_class: type = torch_geometric.nn.Linear
+        self._sparsity = sparsity
+
+        for name in Pattern._fields:
+            x = torch.empty(0, dtype=torch.int32)
+            derived = name in ['row', 'perm']
+            self.register_buffer(name, x, persistent=not derived)
+        if bias:
+            self.bias = Parameter(torch.empty(out_channels))
+        else:
+            self.register_parameter('bias', None)
+        if in_channels >= 0:
+            self.values = Parameter(torch.empty(0))
+            self.reset_mask(seed)
+        else:
+            self.values = UninitializedParameter()
+            self._hook = self.register_forward_pre_hook(self._initialize)
+
+    @classmethod
+    def from_dense(
+        cls,
+        linear: DenseLinear,
+        mask: Optional[Tensor] = None,
+        sparsity: Optional[float] = None,
+    ) -> 'SparseLinear':
+        r"""Copies the weights of a dense layer that a mask, or else their
+        magnitude, selects; without either, all that are not zero.
+
+        Args:
+            linear (torch.nn.Linear or torch_geometric.nn.Linear): The dense
+                layer, initialized.
+            mask (torch.Tensor, optional): The weights to keep (bool, of the
+                shape of :obj:`linear.weight`). (default: :obj:`None`)
+            sparsity (float, optional): The share of weights to leave out,
+                smallest magnitudes first. (default: :obj:`None`)
+        """
+        weight = linear.weight
+        if isinstance(weight, UninitializedParameter):
+            raise ValueError(
+                f"'linear' needs to be initialized; run one forward pass of "
+                f'the model first (got {linear})'
+            )
+        if mask is not None and sparsity is not None:
+            raise ValueError("'mask' and 'sparsity' exclude one another")
+        if mask is not None and (
+            mask.dtype != torch.bool or mask.shape != weight.shape
+        ):
+            raise ValueError(
+                f"'mask' needs to be of torch.bool and of shape "
+                f'{list(weight.shape)} (got {mask.dtype} and '
+                f'{list(mask.shape)})'
+            )
+        out = cls(
+            weight.size(1),
+            weight.size(0),
+            bias=linear.bias is not None,
+            sparsity=0.0 if sparsity is None else sparsity,
+            weight_initializer=getattr(linear, 'weight_initializer', None),
+            bias_initializer=getattr(linear, 'bias_initializer', None),
+        ).to(weight.device, weight.dtype)
+        out.dense_class = type(linear)
+        flat = weight.detach().flatten()
+        if sparsity is not None:
+            top = flat.abs().topk(out.values.numel(), sorted=False)
+            index = top.indices.sort().values
+        else:
+            keep = flat != 0 if mask is None else mask.flatten()
+            index = keep.nonzero().flatten()
+        out.set_weights(index, flat[index])
+        out.values.requires_grad_(weight.requires_grad)
+        if out.bias is not None:
+            out.bias.data.copy_(linear.bias)
+            out.bias.requires_grad_(linear.bias.requires_grad)
+        return out.train(linear.training)
+
+    def to_dense(self) -> DenseLinear:
+        """Returns an ordinary layer of equal outputs, of the class that
+        :meth:`from_dense` was given.
+        """
+        kwargs: Dict[str, Any] = dict(bias=self.bias is not None)
+        if not issubclass(self.dense_class, torch.nn.Linear):
+            kwargs['weight_initializer'] = self.weight_initializer
+            kwargs['bias_initializer'] = self.bias_initializer
+        out = self.dense_class(self.in_channels, self.out_channels, **kwargs)
+        values = self.values.detach()
+        weight = values.new_zeros(self.out_channels * self.in_channels)
+        weight[self.index] = values
+        weight = weight.view(self.out_channels, self.in_channels)
+        out.weight = Parameter(weight, self.values.requires_grad)
+        if self.bias is not None:
+            bias = self.bias.detach().clone()
+            out.bias = Parameter(bias, self.bias.requires_grad)
+        return out.train(self.training)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights that do not exist."""
+        return self._sparsity
+
+    @property
+    def index(self) -> Tensor:
+        """The ascending positions of the weights in the flat, dense weight
+        (int64).
+        """
+        return flatten(self.rowptr, self.col, self.in_channels)
+
+    @property
+    def mask(self) -> Tensor:
+        """Which weights exist, as a dense mask of shape :math:`(O, I)`."""
+        size = self._dense_size('mask')
+        mask = torch.zeros(size, dtype=torch.bool, device=self.col.device)
+        mask[self.index] = True
+        return mask.view(self.out_channels, self.in_channels)
+
+    @property
+    def weight(self) -> Tensor:
+        """A dense, differentiable view of the weights, of shape
+        :math:`(O, I)`.
+        """
+        size = self._dense_size('weight')
+        out = self.values.new_zeros(size).scatter(0, self.index, self.values)
+        return out.view(self.out_channels, self.in_channels)
+
+    @torch.no_grad()
+    def set_weights(self, index: Tensor, values: Tensor) -> None:
+        """Replaces the weights that exist. Tensors are overwritten in place
+        if their number stays.
+
+        Args:
+            index (torch.Tensor): Their positions in the flat, dense weight,
+                ascending (int64).
+            values (torch.Tensor): Their values.
+        """
+        size = self.in_channels * self.out_channels
+        if index.dim() != 1 or index.shape != values.shape:
+            raise ValueError(
+                f"'index' and 'values' need to be vectors of one length (got "
+                f'{list(index.shape)} and {list(values.shape)})'
+            )
+        if index.numel() > 0 and (
+            index[0] < 0 or index[-1] >= size or (index.diff() <= 0).any()
+        ):
+            raise ValueError(
+                f"'index' needs to be ascending in [0, {size}), without "
+                f'duplicates'
+            )
+        pattern = compress(index, (self.out_channels, self.in_channels))
+        for name, x in pattern._asdict().items():
+            self._set(name, x)
+        self._set('values', values.to(self.values))
+        if size > 0:
+            self._sparsity = 1 - index.numel() / size
+
+    def reset_parameters(self) -> None:
+        """Draws new values and biases; the pattern stays."""
+        if is_lazy(self):
+            return
+        scheme = self.weight_initializer or 'kaiming_uniform'
+        with torch.no_grad():
+            self.values.uniform_(-1, 1).mul_(self._bound(scheme))
+            if self.bias is None:
+                return
+            bound = 0.0 if self.bias_initializer == 'zeros' else 1.0
+            bound /= math.sqrt(max(self.in_channels, 1))
+            self.bias.uniform_(-bound, bound)
+
+    @torch.no_grad()
+    def reset_mask(self, seed: Optional[int] = None) -> None:
+        """Draws a new pattern of the same sparsity, and new values.
+
+        Args:
+            seed (int, optional): Seed of the pattern. By default, the global
+                generator draws it. (default: :obj:`None`)
+        """
+        generator = None
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+        size = self.in_channels * self.out_channels
+        num_weights = round((1 - self.sparsity) * size)
+        index = random_index(size, num_weights, generator).to(self.col.device)
+        self.set_weights(index, self.values.new_zeros(num_weights))
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the transformation.
+
+        Args:
+            x (torch.Tensor): The input features.
+        """
+        return sparse_linear(
+            x,
+            self.values,
+            self.bias,
+            self.rowptr,
+            self.col,
+            self.colptr,
+            self.row,
+            self.perm,
+        )
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return (
+            f'{self.in_channels}, {self.out_channels}, '
+            f'bias={self.bias is not None}, sparsity={self.sparsity:.4g}'
+        )
+
+    def _bound(self, scheme: str) -> Tensor:
+        """Bounds of uniform values by the weights that really come in."""
+        degree = self.rowptr.diff()
+        if scheme == 'glorot':
+            fans = self.in_channels + self.out_channels
+            fan = fans * (1 - self.sparsity)
+            return self.values.new_tensor(math.sqrt(6 / max(fan, 1)))
+        bound = degree.to(self.values.dtype).clamp(min=1).rsqrt()
+        size = self.values.numel()
+        return bound.repeat_interleave(degree, output_size=size)
+
+    def _dense_size(self, name: str) -> int:
+        size = self.in_channels * self.out_channels
+        if size > MAX_DENSE:
+            raise ValueError(
+                f"'{name}' of 'SparseLinear' is a dense matrix of at most "
+                f"{MAX_DENSE:,} elements (got {size:,}); 'to_dense()' gives "
+                f'a dense layer of any size'
+            )
+        return size
+
+    def _set(self, name: str, x: Tensor) -> None:
+        tensor = getattr(self, name)
+        if tensor.shape == x.shape:
+            tensor.copy_(x)
+        else:  # Parameters stay the objects that optimizers know.
+            tensor.data = x.to(tensor.device, copy=True)
+            tensor.grad = None
+
+    def _materialize(self, in_channels: int) -> None:
+        self.in_channels = in_channels
+        self.values.materialize((0,))
+        self._hook.remove()
+        del self._hook
+
+    def _initialize(self, module: torch.nn.Module, args: Any) -> None:
+        self._materialize(args[0].size(-1))
+        self.reset_mask(self.seed)
+
+    def _save_to_state_dict(
+        self, destination: Any, prefix: str, keep_vars: bool
+    ) -> None:
+        if not is_lazy(self):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
+        destination[f'{prefix}values'] = self.values
+        if self.bias is not None:
+            destination[f'{prefix}bias'] = self.bias.detach()
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any
+    ) -> None:
+        """Adopts the pattern of the checkpoint, once it was checked."""
+        names = ['values', 'rowptr', 'col', 'colptr']
+        given = [state_dict.get(f'{prefix}{name}') for name in names]
+        values, rowptr, col, colptr = given
+        if all(x is not None for x in given):
+            size = (self.out_channels, colptr.numel() - 1)
+            try:
+                if size[1] != self.in_channels and not is_lazy(self):
+                    raise ValueError(
+                        f"'colptr' of 'SparseLinear' needs to hold "
+                        f'{self.in_channels + 1} numbers (got '
+                        f'{colptr.numel()})'
+                    )
+                check(rowptr, col, size)
+            except ValueError as e:
+                args[-1].append(f'{prefix[:-1]}: {e}')
+                return
+            if is_lazy(self):
+                self._materialize(size[1])
+            index = flatten(rowptr, col, size[1])
+            self.set_weights(index.to(self.col.device), values.detach())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def is_lazy(layer: SparseLinear) -> bool:
+    """Whether the layer still waits for its first input."""
+    return isinstance(layer.values, UninitializedParameter)

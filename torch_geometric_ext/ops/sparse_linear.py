@@ -1,0 +1,183 @@
+from typing import Any, Callable, Iterator, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import torch_geometric_ext.typing
+
+# The references work on blocks of so many dense elements:
+BLOCK_SIZE = 1 << 24
+
+
+def sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+) -> Tensor:
+    r"""Applies a linear transformation whose weight matrix is sparse,
+
+    .. math::
+        \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}.
+
+    The weight comes in compressed rows (:obj:`rowptr`, :obj:`col`,
+    :obj:`values`) and, for the gradients, in compressed columns
+    (:obj:`colptr`, :obj:`row`, and :obj:`perm`, which tells the position of
+    each element in :obj:`values`).
+    :class:`~torch_geometric_ext.nn.SparseLinear` owns and checks them; here,
+    only their sizes and types are.
+
+    Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
+    outputs, :math:`O(\textrm{nnz} + I + O)` memory for each thread. Where a
+    dense matrix product is faster, it is used instead, which takes
+    :math:`O(I \cdot O)` memory for a moment. The result is deterministic for
+    a given number of threads.
+
+    Args:
+        x (torch.Tensor): The input. Half precision is computed in single
+            precision, and its output is rounded to half precision.
+        values (torch.Tensor): The weights that exist, row by row, of the type
+            of :obj:`x` (any type under autocast).
+        bias (torch.Tensor, optional): The bias, of the type of
+            :obj:`values`.
+        rowptr (torch.Tensor): The boundaries of the rows.
+        col (torch.Tensor): The columns, ascending within each row.
+        colptr (torch.Tensor): The boundaries of the columns.
+        row (torch.Tensor): The rows, ascending within each column.
+        perm (torch.Tensor): The positions in :obj:`values`, column by column.
+
+    Shapes:
+        - **input:** :obj:`x` :math:`(*, I)`, :obj:`values`, :obj:`col`,
+          :obj:`row`, :obj:`perm` :math:`(\textrm{nnz})`, :obj:`bias`
+          :math:`(O)`, :obj:`rowptr` :math:`(O + 1)`, :obj:`colptr`
+          :math:`(I + 1)`, all indices of :obj:`torch.int32`
+        - **output:** :math:`(*, O)`
+
+    Raises:
+        ValueError: If a shape, type or device is off.
+    """
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.double:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    elif x.dtype != values.dtype:
+        raise ValueError(
+            f"sparse_linear: 'x' needs to be of the type of 'values', "
+            f'{values.dtype} (got {x.dtype})'
+        )
+    if values.dtype in [torch.half, torch.bfloat16]:
+        values, bias = values.float(), None if bias is None else bias.float()
+    if torch_geometric_ext.typing.WITH_EXT:
+        op: Callable = torch.ops.torch_geometric_ext.sparse_linear.default
+    else:
+        op = _SparseLinear.apply
+    pattern = (rowptr, col, colptr, row, perm)
+    out = op(x.reshape(-1, x.size(-1)), values, bias, *pattern)
+    return out.view(*x.shape[:-1], out.size(-1))
+
+
+def row_blocks(
+    rowptr: Tensor, col: Tensor, in_channels: int
+) -> Iterator[Tuple[slice, slice, Tensor]]:
+    """Yields blocks of rows, the range of their elements, and the positions
+    of these elements in the flat, dense block.
+    """
+    num_rows = rowptr.numel() - 1
+    step = max(BLOCK_SIZE // max(in_channels, 1), 1)
+    for begin in range(0, num_rows, step):
+        rows = slice(begin, min(begin + step, num_rows))
+        items = slice(0, col.numel())
+        if step < num_rows:  # Else, there is no need to wait for the device.
+            items = slice(*rowptr[[rows.start, rows.stop]].tolist())
+        row = torch.arange(rows.stop - rows.start, device=col.device)
+        row = row.repeat_interleave(
+            rowptr[rows.start : rows.stop + 1].diff(),
+            output_size=items.stop - items.start,
+        )
+        yield rows, items, row * in_channels + col[items]
+
+
+def dense_block(
+    values: Tensor, rows: slice, items: slice, index: Tensor, in_channels: int
+) -> Tensor:
+    """The dense weight of a block of rows, differentiable in its values."""
+    out = values.new_zeros((rows.stop - rows.start) * in_channels)
+    return out.scatter(0, index, values[items]).view(-1, in_channels)
+
+
+def sparse_linear_reference(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+) -> Tensor:
+    """The operator behind :func:`sparse_linear` in plain PyTorch, by dense
+    products with blocks of rows.
+    """
+    out = [x.new_empty(x.size(0), 0, dtype=values.dtype)]
+    with torch.autocast(x.device.type, enabled=False):
+        for block in row_blocks(rowptr, col, x.size(1)):
+            weight = dense_block(values, *block, x.size(1))
+            out.append(F.linear(x.to(values.dtype), weight))
+        y = torch.cat(out, dim=1)
+        return (y if bias is None else y + bias).to(x.dtype)
+
+
+def sparse_linear_backward_reference(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    needs_x: bool,
+    needs_values: bool,
+) -> Tuple[Tensor, Tensor]:
+    """Both gradients of :func:`sparse_linear` in plain PyTorch; one that is
+    not needed is empty.
+    """
+    grad_x = values.new_zeros(x.shape if needs_x else (0, 0))
+    grad_values = [values.new_empty(0)]
+    with torch.autocast(x.device.type, enabled=False):
+        x_out, grad_out = x.to(values.dtype), grad.to(values.dtype)
+        for rows, items, index in row_blocks(rowptr, col, x.size(1)):
+            if needs_x:
+                block = (rows, items, index)
+                weight = dense_block(values, *block, x.size(1))
+                grad_x = grad_x + grad_out[:, rows] @ weight
+            if needs_values:
+                dense = grad_out[:, rows].t() @ x_out
+                grad_values.append(dense.flatten().gather(0, index))
+    return grad_x.to(x.dtype), torch.cat(grad_values)
+
+
+class _SparseLinear(torch.autograd.Function):
+    """Saves the sparse values, where autograd would save a dense weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, *args: Any) -> Tensor:
+        ctx.save_for_backward(x, values, *args[1:])
+        return sparse_linear_reference(x, values, *args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
+        grad_x, grad_values = sparse_linear_backward_reference(
+            grad, *ctx.saved_tensors, needs_x, needs_values
+        )
+        dtype = grad_values.dtype
+        return (
+            grad_x if needs_x else None,
+            grad_values if needs_values else None,
+            grad.to(dtype).sum(0) if needs_bias else None,
+            *[None] * 5,
+        )
