@@ -27,4 +27,11 @@ TORCH_LIBRARY(torch_geometric_ext, m) {
       "Tensor ptr, Tensor child, Tensor own, int num_layers) -> "
       "(Tensor root, Tensor root_ptr, Tensor entry, Tensor node, Tensor own, "
       "Tensor edge, Tensor edge_index, Tensor sizes)");
+  m.def(
+      "sparse_linear(Tensor x, Tensor values, Tensor? bias, Tensor rowptr, "
+      "Tensor col, Tensor colptr, Tensor row, Tensor perm) -> Tensor");
+  m.def(
+      "sparse_linear_backward(Tensor grad, Tensor x, Tensor values, "
+      "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor perm, "
+      "bool needs_x, bool needs_values) -> (Tensor, Tensor)");
 }

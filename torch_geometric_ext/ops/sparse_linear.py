@@ -171,9 +171,8 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
-        grad_x, grad_values = sparse_linear_backward_reference(
-            grad, *ctx.saved_tensors, needs_x, needs_values
-        )
+        args = (*ctx.saved_tensors, needs_x, needs_values)
+        grad_x, grad_values = sparse_linear_backward_reference(grad, *args)
         dtype = grad_values.dtype
         return (
             grad_x if needs_x else None,
@@ -181,3 +180,36 @@ class _SparseLinear(torch.autograd.Function):
             grad.to(dtype).sum(0) if needs_bias else None,
             *[None] * 5,
         )
+
+
+if torch_geometric_ext.typing.WITH_EXT:
+    _op = 'torch_geometric_ext::sparse_linear'
+    _library = torch.library.Library('torch_geometric_ext', 'IMPL')
+    _library.impl(
+        'sparse_linear_backward',
+        sparse_linear_backward_reference,
+        'Autograd',
+    )
+    torch.library.impl(_op, 'cuda')(sparse_linear_reference)
+    torch.library.impl(f'{_op}_backward', 'cuda')(
+        sparse_linear_backward_reference
+    )
+
+    @torch.library.register_fake(_op)
+    def _(
+        x: Tensor,
+        values: Tensor,
+        bias: Optional[Tensor],
+        rowptr: Tensor,
+        *args: Tensor,
+    ) -> Tensor:
+        return x.new_empty(x.size(0), rowptr.numel() - 1)
+
+    @torch.library.register_fake(f'{_op}_backward')
+    def _(
+        grad: Tensor, x: Tensor, values: Tensor, *args: Any
+    ) -> Tuple[Tensor, Tensor]:
+        needs_x, needs_values = args[-2:]
+        grad_x = x.new_empty(x.shape if needs_x else (0, 0))
+        size = values.numel() if needs_values else 0
+        return grad_x, values.new_empty(size)

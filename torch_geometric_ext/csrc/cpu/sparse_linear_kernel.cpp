@@ -1,0 +1,310 @@
+#include "sparse_linear.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <string>
+#include <tuple>
+#include <utility>
+
+namespace torch_geometric_ext {
+namespace {
+
+using at::Tensor;
+
+template <typename scalar_t>
+const TileLoops<scalar_t>& tile_loops() {
+  static const auto loops = [] {
+#if defined(__x86_64__)
+    const auto capability = at::get_cpu_capability();
+    if (capability.rfind("AVX512", 0) == 0) return tile_loops_avx512<scalar_t>();
+    if (capability == "AVX2") return tile_loops_avx2<scalar_t>();
+#endif
+    return tile_loops_default<scalar_t>();
+  }();
+  return loops;
+}
+
+struct Pattern {
+  const Tensor &rowptr, &col, &colptr, &row, &perm;
+};
+
+void check(
+    const char* op, const Tensor& x, const Tensor& values,
+    const Pattern& pattern) {
+  TORCH_CHECK_VALUE(
+      x.dim() == 2, op, ": 'x' needs to be a matrix (got ", x.dim(),
+      " dimensions)");
+  TORCH_CHECK_VALUE(
+      values.dim() == 1 &&
+          (values.scalar_type() == at::kFloat ||
+           values.scalar_type() == at::kDouble),
+      op, ": 'values' needs to be a vector of float or double (got ",
+      values.dim(), " dimensions of ", values.scalar_type(), ")");
+  TORCH_CHECK_VALUE(
+      x.scalar_type() == values.scalar_type() ||
+          (at::isReducedFloatingType(x.scalar_type()) &&
+           values.scalar_type() == at::kFloat),
+      op, ": 'x' needs to be of the type of 'values', ", values.scalar_type(),
+      " (got ", x.scalar_type(), ")");
+  const auto check_index = [&](const char* name, const Tensor& index,
+                               int64_t size) {
+    TORCH_CHECK_VALUE(
+        index.scalar_type() == at::kInt && index.is_contiguous() &&
+            index.device() == x.device(),
+        op, ": '", name, "' needs to be contiguous, of int32 and on ",
+        x.device(), " (got ", index.scalar_type(), " on ", index.device(), ")");
+    TORCH_CHECK_VALUE(
+        index.dim() == 1 && index.numel() == size, op, ": '", name,
+        "' needs to be a vector of ", size, " (got shape ", index.sizes(), ")");
+  };
+  const auto& [rowptr, col, colptr, row, perm] = pattern;
+  check_index("rowptr", rowptr, std::max<int64_t>(rowptr.numel(), 1));
+  check_index("col", col, values.numel());
+  check_index("colptr", colptr, x.size(1) + 1);
+  check_index("row", row, values.numel());
+  check_index("perm", perm, values.numel());
+  for (const auto* ptr : {&rowptr, &colptr}) {
+    const auto* data = ptr->const_data_ptr<int32_t>();
+    TORCH_CHECK_VALUE(
+        data[0] == 0 && data[ptr->numel() - 1] == values.numel(), op, ": '",
+        ptr == &rowptr ? "rowptr" : "colptr", "' needs to run from 0 to ",
+        values.numel(), " (got ", data[0], " to ", data[ptr->numel() - 1], ")");
+  }
+}
+
+// A matrix of the type of `values` whose rows are dense.
+Tensor as_rows(const Tensor& x, const Tensor& values) {
+  const auto out = x.to(values.scalar_type());
+  return x.size(1) <= 1 || out.stride(1) == 1 ? out : out.contiguous();
+}
+
+template <typename scalar_t>
+Matrix<scalar_t> rows_of(const Tensor& x, int64_t begin = 0) {
+  using data_t = std::remove_const_t<scalar_t>;
+  auto* data = static_cast<data_t*>(x.data_ptr());
+  return {data + begin * x.stride(0), x.stride(0)};
+}
+
+// Runs `func(chunk, begin, end)` for ranges of `size`, at most one a thread.
+template <typename F>
+void for_chunks(int64_t size, int64_t num_chunks, int64_t step, const F& func) {
+  const auto num_steps = (size + step - 1) / step;
+  num_chunks = std::min(num_chunks, num_steps);
+  at::parallel_for(0, num_chunks, 1, [&](int64_t begin, int64_t end) {
+    for (auto chunk = begin; chunk < end; chunk++) {
+      const auto first = num_steps * chunk / num_chunks * step;
+      const auto last = num_steps * (chunk + 1) / num_chunks * step;
+      func(chunk, first, std::min(last, size));
+    }
+  });
+}
+
+// How to share the work: whole tiles if there are enough, or else, tile by
+// tile, features.
+struct Plan {
+  int64_t num_tiles, num_threads;
+  bool by_tiles;
+
+  Plan(int64_t num_rows, int64_t num_weights, int64_t max_rows) {
+    constexpr int64_t kGrain = 1 << 16;  // Multiply-adds worth a thread.
+    num_tiles = (num_rows + max_rows - 1) / max_rows;
+    const auto num_grains = num_rows * num_weights / kGrain + 1;
+    num_threads = std::min<int64_t>(at::get_num_threads(), num_grains);
+    by_tiles = num_threads == 1 || num_tiles >= 2 * num_threads;
+  }
+};
+
+template <typename scalar_t>
+void forward(
+    const Tensor& x, const Tensor& values, const scalar_t* bias,
+    const Pattern& pattern, Tensor& out) {
+  const auto& loops = tile_loops<scalar_t>();
+  const auto num_rows = x.size(0), in = x.size(1), channels = out.size(1);
+  const Plan plan(num_rows, values.numel(), loops.max_rows);
+  const Compressed<scalar_t> weight{
+      pattern.rowptr.const_data_ptr<int32_t>(),
+      pattern.col.const_data_ptr<int32_t>(), values.const_data_ptr<scalar_t>()};
+  const auto size = loops.width(std::min(num_rows, loops.max_rows)) * in;
+  const auto get_tile = [&] { return at::empty({size + 16}, values.options()); };
+
+  if (plan.by_tiles) {
+    for_chunks(
+        num_rows, plan.num_threads, loops.max_rows,
+        [&](int64_t, int64_t begin, int64_t end) {
+          const auto buffer = get_tile();
+          auto* tile = buffer.template mutable_data_ptr<scalar_t>();
+          for (auto row = begin; row < end; row += loops.max_rows) {
+            const auto size = std::min(loops.max_rows, end - row);
+            loops.pack(rows_of<const scalar_t>(x, row), size, 0, in, tile);
+            loops.forward(
+                tile, size, 0, channels, weight, bias,
+                rows_of<scalar_t>(out, row));
+          }
+        });
+    return;
+  }
+  const auto buffer = get_tile();
+  auto* tile = buffer.template mutable_data_ptr<scalar_t>();
+  for (int64_t row = 0; row < num_rows; row += loops.max_rows) {
+    const auto size = std::min(loops.max_rows, num_rows - row);
+    const auto width = loops.width(size);
+    for_chunks(
+        in, plan.num_threads, loops.lanes,
+        [&](int64_t, int64_t begin, int64_t end) {
+          loops.pack(
+              rows_of<const scalar_t>(x, row), size, begin, end,
+              tile + begin * width);
+        });
+    for_chunks(
+        channels, plan.num_threads, loops.lanes,
+        [&](int64_t, int64_t begin, int64_t end) {
+          loops.forward(
+              tile, size, begin, end, weight, bias,
+              rows_of<scalar_t>(out, row));
+        });
+  }
+}
+
+template <typename scalar_t>
+void backward(
+    const Tensor& grad, const Tensor& x, const Tensor& values,
+    const Pattern& pattern, Tensor& grad_x, Tensor& grad_values, bool needs_x,
+    bool needs_values) {
+  const auto& loops = tile_loops<scalar_t>();
+  const auto num_rows = x.size(0), in = x.size(1), channels = grad.size(1);
+  const auto num_weights = values.numel();
+  const Plan plan(num_rows, num_weights, loops.max_rows);
+  const auto* perm = pattern.perm.const_data_ptr<int32_t>();
+
+  auto by_column = at::empty({num_weights}, values.options());
+  const auto* src = values.const_data_ptr<scalar_t>();
+  auto* dst = by_column.mutable_data_ptr<scalar_t>();
+  for (int64_t i = 0; i < num_weights; i++) dst[i] = src[perm[i]];
+  const Compressed<scalar_t> weight{
+      pattern.colptr.const_data_ptr<int32_t>(),
+      pattern.row.const_data_ptr<int32_t>(), dst};
+
+  const auto num_parts = plan.by_tiles ? plan.num_threads : 1;
+  auto parts = at::zeros({num_parts, num_weights}, values.options());
+  auto* part = needs_values ? parts.mutable_data_ptr<scalar_t>() : nullptr;
+  const auto get_part = [&](int64_t i) {
+    return needs_values ? part + i * num_weights : nullptr;
+  };
+  const auto get_grad_x = [&](int64_t row) {
+    return needs_x ? rows_of<scalar_t>(grad_x, row)
+                   : Matrix<scalar_t>{nullptr, 0};
+  };
+  const auto size = loops.width(std::min(num_rows, loops.max_rows)) * channels;
+  const auto get_tile = [&] { return at::empty({size + 16}, values.options()); };
+
+  if (plan.by_tiles) {
+    for_chunks(
+        num_rows, plan.num_threads, loops.max_rows,
+        [&](int64_t chunk, int64_t begin, int64_t end) {
+          const auto buffer = get_tile();
+          auto* tile = buffer.template mutable_data_ptr<scalar_t>();
+          for (auto row = begin; row < end; row += loops.max_rows) {
+            const auto size = std::min(loops.max_rows, end - row);
+            loops.pack(
+                rows_of<const scalar_t>(grad, row), size, 0, channels, tile);
+            loops.backward(
+                tile, size, 0, in, weight, rows_of<const scalar_t>(x, row),
+                get_grad_x(row), get_part(chunk));
+          }
+        });
+  } else {
+    const auto buffer = get_tile();
+    auto* tile = buffer.template mutable_data_ptr<scalar_t>();
+    for (int64_t row = 0; row < num_rows; row += loops.max_rows) {
+      const auto size = std::min(loops.max_rows, num_rows - row);
+      const auto width = loops.width(size);
+      for_chunks(
+          channels, plan.num_threads, loops.lanes,
+          [&](int64_t, int64_t begin, int64_t end) {
+            loops.pack(
+                rows_of<const scalar_t>(grad, row), size, begin, end,
+                tile + begin * width);
+          });
+      for_chunks(
+          in, plan.num_threads, loops.lanes,
+          [&](int64_t, int64_t begin, int64_t end) {
+            loops.backward(
+                tile, size, begin, end, weight, rows_of<const scalar_t>(x, row),
+                get_grad_x(row), get_part(0));
+          });
+    }
+  }
+  if (!needs_values) return;
+  auto* out = grad_values.mutable_data_ptr<scalar_t>();
+  for (int64_t i = 0; i < num_weights; i++) {
+    scalar_t sum = 0;
+    for (int64_t j = 0; j < num_parts; j++) sum += part[j * num_weights + i];
+    out[perm[i]] = sum;
+  }
+}
+
+Tensor sparse_linear_cpu(
+    const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
+    const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
+    const Tensor& row, const Tensor& perm) {
+  const Pattern pattern{rowptr, col, colptr, row, perm};
+  check("sparse_linear", x, values, pattern);
+  const auto channels = rowptr.numel() - 1;
+  const bool with_bias = bias.has_value() && bias->defined();
+  TORCH_CHECK_VALUE(
+      !with_bias || (bias->dim() == 1 && bias->numel() == channels &&
+                     bias->scalar_type() == values.scalar_type()),
+      "sparse_linear: 'bias' needs to be a vector of ", channels, " ",
+      values.scalar_type());
+  const auto x_rows = as_rows(x, values);
+  auto out = at::empty({x.size(0), channels}, values.options());
+  AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "sparse_linear", [&] {
+    const auto weight = values.contiguous();
+    const auto added = with_bias ? bias->contiguous() : Tensor();
+    const auto* data =
+        with_bias ? added.const_data_ptr<scalar_t>() : nullptr;
+    forward<scalar_t>(x_rows, weight, data, pattern, out);
+  });
+  return out.to(x.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
+    const Tensor& grad, const Tensor& x, const Tensor& values,
+    const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
+    const Tensor& row, const Tensor& perm, bool needs_x, bool needs_values) {
+  const Pattern pattern{rowptr, col, colptr, row, perm};
+  check("sparse_linear_backward", x, values, pattern);
+  TORCH_CHECK_VALUE(
+      grad.dim() == 2 && grad.size(0) == x.size(0) &&
+          grad.size(1) == rowptr.numel() - 1,
+      "sparse_linear_backward: 'grad' needs to be of shape [", x.size(0), ", ",
+      rowptr.numel() - 1, "] (got ", grad.sizes(), ")");
+  const auto x_rows = as_rows(x, values), grad_rows = as_rows(grad, values);
+  auto grad_x = at::empty(
+      {needs_x ? x.size(0) : 0, needs_x ? x.size(1) : 0}, values.options());
+  auto grad_values = at::empty({needs_values ? values.numel() : 0}, values.options());
+  AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "sparse_linear", [&] {
+    backward<scalar_t>(
+        grad_rows, x_rows, values.contiguous(), pattern, grad_x, grad_values,
+        needs_x, needs_values);
+  });
+  return {grad_x.to(x.scalar_type()), grad_values};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
+  m.impl("sparse_linear", TORCH_FN(sparse_linear_cpu));
+  m.impl("sparse_linear_backward", TORCH_FN(sparse_linear_backward_cpu));
+}
+
+}  // namespace torch_geometric_ext
