@@ -34,4 +34,7 @@ TORCH_LIBRARY(torch_geometric_ext, m) {
       "sparse_linear_backward(Tensor grad, Tensor x, Tensor values, "
       "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor perm, "
       "bool needs_x, bool needs_values) -> (Tensor, Tensor)");
+  m.def(
+      "sparse_linear_crossover(int num_rows, int in_channels, "
+      "int out_channels) -> float");
 }

@@ -1,6 +1,7 @@
 from .computation_tree_ids import computation_tree_ids
 from .extract_trees import extract_trees
 from .prototype_loss import prototype_loss
+from .sparse_linear import sparse_linear, sparse_linear_crossover
 from .unique_rows import unique_rows
 from .unique_trees import unique_trees
 from .weighted_sample import weighted_sample
@@ -9,6 +10,8 @@ __all__ = functions = [
     'computation_tree_ids',
     'extract_trees',
     'prototype_loss',
+    'sparse_linear',
+    'sparse_linear_crossover',
     'unique_rows',
     'unique_trees',
     'weighted_sample',

@@ -20,7 +20,7 @@ def sparse_linear(
     row: Tensor,
     perm: Tensor,
 ) -> Tensor:
-    r"""Applies a linear transformation whose weight matrix is sparse,
+    r"""Applies a linear transformation whose weight matrix is sparse.
 
     .. math::
         \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}.
@@ -77,6 +77,23 @@ def sparse_linear(
     pattern = (rowptr, col, colptr, row, perm)
     out = op(x.reshape(-1, x.size(-1)), values, bias, *pattern)
     return out.view(*x.shape[:-1], out.size(-1))
+
+
+def sparse_linear_crossover(
+    num_rows: int, in_channels: int, out_channels: int
+) -> float:
+    """The density above which :func:`sparse_linear` computes its output by a
+    dense product. Its backward pass decides by itself.
+
+    Args:
+        num_rows (int): The number of input samples.
+        in_channels (int): Size of each input sample.
+        out_channels (int): Size of each output sample.
+    """
+    if not torch_geometric_ext.typing.WITH_EXT:
+        return 0.0
+    op: Callable = torch.ops.torch_geometric_ext.sparse_linear_crossover
+    return op(num_rows, in_channels, out_channels)
 
 
 def row_blocks(

@@ -73,8 +73,7 @@ Tensor sparse_linear_autograd(
     const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
     const Tensor& row, const Tensor& perm) {
-  return SparseLinear::apply(
-      x, values, bias, rowptr, col, colptr, row, perm);
+  return SparseLinear::apply(x, values, bias, rowptr, col, colptr, row, perm);
 }
 
 }  // namespace

@@ -1,19 +1,21 @@
-#include "sparse_linear.h"
-
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <tuple>
-#include <utility>
+#include <type_traits>
+
+#include "sparse_linear.h"
+#include "sparse_linear_cost.h"
 
 namespace torch_geometric_ext {
 namespace {
@@ -25,7 +27,8 @@ const TileLoops<scalar_t>& tile_loops() {
   static const auto loops = [] {
 #if defined(__x86_64__)
     const auto capability = at::get_cpu_capability();
-    if (capability.rfind("AVX512", 0) == 0) return tile_loops_avx512<scalar_t>();
+    if (capability.rfind("AVX512", 0) == 0)
+      return tile_loops_avx512<scalar_t>();
     if (capability == "AVX2") return tile_loops_avx2<scalar_t>();
 #endif
     return tile_loops_default<scalar_t>();
@@ -44,9 +47,8 @@ void check(
       x.dim() == 2, op, ": 'x' needs to be a matrix (got ", x.dim(),
       " dimensions)");
   TORCH_CHECK_VALUE(
-      values.dim() == 1 &&
-          (values.scalar_type() == at::kFloat ||
-           values.scalar_type() == at::kDouble),
+      values.dim() == 1 && (values.scalar_type() == at::kFloat ||
+                            values.scalar_type() == at::kDouble),
       op, ": 'values' needs to be a vector of float or double (got ",
       values.dim(), " dimensions of ", values.scalar_type(), ")");
   TORCH_CHECK_VALUE(
@@ -134,7 +136,9 @@ void forward(
       pattern.rowptr.const_data_ptr<int32_t>(),
       pattern.col.const_data_ptr<int32_t>(), values.const_data_ptr<scalar_t>()};
   const auto size = loops.width(std::min(num_rows, loops.max_rows)) * in;
-  const auto get_tile = [&] { return at::empty({size + 16}, values.options()); };
+  const auto get_tile = [&] {
+    return at::empty({size + 16}, values.options());
+  };
 
   if (plan.by_tiles) {
     for_chunks(
@@ -204,7 +208,9 @@ void backward(
                    : Matrix<scalar_t>{nullptr, 0};
   };
   const auto size = loops.width(std::min(num_rows, loops.max_rows)) * channels;
-  const auto get_tile = [&] { return at::empty({size + 16}, values.options()); };
+  const auto get_tile = [&] {
+    return at::empty({size + 16}, values.options());
+  };
 
   if (plan.by_tiles) {
     for_chunks(
@@ -252,6 +258,102 @@ void backward(
   }
 }
 
+template <typename scalar_t>
+SparseLinearCost cost(
+    int64_t num_rows, int64_t num_weights, int64_t in, int64_t out,
+    int64_t tile_channels) {
+  constexpr int64_t kCache = 1 << 15;
+  const auto tile = tile_channels * tile_loops<scalar_t>().max_rows;
+  return {
+      double(num_weights), double(in) * double(out), double(num_rows),
+      tile * int64_t(sizeof(scalar_t)) <= kCache};
+}
+
+// Calls `func(positions, dense row)` for the weights of each row, where
+// `positions` are the weights [begin, end).
+template <typename F>
+void for_rows(const Pattern& pattern, int64_t in, const F& func) {
+  const auto* ptr = pattern.rowptr.const_data_ptr<int32_t>();
+  const auto num_rows = pattern.rowptr.numel() - 1;
+  const auto grain = (1 << 15) / std::max<int64_t>(in, 1) + 1;
+  at::parallel_for(0, num_rows, grain, [&](int64_t begin, int64_t end) {
+    for (auto row = begin; row < end; row++) func(row, ptr[row], ptr[row + 1]);
+  });
+}
+
+template <typename scalar_t>
+Tensor to_dense(const Tensor& values, const Pattern& pattern, int64_t in) {
+  const auto num_rows = pattern.rowptr.numel() - 1;
+  if (values.numel() == num_rows * in) return values.view({num_rows, in});
+  auto out = at::empty({num_rows, in}, values.options());
+  const auto* src = values.const_data_ptr<scalar_t>();
+  const auto* col = pattern.col.const_data_ptr<int32_t>();
+  auto* dst = out.mutable_data_ptr<scalar_t>();
+  for_rows(pattern, in, [&](int64_t row, int64_t begin, int64_t end) {
+    auto* weight = dst + row * in;
+    std::fill(weight, weight + in, scalar_t(0));
+    for (auto k = begin; k < end; k++) weight[col[k]] = src[k];
+  });
+  return out;
+}
+
+// Picks the weights that exist.
+template <typename scalar_t>
+Tensor to_sparse(
+    const Tensor& dense, const Tensor& values, const Pattern& pattern) {
+  const auto in = dense.size(1);
+  if (values.numel() == dense.numel()) return dense.view(-1);
+  auto out = at::empty({values.numel()}, values.options());
+  const auto* src = dense.const_data_ptr<scalar_t>();
+  const auto* col = pattern.col.const_data_ptr<int32_t>();
+  auto* dst = out.mutable_data_ptr<scalar_t>();
+  for_rows(pattern, in, [&](int64_t row, int64_t begin, int64_t end) {
+    for (auto k = begin; k < end; k++) dst[k] = src[row * in + col[k]];
+  });
+  return out;
+}
+
+template <typename scalar_t>
+Tensor run_forward(
+    const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
+    const Pattern& pattern) {
+  const auto in = x.size(1), channels = pattern.rowptr.numel() - 1;
+  if (cost<scalar_t>(x.size(0), values.numel(), in, channels, in)
+          .dense_forward()) {
+    return at::linear(x, to_dense<scalar_t>(values, pattern, in), bias);
+  }
+  const auto added = bias.has_value() ? bias->contiguous() : Tensor();
+  auto out = at::empty({x.size(0), channels}, values.options());
+  forward<scalar_t>(
+      x, values, added.defined() ? added.const_data_ptr<scalar_t>() : nullptr,
+      pattern, out);
+  return out;
+}
+
+template <typename scalar_t>
+std::tuple<Tensor, Tensor> run_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& values,
+    const Pattern& pattern, bool needs_x, bool needs_values) {
+  const auto num_rows = x.size(0), in = x.size(1), channels = grad.size(1);
+  auto grad_x = at::empty({0, 0}, values.options());
+  auto grad_values = at::empty({0}, values.options());
+  if (cost<scalar_t>(num_rows, values.numel(), in, channels, channels)
+          .dense_backward(needs_x, needs_values)) {
+    if (needs_x) {
+      grad_x = at::mm(grad, to_dense<scalar_t>(values, pattern, in));
+    }
+    if (needs_values) {
+      grad_values = to_sparse<scalar_t>(at::mm(grad.t(), x), values, pattern);
+    }
+    return {grad_x, grad_values};
+  }
+  if (needs_x) grad_x = at::empty({num_rows, in}, values.options());
+  if (needs_values) grad_values = at::empty({values.numel()}, values.options());
+  backward<scalar_t>(
+      grad, x, values, pattern, grad_x, grad_values, needs_x, needs_values);
+  return {grad_x, grad_values};
+}
+
 Tensor sparse_linear_cpu(
     const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
@@ -265,15 +367,12 @@ Tensor sparse_linear_cpu(
                      bias->scalar_type() == values.scalar_type()),
       "sparse_linear: 'bias' needs to be a vector of ", channels, " ",
       values.scalar_type());
-  const auto x_rows = as_rows(x, values);
-  auto out = at::empty({x.size(0), channels}, values.options());
-  AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "sparse_linear", [&] {
-    const auto weight = values.contiguous();
-    const auto added = with_bias ? bias->contiguous() : Tensor();
-    const auto* data =
-        with_bias ? added.const_data_ptr<scalar_t>() : nullptr;
-    forward<scalar_t>(x_rows, weight, data, pattern, out);
-  });
+  const auto rows = as_rows(x, values), weight = values.contiguous();
+  auto out =
+      AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "sparse_linear", [&] {
+        const auto added = with_bias ? bias : std::nullopt;
+        return run_forward<scalar_t>(rows, weight, added, pattern);
+      });
   return out.to(x.scalar_type());
 }
 
@@ -288,19 +387,27 @@ std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
           grad.size(1) == rowptr.numel() - 1,
       "sparse_linear_backward: 'grad' needs to be of shape [", x.size(0), ", ",
       rowptr.numel() - 1, "] (got ", grad.sizes(), ")");
-  const auto x_rows = as_rows(x, values), grad_rows = as_rows(grad, values);
-  auto grad_x = at::empty(
-      {needs_x ? x.size(0) : 0, needs_x ? x.size(1) : 0}, values.options());
-  auto grad_values = at::empty({needs_values ? values.numel() : 0}, values.options());
-  AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "sparse_linear", [&] {
-    backward<scalar_t>(
-        grad_rows, x_rows, values.contiguous(), pattern, grad_x, grad_values,
-        needs_x, needs_values);
-  });
+  const auto rows = as_rows(x, values), grad_rows = as_rows(grad, values);
+  const auto [grad_x, grad_values] = AT_DISPATCH_FLOATING_TYPES(
+      values.scalar_type(), "sparse_linear_backward", [&] {
+        return run_backward<scalar_t>(
+            grad_rows, rows, values.contiguous(), pattern, needs_x,
+            needs_values);
+      });
   return {grad_x.to(x.scalar_type()), grad_values};
 }
 
+double crossover(int64_t num_rows, int64_t in, int64_t out) {
+  auto estimate = cost<float>(num_rows, 1, in, out, in);
+  return std::min(
+      1.0, estimate.dense() / estimate.num_dense / estimate.forward());
+}
+
 }  // namespace
+
+TORCH_LIBRARY_IMPL(torch_geometric_ext, CompositeExplicitAutograd, m) {
+  m.impl("sparse_linear_crossover", TORCH_FN(crossover));
+}
 
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("sparse_linear", TORCH_FN(sparse_linear_cpu));

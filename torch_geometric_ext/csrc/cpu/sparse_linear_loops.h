@@ -29,7 +29,6 @@ struct Tile {
     std::memcpy(dst, &x, sizeof(Vec));
   }
 
-
   // First halves of `a` and `b`, element by element in turn; last halves.
   static inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
     if constexpr (L == 16) {
@@ -173,8 +172,7 @@ struct Tile {
   template <int V>
   static void forward(
       const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
-      Compressed<scalar_t> weight, const scalar_t* bias,
-      Matrix<scalar_t> out) {
+      Compressed<scalar_t> weight, const scalar_t* bias, Matrix<scalar_t> out) {
     alignas(64) scalar_t chunk[L * V * L];
     for (int64_t first = begin; first < end; first += L) {
       const auto size = std::min<int64_t>(end - first, L);
@@ -245,7 +243,8 @@ struct Tile {
         int64_t k = weight.ptr[first + i];
         const int64_t last = weight.ptr[first + i + 1];
         while (k < last) {
-          const auto stop = std::min<int64_t>(last, k + kScratch - pending.size);
+          const auto stop =
+              std::min<int64_t>(last, k + kScratch - pending.size);
           auto* dst = pending.products + pending.size * L;
           if (needs_values) pending.size += stop - k;
           for (; k < stop; k++, dst += L) {
@@ -278,7 +277,6 @@ struct Tile {
     return std::min<int64_t>((num_rows + L - 1) / L, kMaxVectors) * L;
   }
 };
-
 
 template <typename scalar_t>
 void pack(
@@ -323,10 +321,9 @@ void backward(
     const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
     Compressed<scalar_t> weight, Matrix<const scalar_t> x,
     Matrix<scalar_t> grad_x, scalar_t* grad_values) {
-  const auto loop = grad_values == nullptr ? backward<scalar_t, true, false>
-                    : grad_x.data == nullptr
-                        ? backward<scalar_t, false, true>
-                        : backward<scalar_t, true, true>;
+  const auto loop = grad_values == nullptr   ? backward<scalar_t, true, false>
+                    : grad_x.data == nullptr ? backward<scalar_t, false, true>
+                                             : backward<scalar_t, true, true>;
   loop(tile, num_rows, begin, end, weight, x, grad_x, grad_values);
 }
 
@@ -335,8 +332,8 @@ void backward(
 template <typename scalar_t>
 TileLoops<scalar_t> TILE_LOOPS() {
   using T = Tile<scalar_t>;
-  return {T::L, T::kMaxRows, T::width, pack<scalar_t>, forward<scalar_t>,
-          backward<scalar_t>};
+  return {T::L,           T::kMaxRows,       T::width,
+          pack<scalar_t>, forward<scalar_t>, backward<scalar_t>};
 }
 
 template TileLoops<float> TILE_LOOPS<float>();

@@ -13,7 +13,10 @@ from torch_geometric_ext.nn.dense.pattern import (
     flatten,
     random_index,
 )
-from torch_geometric_ext.ops.sparse_linear import sparse_linear
+from torch_geometric_ext.ops.sparse_linear import (
+    sparse_linear,
+    sparse_linear_crossover,
+)
 
 MAX_DENSE = 2**28  # Elements.
 INITIALIZERS = [None, 'glorot', 'kaiming_uniform', 'uniform']
@@ -22,14 +25,14 @@ DenseLinear = Union[torch.nn.Linear, torch_geometric.nn.Linear]
 
 
 class SparseLinear(torch.nn.Module):
-    r"""A linear transformation
+    r"""Applies a linear transformation whose weights exist only in part.
 
     .. math::
         \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}
 
-    in which only a fixed share of the weights :math:`\mathbf{W}` exists: in
-    memory, in the products of the forward and the backward pass, in the
-    gradient and in the state of the optimizer.
+    Only a given share of the weights :math:`\mathbf{W}` exists: in memory, in
+    the products of the forward and the backward pass, in the gradient and in
+    the state of the optimizer.
 
     A drop-in for :class:`torch.nn.Linear` and
     :class:`torch_geometric.nn.Linear`. The weights that exist are drawn
@@ -37,9 +40,9 @@ class SparseLinear(torch.nn.Module):
     them while training.
 
     .. note::
-        Where a dense product is faster, the layer computes a dense product
-        (:meth:`extra_repr` tells below which sparsity), so that it is never
-        notably slower than its dense twin on a batch of some hundred rows.
+        On a batch for which a dense product is faster, the operator computes
+        a dense product. When printed, the layer tells above which density
+        that happens, on a large batch.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive
@@ -82,7 +85,7 @@ class SparseLinear(torch.nn.Module):
         torch.Size([100, 256])
     """
 
-    values: Parameter
+    values: Union[Parameter, UninitializedParameter]
     bias: Optional[Parameter]
     rowptr: Tensor
     col: Tensor
@@ -328,10 +331,22 @@ class SparseLinear(torch.nn.Module):
             self.perm,
         )
 
+    def crossover(self, num_rows: int = 4096) -> float:
+        """The density above which the forward pass computes a dense product,
+        as measured on one machine.
+
+        Args:
+            num_rows (int, optional): The number of input samples.
+                (default: :obj:`4096`)
+        """
+        size = (max(self.in_channels, 1), self.out_channels)
+        return sparse_linear_crossover(num_rows, *size)
+
     def extra_repr(self) -> str:  # noqa: D102
         return (
             f'{self.in_channels}, {self.out_channels}, '
-            f'bias={self.bias is not None}, sparsity={self.sparsity:.4g}'
+            f'bias={self.bias is not None}, sparsity={self.sparsity:.4g}, '
+            f'dense_above={self.crossover():.2g}'
         )
 
     def _bound(self, scheme: str) -> Tensor:
@@ -365,6 +380,7 @@ class SparseLinear(torch.nn.Module):
 
     def _materialize(self, in_channels: int) -> None:
         self.in_channels = in_channels
+        assert isinstance(self.values, UninitializedParameter)
         self.values.materialize((0,))
         self._hook.remove()
         del self._hook

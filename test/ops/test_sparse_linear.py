@@ -1,0 +1,221 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch_geometric.testing import withCUDA
+
+from torch_geometric_ext.nn.dense.pattern import compress
+from torch_geometric_ext.ops import sparse_linear, sparse_linear_crossover
+from torch_geometric_ext.ops.sparse_linear import (
+    sparse_linear_backward_reference,
+    sparse_linear_reference,
+)
+
+
+def make_inputs(N=5, I=7, O=6, density=0.4, seed=0, **kwargs):  # noqa: E741
+    kwargs = {'dtype': torch.double, **kwargs}
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(O, I, generator=generator) < density
+    index = mask.flatten().nonzero().flatten().to(kwargs.get('device'))
+    x, values, bias = (
+        torch.randn(size, generator=generator).to(**kwargs).requires_grad_()
+        for size in [(N, I), (index.numel(),), (O,)]
+    )
+    return index, (x, values, bias, *compress(index, (O, I)))
+
+
+def oracle(index, x, values, bias, rowptr, *args):
+    weight = values.new_zeros((rowptr.numel() - 1) * x.size(-1))
+    weight = weight.scatter(0, index, values).view(-1, x.size(-1))
+    return F.linear(x, weight, bias)
+
+
+def assert_equal_to_oracle(index, inputs, **kwargs):
+    out = sparse_linear(*inputs)
+    expected = oracle(index, *inputs)
+    torch.testing.assert_close(out, expected, **kwargs)
+    torch.manual_seed(0)
+    grad = torch.randn_like(out)
+    grads = torch.autograd.grad(out, inputs[:3], grad)
+    for a, b in zip(grads, torch.autograd.grad(expected, inputs[:3], grad)):
+        torch.testing.assert_close(a, b, **kwargs)
+
+
+@given(
+    N=st.one_of(st.integers(0, 6), st.integers(0, 300)),
+    I=st.integers(1, 70),
+    O=st.integers(0, 70),
+    density=st.sampled_from([0.0, 0.01, 0.1, 0.3, 0.8, 1.0]),
+    seed=st.integers(0, 2**16),
+    dtype=st.sampled_from([torch.double, torch.float]),
+)
+def test_sparse_linear_matches_dense_mask(
+    N,
+    I,  # noqa: E741
+    O,  # noqa: E741
+    density,
+    seed,
+    dtype,
+):
+    index, inputs = make_inputs(N, I, O, density, seed, dtype=dtype)
+    tolerance = 1e-9 if dtype == torch.double else 1e-4
+    kwargs = dict(rtol=tolerance, atol=tolerance)
+    assert_equal_to_oracle(index, inputs, **kwargs)
+
+    # The products that only one gradient needs:
+    out = sparse_linear(inputs[0].detach(), *inputs[1:])
+    expected = oracle(index, *inputs)
+    for x, y in [
+        (out, inputs[1]),
+        (sparse_linear(inputs[0], inputs[1].detach(), *inputs[2:]), inputs[0]),
+    ]:
+        grad = torch.autograd.grad(x.square().sum(), y)[0]
+        expected = oracle(index, *inputs).square().sum()
+        expected = torch.autograd.grad(expected, y)[0]
+        torch.testing.assert_close(grad, expected, **kwargs)
+
+
+@pytest.mark.parametrize('shape', [(1000, 40, 300), (70, 500, 33), (3, 4, 5)])
+@pytest.mark.parametrize('num_threads', [1, 2, 3])
+def test_sparse_linear_is_deterministic(ext, shape, num_threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        index, inputs = make_inputs(*shape, density=0.2, dtype=torch.float)
+        assert_equal_to_oracle(index, inputs, rtol=1e-4, atol=1e-3)
+        outs = []
+        for _ in range(3):
+            out = sparse_linear(*inputs)
+            grads = torch.autograd.grad(out.square().sum(), inputs[:3])
+            outs.append([out, *grads])
+        for out in outs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(out, outs[0]))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sparse_linear_strides_and_leading_dimensions(ext):
+    index, (x, *rest) = make_inputs(40, 9, 5)
+    expected = oracle(index, x, *rest)
+    wide = torch.randn(40, 20, dtype=torch.double)
+    wide[:, 3:12] = x.detach()
+    for view in [wide[:, 3:12], x.t().contiguous().t(), x.view(2, 4, 5, 9)]:
+        out = sparse_linear(view, *rest)
+        assert out.shape == (*view.shape[:-1], 5)
+        torch.testing.assert_close(out.view(40, 5), expected)
+    out = sparse_linear(x[:1].expand(40, 9), *rest)
+    torch.testing.assert_close(out, expected[:1].expand(40, 5))
+    grad = torch.autograd.grad(sparse_linear(x, *rest).sum(), rest[0])[0]
+    torch.testing.assert_close(
+        grad, torch.autograd.grad(expected.sum(), rest[0])[0]
+    )
+
+
+def test_sparse_linear_gradients(ext):
+    _, (x, values, bias, *pattern) = make_inputs(density=0.3)
+
+    def func(x, values, bias):
+        return sparse_linear(x, values, bias, *pattern)
+
+    assert gradcheck(func, (x, values, bias))
+    assert gradgradcheck(func, (x, values, bias))
+
+
+def test_sparse_linear_reference_in_blocks(monkeypatch):
+    index, inputs = make_inputs(20, 13, 11)
+    expected = oracle(index, *inputs)
+    grad = torch.randn_like(expected)
+    grads = torch.autograd.grad(expected, inputs[:2], grad)
+    module = sys.modules['torch_geometric_ext.ops.sparse_linear']
+    monkeypatch.setattr(module, 'BLOCK_SIZE', 30)  # Two rows.
+    torch.testing.assert_close(sparse_linear_reference(*inputs), expected)
+    x, values, _, *pattern = inputs
+    args = (grad, x, values, *pattern)
+    for needs in [(True, True), (True, False), (False, True)]:
+        out = sparse_linear_backward_reference(*args, *needs)
+        for a, b, needed in zip(out, grads, needs):
+            assert needed or a.numel() == 0
+            assert not needed or torch.allclose(a, b)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half])
+def test_sparse_linear_in_half_precision(ext, dtype):
+    index, inputs = make_inputs(50, 20, 10, dtype=torch.float)
+    expected = oracle(index, *inputs)
+    halves = [x.detach().to(dtype).requires_grad_() for x in inputs[:3]]
+    out = sparse_linear(*halves, *inputs[3:])
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.2)
+    for x in torch.autograd.grad(out.sum(), halves):
+        assert x.dtype == dtype
+
+    with torch.autocast('cpu', dtype=dtype):
+        out = sparse_linear(*inputs)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.2)
+    for x in torch.autograd.grad(out.sum(), inputs[:3]):
+        assert x.dtype == torch.float
+
+
+def test_sparse_linear_opcheck(kernels):
+    _, inputs = make_inputs()
+    op = torch.ops.torch_geometric_ext.sparse_linear.default
+    torch.library.opcheck(op, inputs)
+    x, values, _, *pattern = inputs
+    args = (torch.randn(5, 6).double(), x.detach(), values.detach(), *pattern)
+    op = torch.ops.torch_geometric_ext.sparse_linear_backward.default
+    torch.library.opcheck(op, (*args, True, False))
+
+
+@pytest.mark.parametrize(
+    'position,value,match',
+    [
+        (0, torch.randn(7).double(), "'x' needs to be a matrix"),
+        (0, torch.randn(5, 8).double(), "'colptr' needs to be a vector of 9"),
+        (1, torch.randn(9, 2).double(), "'values' needs to be a vector"),
+        (2, torch.randn(7).double(), "'bias' needs to be a vector of 6"),
+        (3, torch.arange(7), "'rowptr' needs to be contiguous, of int32"),
+        (4, torch.arange(3).int(), "'col' needs to be a vector"),
+        (3, torch.ones(7).int(), "'rowptr' needs to run from 0 to"),
+    ],
+)
+def test_sparse_linear_invalid_input(kernels, position, value, match):
+    _, inputs = make_inputs()
+    inputs = [*inputs[:position], value, *inputs[position + 1 :]]
+    with pytest.raises(ValueError, match=match):
+        torch.ops.torch_geometric_ext.sparse_linear(*inputs)
+
+
+def test_sparse_linear_of_other_type(ext):
+    _, (x, *rest) = make_inputs()
+    with pytest.raises(ValueError, match="'x' needs to be of the type of"):
+        sparse_linear(x.float(), *rest)
+
+
+def test_sparse_linear_crossover(kernels):
+    assert 0 < sparse_linear_crossover(4096, 512, 512) < 1
+    # Small layers are kept in the cache, and never computed densely:
+    assert sparse_linear_crossover(4096, 64, 64) == 1
+
+
+@pytest.mark.parametrize('capability', ['avx2', 'default'])
+def test_sparse_linear_on_other_machines(kernels, capability):
+    tests = ['matches_dense_mask', 'is_deterministic', 'strides']
+    subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', __file__, '-k']
+        + [' or '.join(tests)],
+        env={**os.environ, 'ATEN_CPU_CAPABILITY': capability},
+        check=True,
+    )
+
+
+@withCUDA
+def test_sparse_linear_on_device(device):
+    index, inputs = make_inputs(50, 20, 10, device=device)
+    assert_equal_to_oracle(index, inputs)
