@@ -160,13 +160,10 @@ void forward(
   auto* tile = buffer.template mutable_data_ptr<scalar_t>();
   for (int64_t row = 0; row < num_rows; row += loops.max_rows) {
     const auto size = std::min(loops.max_rows, num_rows - row);
-    const auto width = loops.width(size);
     for_chunks(
         in, plan.num_threads, loops.lanes,
         [&](int64_t, int64_t begin, int64_t end) {
-          loops.pack(
-              rows_of<const scalar_t>(x, row), size, begin, end,
-              tile + begin * width);
+          loops.pack(rows_of<const scalar_t>(x, row), size, begin, end, tile);
         });
     for_chunks(
         channels, plan.num_threads, loops.lanes,
@@ -186,6 +183,10 @@ void backward(
   const auto& loops = tile_loops<scalar_t>();
   const auto num_rows = x.size(0), in = x.size(1), channels = grad.size(1);
   const auto num_weights = values.numel();
+  if (num_weights == 0) {
+    grad_x.zero_();
+    return;
+  }
   const Plan plan(num_rows, num_weights, loops.max_rows);
   const auto* perm = pattern.perm.const_data_ptr<int32_t>();
 
@@ -232,13 +233,11 @@ void backward(
     auto* tile = buffer.template mutable_data_ptr<scalar_t>();
     for (int64_t row = 0; row < num_rows; row += loops.max_rows) {
       const auto size = std::min(loops.max_rows, num_rows - row);
-      const auto width = loops.width(size);
       for_chunks(
           channels, plan.num_threads, loops.lanes,
           [&](int64_t, int64_t begin, int64_t end) {
             loops.pack(
-                rows_of<const scalar_t>(grad, row), size, begin, end,
-                tile + begin * width);
+                rows_of<const scalar_t>(grad, row), size, begin, end, tile);
           });
       for_chunks(
           in, plan.num_threads, loops.lanes,
