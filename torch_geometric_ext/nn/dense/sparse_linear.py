@@ -155,9 +155,10 @@ class SparseLinear(torch.nn.Module):
         linear: DenseLinear,
         mask: Optional[Tensor] = None,
         sparsity: Optional[float] = None,
+        index: Optional[Tensor] = None,
     ) -> 'SparseLinear':
-        r"""Copies the weights of a dense layer that a mask, or else their
-        magnitude, selects; without either, all that are not zero.
+        r"""Copies the weights of a dense layer that a mask, their magnitude or
+        their positions select; without any, all that are not zero.
 
         Args:
             linear (torch.nn.Linear or torch_geometric.nn.Linear): The dense
@@ -166,6 +167,8 @@ class SparseLinear(torch.nn.Module):
                 shape of :obj:`linear.weight`). (default: :obj:`None`)
             sparsity (float, optional): The share of weights to leave out,
                 smallest magnitudes first. (default: :obj:`None`)
+            index (torch.Tensor, optional): The positions to keep in the flat
+                weight, ascending (int64). (default: :obj:`None`)
         """
         weight = linear.weight
         if isinstance(weight, UninitializedParameter):
@@ -173,8 +176,10 @@ class SparseLinear(torch.nn.Module):
                 f"'linear' needs to be initialized; run one forward pass of "
                 f'the model first (got {linear})'
             )
-        if mask is not None and sparsity is not None:
-            raise ValueError("'mask' and 'sparsity' exclude one another")
+        if sum(x is not None for x in [mask, sparsity, index]) > 1:
+            raise ValueError(
+                "'mask', 'sparsity' and 'index' exclude one another"
+            )
         if mask is not None and (
             mask.dtype != torch.bool or mask.shape != weight.shape
         ):
@@ -184,19 +189,21 @@ class SparseLinear(torch.nn.Module):
                 f'{list(mask.shape)})'
             )
         out = cls(
-            weight.size(1),
+            -1,
             weight.size(0),
             bias=linear.bias is not None,
             sparsity=0.0 if sparsity is None else sparsity,
             weight_initializer=getattr(linear, 'weight_initializer', None),
             bias_initializer=getattr(linear, 'bias_initializer', None),
-        ).to(weight.device, weight.dtype)
+        )
+        out._materialize(weight.size(1))  # Without a pattern: it is known.
+        out = out.to(weight.device, weight.dtype)
         out.dense_class = type(linear)
         flat = weight.detach().flatten()
         if sparsity is not None:
-            top = flat.abs().topk(out.values.numel(), sorted=False)
-            index = top.indices.sort().values
-        else:
+            size = round((1 - sparsity) * flat.numel())
+            index = flat.abs().topk(size, sorted=False).indices.sort().values
+        elif index is None:
             keep = flat != 0 if mask is None else mask.flatten()
             index = keep.nonzero().flatten()
         out.set_weights(index, flat[index])
