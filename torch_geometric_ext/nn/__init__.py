@@ -5,6 +5,7 @@ from .dense import SparseLinear
 from .norm import TreeBatchNorm
 from .prototypes import HypersphericalPrototypes
 from .shared_batch import shared_batch
+from .sparsify import densify, sparsify
 
 __all__ = [
     'HypersphericalPrototypes',
@@ -13,8 +14,10 @@ __all__ = [
     'SparseLinear',
     'TreeBatchNorm',
     'check_exact',
+    'densify',
     'shared_batch',
+    'sparsify',
 ]
 
-functions = ['check_exact', 'shared_batch']
+functions = ['check_exact', 'densify', 'shared_batch', 'sparsify']
 classes = [name for name in __all__ if name not in functions]

@@ -1,0 +1,104 @@
+import math
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from torch_geometric_ext.nn.dense.distribution import layer_densities
+
+SIZES = st.lists(
+    st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    min_size=1,
+    max_size=8,
+)
+SPARSITY = st.floats(0, 0.999)
+
+
+def num_weights(sizes, densities):
+    return [round(d * i * o) for d, (i, o) in zip(densities, sizes)]
+
+
+def test_uniform():
+    assert layer_densities([(8, 4), (4, 2)], 0.75, 'uniform') == [0.25, 0.25]
+
+
+def test_er():
+    sizes = [(10, 20), (20, 30), (30, 10)]
+    # A share of 110 of 1100 weights, by I + O = 30, 50, 40:
+    out = layer_densities(sizes, 0.9, 'er')
+    assert out == pytest.approx([27.5 / 200, 55 / 1.2 / 600, 110 / 3 / 300])
+    assert layer_densities(sizes, 0.9, 'erk') == out
+    assert layer_densities(sizes, 0.9) == out
+
+
+def test_layers_that_are_made_dense():
+    # Shares of 410 weights by I + O = 200, 11, 3: the last two layers, of 10
+    # and 2 weights, are full, and the first one takes what is left.
+    sizes = [(100, 100), (10, 1), (1, 2)]
+    out = layer_densities(sizes, 1 - 410 / 10012)
+    assert out == pytest.approx([398 / 10000, 1, 1])
+    # By shares of 488 / 254, the last layer would have 99.9 of 100 weights:
+    sizes = [(100, 100), (1, 1), (50, 2)]
+    out = layer_densities(sizes, 1 - 488 / 10101)
+    assert out == pytest.approx([387 / 10000, 1, 1])
+
+
+def test_min_fan_in():
+    # The last layer of a model on Cora gets less than one weight each:
+    sizes = [(1433, 16), (16, 7)]
+    assert num_weights(sizes, layer_densities(sizes, 0.98)) == [454, 7]
+    for distribution in ['er', 'uniform']:
+        out = layer_densities(sizes, 0.98, distribution, min_fan_in=3)
+        assert num_weights(sizes, out) == [440, 21]
+    out = layer_densities(sizes, 0.98, min_fan_in=20)
+    assert num_weights(sizes, out) == [461 - 16 * 7, 16 * 7]
+    assert out[1] == 1
+
+
+@given(SIZES, SPARSITY, st.sampled_from(['uniform', 'er', 'erk']))
+def test_number_of_weights(sizes, sparsity, distribution):
+    numel = sum(i * o for i, o in sizes)
+    out = layer_densities(sizes, sparsity, distribution)
+    assert all(0 <= density <= 1 for density in out)
+    total = sum(num_weights(sizes, out))
+    assert abs(total - round((1 - sparsity) * numel)) <= len(sizes) / 2 + 0.5
+
+
+@given(SIZES, SPARSITY, st.integers(0, 5), st.booleans())
+def test_proportions_within_bounds(sizes, sparsity, min_fan_in, uniform):
+    distribution = 'uniform' if uniform else 'er'
+    numel = sum(i * o for i, o in sizes)
+    floors = [min(min_fan_in / i, 1) for i, _ in sizes]
+    needed = sum(floor * i * o for floor, (i, o) in zip(floors, sizes))
+    budget = (1 - sparsity) * numel
+    assume(needed < 0.999 * budget)
+    args = (sizes, sparsity, distribution)
+    out = layer_densities(*args, min_fan_in=min_fan_in)
+    total = sum(d * i * o for d, (i, o) in zip(out, sizes))
+    assert math.isclose(total, budget, rel_tol=1e-9)
+    scales = [
+        density if uniform else density * i * o / (i + o)
+        for density, (i, o) in zip(out, sizes)
+    ]
+    # A layer at its floor would get less, a full one would get more:
+    above = [s for s, d, floor in zip(scales, out, floors) if d > floor]
+    below = [s for s, d in zip(scales, out) if d < 1]
+    assert max(above, default=0) <= min(below, default=math.inf) * (1 + 1e-9)
+
+
+def test_errors():
+    sizes = [(8, 4), (4, 2)]
+    for args, kwargs, message in [
+        ((sizes, 1.0), {}, r"'sparsity' .* \[0, 1\) \(got 1.0\)"),
+        ((sizes, -0.1), {}, r"'sparsity' .* \[0, 1\) \(got -0.1\)"),
+        ((sizes, 0.5, 'even'), {}, r"'distribution' .* \(got 'even'\)"),
+        ((sizes, 0.5), {'min_fan_in': -1}, r'at least 0 \(got -1\)'),
+        (([(0, 4)], 0.5), {}, r"'sizes' .* positive \(got \[\(0, 4\)\]\)"),
+        (
+            (sizes, 0.75),
+            {'min_fan_in': 2},
+            r"'min_fan_in' needs 12 weights, .* leaves 10 \(got 2 and 0.75\)",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            layer_densities(*args, **kwargs)
