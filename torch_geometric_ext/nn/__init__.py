@@ -1,6 +1,6 @@
 from .aggr import RootAggregation
 from .check_exact import check_exact
-from .conv import LevelwiseConv
+from .conv import LevelwiseConv, MaskedGCNConv
 from .dense import SparseLinear
 from .norm import TreeBatchNorm
 from .prototypes import HypersphericalPrototypes
@@ -10,6 +10,7 @@ from .sparsify import densify, sparsify
 __all__ = [
     'HypersphericalPrototypes',
     'LevelwiseConv',
+    'MaskedGCNConv',
     'RootAggregation',
     'SparseLinear',
     'TreeBatchNorm',

@@ -1,0 +1,274 @@
+from typing import Any, Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch_geometric.nn import GCNConv
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.typing import Adj, OptTensor
+from torch_geometric.utils import (
+    add_remaining_self_loops,
+    is_torch_sparse_tensor,
+)
+
+from torch_geometric_ext.nn.dense import SparseLinear
+
+
+class MaskedGCNConv(GCNConv):
+    r"""The graph convolutional operator from the `"Semi-supervised
+    Classification with Graph Convolutional Networks"
+    <https://arxiv.org/abs/1609.02907>`_ paper, on a part of its weights and
+    of the edges.
+
+    It computes
+
+    .. math::
+        \mathbf{X}^{\prime} = \mathbf{\hat{D}}^{-1/2}
+        \left( \mathbf{M}_{\mathcal{E}} \odot \mathbf{\hat{A}} \right)
+        \mathbf{\hat{D}}^{-1/2} \mathbf{X}
+        \left( \mathbf{M}_{\Theta} \odot \mathbf{\Theta} \right),
+
+    where neither the weights that the mask :math:`\mathbf{M}_{\Theta}` leaves
+    out exist (see :class:`~torch_geometric_ext.nn.SparseLinear`), nor are the
+    messages computed that the mask :math:`\mathbf{M}_{\mathcal{E}}` leaves
+    out.
+
+    A drop-in for :class:`torch_geometric.nn.conv.GCNConv`: the same
+    arguments, inputs and, at :obj:`sparsity=0`, numbers.
+
+    .. note::
+        Self-loops that the layer adds are always kept.
+        With :obj:`normalize_masked=True`, an edge that is masked is as good
+        as gone: the output is that of the sub-graph.
+        With :obj:`normalize_masked=False`, degrees
+        :math:`\mathbf{\hat{D}}` count all edges, and self-loops of the input
+        graph are kept with those that the layer adds.
+
+    .. note::
+        With :obj:`cached=True`, the normalization of the masked graph is
+        cached, for as long as each call is given the same, unchanged tensor
+        as :obj:`edge_mask`. Another one (or none) renews the cache from the
+        graph that comes with it. With a mask, nothing is cached within
+        :func:`torch.compile` and of tensors of inference mode.
+        On CUDA, selecting edges waits for the device: cache it, or mask the
+        graph outside of the training loop, if the mask stays.
+
+    Args:
+        in_channels (int): Size of each input sample, or :obj:`-1` to derive
+            the size from the first input(s) to the forward method.
+        out_channels (int): Size of each output sample.
+        improved (bool, optional): If set to :obj:`True`, the layer computes
+            :math:`\mathbf{\hat{A}}` as :math:`\mathbf{A} + 2\mathbf{I}`.
+            (default: :obj:`False`)
+        cached (bool, optional): If set to :obj:`True`, the layer will cache
+            the normalization of the graph on first execution, and will use
+            the cached version for further executions.
+            (default: :obj:`False`)
+        add_self_loops (bool, optional): If set to :obj:`False`, will not add
+            self-loops to the input graph. By default, self-loops will be
+            added in case :obj:`normalize` is set to :obj:`True`, and not
+            added otherwise. (default: :obj:`None`)
+        normalize (bool, optional): Whether to add self-loops and compute
+            symmetric normalization coefficients on-the-fly.
+            (default: :obj:`True`)
+        bias (bool, optional): If set to :obj:`False`, the layer will not
+            learn an additive bias. (default: :obj:`True`)
+        sparsity (float, optional): The share of weights that do not exist, in
+            :math:`[0, 1)`. (default: :obj:`0.9`)
+        seed (int, optional): Seed of the pattern of the weights. By default,
+            it is drawn by the global generator of PyTorch.
+            (default: :obj:`None`)
+        normalize_masked (bool, optional): If set to :obj:`False`, edges that
+            are masked still count in the normalization of others.
+            (default: :obj:`True`)
+        **kwargs (optional): Additional arguments of
+            :class:`torch_geometric.nn.conv.MessagePassing`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Shapes:
+        - **input:**
+          node features :math:`(|\mathcal{V}|, F_{in})`,
+          edge indices :math:`(2, |\mathcal{E}|)`
+          or sparse matrix :math:`(|\mathcal{V}|, |\mathcal{V}|)`,
+          edge weights :math:`(|\mathcal{E}|)` *(optional)*,
+          edge mask :math:`(|\mathcal{E}|)` *(optional)*
+        - **output:** node features :math:`(|\mathcal{V}|, F_{out})`
+
+    Example:
+        >>> conv = MaskedGCNConv(16, 32, sparsity=0.9)
+        >>> x = torch.randn(3, 16)
+        >>> edge_index = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+        >>> edge_mask = torch.tensor([True, True, True, False])
+        >>> out = conv(x, edge_index, edge_mask=edge_mask)
+        >>> torch.allclose(out, conv(x, edge_index[:, :3]))
+        True
+    """
+
+    _cached_edge_index: Optional[Tuple[Tensor, OptTensor]]
+    _cached_edge_mask: Optional[Tuple[Tensor, int]]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        improved: bool = False,
+        cached: bool = False,
+        add_self_loops: Optional[bool] = None,
+        normalize: bool = True,
+        bias: bool = True,
+        *,
+        sparsity: float = 0.9,
+        seed: Optional[int] = None,
+        normalize_masked: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            -1,  # A lazy layer to replace: no dense weight ever exists.
+            out_channels,
+            improved=improved,
+            cached=cached,
+            add_self_loops=add_self_loops,
+            normalize=normalize,
+            bias=bias,
+            **kwargs,
+        )
+        self.in_channels = in_channels
+        self.normalize_masked = normalize_masked
+        self.lin = SparseLinear(
+            in_channels,
+            out_channels,
+            bias=False,
+            sparsity=sparsity,
+            seed=seed,
+            weight_initializer='glorot',
+        )
+
+    def reset_parameters(self) -> None:
+        """Draws new values and clears the cache; the pattern stays."""
+        super().reset_parameters()
+        self._cached_edge_mask = None
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Adj,
+        edge_weight: OptTensor = None,
+        edge_mask: OptTensor = None,
+    ) -> Tensor:
+        """Runs the convolution.
+
+        Args:
+            x (torch.Tensor): The node features.
+            edge_index (torch.Tensor or SparseTensor): The graph.
+            edge_weight (torch.Tensor, optional): The edge weights.
+                (default: :obj:`None`)
+            edge_mask (torch.Tensor, optional): The edges to keep, of
+                :obj:`torch.bool`. Needs edge indices.
+                (default: :obj:`None`)
+        """
+        if edge_mask is None or isinstance(x, (tuple, list)):
+            if self._cached_edge_mask is not None:
+                self._cached_edge_index = self._cached_edge_mask = None
+            return super().forward(x, edge_index, edge_weight)
+        edge_index, edge_weight = self._cached_graph(
+            edge_index, edge_weight, edge_mask, x
+        )
+        x = self.lin(x)
+
+        # propagate_type: (x: Tensor, edge_weight: OptTensor)
+        out = self.propagate(edge_index, x=x, edge_weight=edge_weight)
+        return out if self.bias is None else out + self.bias
+
+    def _cached_graph(
+        self,
+        edge_index: Tensor,
+        edge_weight: OptTensor,
+        edge_mask: Tensor,
+        x: Tensor,
+    ) -> Tuple[Tensor, OptTensor]:
+        # Changes of a mask are counted in eager mode only:
+        if (
+            not (self.cached and self.normalize)
+            or torch.compiler.is_compiling()
+            or edge_mask.is_inference()
+        ):
+            return self._masked_graph(edge_index, edge_weight, edge_mask, x)
+        version, old = edge_mask._version, self._cached_edge_mask
+        graph = self._cached_edge_index
+        if (
+            graph is None
+            or old is None
+            or old[0] is not edge_mask
+            or old[1] != version
+        ):
+            graph = self._masked_graph(edge_index, edge_weight, edge_mask, x)
+            self._cached_edge_index = graph
+            self._cached_edge_mask = (edge_mask, version)
+        return graph
+
+    def _masked_graph(
+        self,
+        edge_index: Tensor,
+        edge_weight: OptTensor,
+        edge_mask: Tensor,
+        x: Tensor,
+    ) -> Tuple[Tensor, OptTensor]:
+        """The edges that are left, normalized if asked for."""
+        self._check_mask(edge_index, edge_mask)
+        if self.normalize_masked or not self.normalize:
+            graph = _select(edge_index, edge_weight, edge_mask)
+            return self._norm(*graph, x) if self.normalize else graph
+        if self.add_self_loops:  # In the order of `gcn_norm`.
+            edge_mask = add_remaining_self_loops(
+                edge_index,
+                edge_mask | (edge_index[0] == edge_index[1]),
+                fill_value=True,
+                num_nodes=x.size(self.node_dim),
+            )[1]
+        return _select(*self._norm(edge_index, edge_weight, x), edge_mask)
+
+    def _norm(
+        self, edge_index: Tensor, edge_weight: OptTensor, x: Tensor
+    ) -> Tuple[Tensor, OptTensor]:
+        return gcn_norm(
+            edge_index,
+            edge_weight,
+            x.size(self.node_dim),
+            self.improved,
+            self.add_self_loops,
+            self.flow,
+            x.dtype,
+        )
+
+    def _check_mask(self, edge_index: Adj, edge_mask: Tensor) -> None:
+        name = self.__class__.__name__
+        if not isinstance(edge_index, Tensor) or is_torch_sparse_tensor(
+            edge_index
+        ):
+            raise ValueError(
+                f"'edge_mask' of '{name}' needs 'edge_index' to hold edge "
+                f'indices, as a sparse matrix has no order of edges (got '
+                f'{edge_index.__class__.__name__})'
+            )
+        size = [edge_index.size(1)]
+        if edge_mask.dtype != torch.bool or list(edge_mask.shape) != size:
+            raise ValueError(
+                f"'edge_mask' of '{name}' needs to be of torch.bool and of "
+                f'shape {size} (got {edge_mask.dtype} and '
+                f'{list(edge_mask.shape)})'
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}({self.in_channels}, '
+            f'{self.out_channels}, sparsity={self.lin.sparsity:.4g})'
+        )
+
+
+def _select(
+    edge_index: Tensor, edge_weight: OptTensor, edge_mask: Tensor
+) -> Tuple[Tensor, OptTensor]:
+    if edge_weight is not None:
+        edge_weight = edge_weight[edge_mask]
+    return edge_index[:, edge_mask], edge_weight
