@@ -3,8 +3,17 @@ import torch_geometric_ext.datasets
 import torch_geometric_ext.loader
 import torch_geometric_ext.nn
 import torch_geometric_ext.ops
-import torch_geometric_ext.transforms  # noqa: F401
+import torch_geometric_ext.transforms
+import torch_geometric_ext.utils  # noqa: F401
 
 __version__ = '0.1.0'
 
-__all__ = ['data', 'datasets', 'loader', 'nn', 'transforms', '__version__']
+__all__ = [
+    'data',
+    'datasets',
+    'loader',
+    'nn',
+    'transforms',
+    'utils',
+    '__version__',
+]

@@ -1,0 +1,3 @@
+from .macs import count_macs
+
+__all__ = functions = ['count_macs']
