@@ -382,8 +382,14 @@ class SparseLinear(torch.nn.Module):
         if tensor.shape == x.shape:
             tensor.copy_(x)
         else:  # Parameters stay the objects that optimizers know.
-            tensor.data = x.to(tensor.device, copy=True)
             tensor.grad = None
+            if tensor.requires_grad:
+                # While a loss is alive, so is the node that accumulates the
+                # gradient; only a change of type makes autograd drop it.
+                wide = tensor.dtype == torch.double
+                other = torch.float if wide else torch.double
+                tensor.data = torch.empty(0, dtype=other, device=x.device)
+            tensor.data = x.to(tensor.device, copy=True)
 
     def _materialize(self, in_channels: int) -> None:
         self.in_channels = in_channels
