@@ -3,6 +3,7 @@ import torch_geometric_ext.datasets
 import torch_geometric_ext.loader
 import torch_geometric_ext.nn
 import torch_geometric_ext.ops
+import torch_geometric_ext.sparsity
 import torch_geometric_ext.transforms
 import torch_geometric_ext.utils  # noqa: F401
 
@@ -13,6 +14,7 @@ __all__ = [
     'datasets',
     'loader',
     'nn',
+    'sparsity',
     'transforms',
     'utils',
     '__version__',

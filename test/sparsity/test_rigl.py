@@ -1,0 +1,281 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
+from torch_geometric.testing import withCUDA
+
+import torch_geometric_ext.sparsity.rigl as rigl
+from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.sparsity import SET, RigL
+
+
+def build(layer, **kwargs):
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    options = dict(num_steps=100, update_every=1, drop_fraction=0.4)
+    return optimizer, RigL(layer, optimizer, **{**options, **kwargs})
+
+
+def integers(*size, seed=0, device=None):
+    """Numbers whose products and sums are exact, with many ties."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-3, 4, size, generator=generator).float().to(device)
+
+
+def expected_growth(gradient, index, num_weights):
+    """The oracle: the whole dense gradient, sorted."""
+    score = gradient.abs().flatten()
+    score[index] = -1
+    perm = score.sort(descending=True, stable=True).indices
+    return perm[:num_weights].sort().values
+
+
+def grown(layer, old):
+    return layer.index[~torch.isin(layer.index, old)]
+
+
+@withCUDA
+@pytest.mark.parametrize('block_size', [1, 50, 1 << 22])
+def test_rigl(device, block_size, monkeypatch):
+    monkeypatch.setattr(rigl, 'BLOCK_SIZE', block_size)
+    layer = SparseLinear(24, 15, sparsity=0.7, seed=0).to(device)
+    optimizer, scheduler = build(layer)
+    x = integers(9, 24, device=device)
+    weight = integers(9, 15, seed=1, device=device)
+
+    dense = layer.to_dense()
+    (dense(x) * weight).sum().backward()
+    old = layer.index
+    (layer(x) * weight).sum().backward()
+    assert torch.equal(dense.weight.grad.flatten()[old], layer.values.grad)
+    optimizer.step()
+    scheduler.step()
+
+    expected = expected_growth(dense.weight.grad, old, 43)
+    assert torch.equal(grown(layer, old), expected)
+    assert layer.values.numel() == 108
+    assert torch.equal(
+        layer.values.grad[layer.values == 0], torch.zeros(43, device=device)
+    )
+
+
+@pytest.mark.parametrize('shape', [(24,), (4, 24), (2, 3, 24), (0, 24)])
+def test_rigl_sums_over_all_passes(shape):
+    layer = SparseLinear(24, 24, sparsity=0.8, seed=0)
+    dense = layer.to_dense()
+    optimizer, scheduler = build(layer, update_every=2)
+    old = layer.index
+    for step in range(2):
+        dense.zero_grad()
+        optimizer.zero_grad()
+        for seed in range(3):
+            x, more = integers(*shape, seed=seed), integers(5, 24, seed=7)
+            weight = integers(*shape, seed=seed + 10)
+            for model in [dense, layer]:  # Twice within each pass.
+                out = model(x=x) if model is layer else model(x)
+                (out * weight).sum().add(model(more).sum()).backward()
+            layer(x)  # A pass forward does not count.
+            with torch.no_grad():
+                layer(x)
+        scheduler.step()
+        assert torch.equal(layer.index, old) == (step == 0)
+    expected = expected_growth(dense.weight.grad, old, 46)
+    assert torch.equal(grown(layer, old), expected)
+
+
+@pytest.mark.parametrize('case', ['in_place', 'leaf', 'twice', 'checkpoint'])
+def test_rigl_sees_the_gradient(case):
+    layer = SparseLinear(12, 12, sparsity=0.8, seed=0)
+    dense = layer.to_dense()
+    x = torch.nn.Parameter(integers(6, 12))
+    optimizer = torch.optim.SGD([*layer.parameters(), x], lr=1.0)
+    scheduler = RigL(layer, optimizer, num_steps=9, update_every=1)
+    old, weight = layer.index, integers(6, 12, seed=1)
+    for model in [dense, layer]:
+        if case == 'in_place':
+            out = torch.nn.functional.relu(model(x), inplace=True)
+        elif case == 'checkpoint':
+            out = checkpoint(model, x, use_reentrant=False)
+        else:  # The optimizer overwrites the input of the layer.
+            out = model(x)
+        loss = (out * weight).sum()
+        loss.backward(retain_graph=case == 'twice')
+        if case == 'twice':
+            loss.backward()
+    optimizer.step()
+    scheduler.step()
+    num_grown = grown(layer, old).numel()
+    expected = expected_growth(dense.weight.grad, old, num_grown)
+    assert num_grown > 5 and torch.equal(grown(layer, old), expected)
+
+
+def test_rigl_shared_layer():
+    layer = SparseLinear(12, 12, sparsity=0.8, seed=0)
+    dense = layer.to_dense()
+    optimizer, scheduler = build(torch.nn.ModuleList([layer, layer]))
+    x, old = torch.randn(5, 12), layer.index
+    for model in [dense, layer]:
+        model(model(x).tanh()).square().sum().backward()
+    scheduler.step()
+    expected = expected_growth(dense.weight.grad, old, 12)
+    assert torch.equal(grown(layer, old), expected)
+
+
+def test_rigl_autocast():
+    layer = SparseLinear(32, 16, sparsity=0.8, seed=0)
+    dense = layer.to_dense()
+    optimizer, scheduler = build(layer)
+    x, weight, old = integers(9, 32), integers(9, 16, seed=1), layer.index
+    (dense(x) * weight).sum().backward()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        (layer(x) * weight).sum().mul(1024.0).backward()
+        scheduler.step()
+    num_grown = grown(layer, old).numel()
+    expected = expected_growth(dense.weight.grad, old, num_grown)
+    assert num_grown > 30 and torch.equal(grown(layer, old), expected)
+
+
+def test_rigl_records_before_updates_only():
+    model = torch.nn.Sequential(SparseLinear(8, 8), SparseLinear(8, 8))
+    optimizer, scheduler = build(model, update_every=3)
+    x = torch.randn(5, 8)
+    for step in range(1, 8):
+        num_hooks = [len(layer._forward_hooks) for layer in model]
+        assert num_hooks == ([1, 1] if step % 3 == 0 else [0, 0])
+        assert scheduler.pending == (step % 3 == 0)
+        model(x).sum().backward()
+        pairs = [r.pairs for r in scheduler._recorders.values()]
+        assert [len(x) for x in pairs] == num_hooks[: len(pairs)]
+        scheduler.step()
+        assert all(len(x) == 0 for x in pairs)
+
+
+def test_rigl_remove():
+    layer = SparseLinear(8, 8)
+    optimizer, scheduler = build(layer)
+    out = layer(torch.randn(5, 8))
+    out.sum().backward(retain_graph=True)
+    (pairs,) = (r.pairs for r in scheduler._recorders.values())
+    assert len(pairs) == 1
+    scheduler.remove()
+    out.sum().backward()  # The hooks of tensors are gone, too.
+    assert len(pairs) == 0 and len(layer._forward_hooks) == 0
+
+
+def test_rigl_unused_layers():
+    model = torch.nn.ModuleList([SparseLinear(8, 8), SparseLinear(8, 8)])
+    optimizer, scheduler = build(model)
+    unused, used = (layer.index for layer in model)
+    model[1](torch.randn(5, 8)).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    assert torch.equal(model[0].index, unused)
+    assert not torch.equal(model[1].index, used)
+
+
+@pytest.mark.parametrize('value', [float('inf'), float('nan')])
+def test_rigl_overflow(value):
+    model = torch.nn.ModuleList([SparseLinear(8, 8), SparseLinear(8, 8)])
+    optimizer, scheduler = build(model)
+    overflow, finite = (layer.index for layer in model)
+    x = torch.randn(5, 8)
+    (model[0](x).sum() * value + model[1](x).sum()).backward()
+    scheduler.step()
+    assert torch.equal(model[0].index, overflow)
+    assert not torch.equal(model[1].index, finite)
+
+
+@pytest.mark.parametrize('compile_first', [True, False])
+def test_rigl_compiled(compile_first):
+    layer = SparseLinear(8, 8)
+    x = torch.randn(5, 8)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend='eager')
+    if compile_first:
+        compiled(x)
+    optimizer, scheduler = build(layer)
+    compiled(x).sum().backward()
+    with pytest.raises(RuntimeError, match='compiled, run the steps where'):
+        scheduler.step()
+
+    old = layer.index
+    (layer if scheduler.pending else compiled)(x).sum().backward()
+    scheduler.step()
+    assert not torch.equal(layer.index, old)
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
+class Trainer:
+    """Trains on the mini-batches of some ranks."""
+
+    def __init__(self, policy):
+        torch.manual_seed(12345)
+        self.model = torch.nn.Sequential(
+            SparseLinear(16, 20, sparsity=0.8),
+            torch.nn.ReLU(),
+            SparseLinear(20, 16, sparsity=0.8),
+        )
+        self.unused = SparseLinear(4, 4, sparsity=0.5)
+        layers = torch.nn.ModuleList([self.model, self.unused])
+        self.layers = [self.model[0], self.model[2], self.unused]
+        self.optimizer = torch.optim.Adam(layers.parameters(), lr=0.01)
+        self.scheduler = policy(
+            layers, self.optimizer, num_steps=12, update_every=2
+        )
+        self.batches = torch.randn(24, 6, 16)
+
+    def train(self, model, ranks):
+        for step in range(12):
+            self.optimizer.zero_grad()
+            for rank in ranks:
+                x = self.batches[2 * step + rank]
+                loss = (model(x) - x).square().mean()
+                (loss / len(ranks)).backward()
+            self.optimizer.step()
+            self.scheduler.step()
+        return [(layer.index, layer.values.detach()) for layer in self.layers]
+
+
+def run_rank(rank, path):
+    dist.init_process_group(
+        'gloo', init_method=f'file://{path}/store', rank=rank, world_size=2
+    )
+    torch.set_num_threads(1)
+    out = {}
+    for policy in [SET, RigL]:
+        trainer = Trainer(policy)
+        model = torch.nn.parallel.DistributedDataParallel(trainer.model)
+        out[policy.__name__] = trainer.train(model, [rank])
+    torch.save(out, f'{path}/{rank}.pt')
+
+    # An error on one rank only would make the other one wait for ever:
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks(tmp_path):
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)])
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+    first, second = (torch.load(tmp_path / f'{r}.pt') for r in range(2))
+    for policy in [SET, RigL]:
+        trainer = Trainer(policy)
+        old = [layer.index for layer in trainer.layers]
+        # One process that sees the mini-batches of both ranks does the same:
+        expected = trainer.train(trainer.model, [0, 1])
+        outs = [expected, first[policy.__name__], second[policy.__name__]]
+        for index, layer, other, rank in zip(old, *outs):
+            assert torch.equal(other[0], rank[0])
+            assert torch.equal(other[1], rank[1])
+            assert torch.equal(layer[0], rank[0])
+            torch.testing.assert_close(layer[1], rank[1])
+            unused = layer[0].numel() == 8 and policy is RigL
+            assert torch.equal(layer[0], index) == unused
+
+
+if __name__ == '__main__':
+    run_rank(int(sys.argv[1]), sys.argv[2])

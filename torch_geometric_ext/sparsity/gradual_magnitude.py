@@ -1,0 +1,214 @@
+import math
+from typing import Any, Dict, List, Optional
+
+import torch
+from torch.optim import Optimizer
+
+from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.sparsity.optimizer_state import move_weights
+from torch_geometric_ext.sparsity.ranking import top_mask
+from torch_geometric_ext.sparsity.weight_scheduler import (
+    WeightScheduler,
+    is_distributed,
+)
+
+
+class GradualMagnitude(WeightScheduler):
+    r"""Gradual pruning by magnitude from the `"To Prune, or Not to Prune:
+    Exploring the Efficacy of Pruning for Model Compression"
+    <https://arxiv.org/abs/1710.01878>`_ paper.
+
+    Every :obj:`update_every` steps, and at last when :obj:`stop` is reached,
+    the weights of smallest magnitude are removed (the last ones, if it is
+    equal), until the sparsity of each layer is (Eq. (1))
+
+    .. math::
+        s_t = s_f + (s_i - s_f) {\left( 1 - \frac{t - t_0}{t_1 - t_0}
+        \right)}^3,
+
+    where :math:`s_i` is the sparsity of the layer before the first update. A
+    layer that is sparser than that keeps its weights.
+
+    .. code-block:: python
+
+        scheduler = GradualMagnitude(
+            model, optimizer, num_steps=10_000, sparsity=0.9
+        )
+        for x, y in loader:
+            optimizer.zero_grad()
+            criterion(model(x), y).backward()
+            optimizer.step()
+            scheduler.step()
+
+    As their number falls, :obj:`values` are re-allocated (the parameter
+    remains the same object), and so is the state of the optimizer: memory and
+    time of a step fall with it.
+
+    .. note::
+        To resume, load the states of the model, the optimizer and the
+        scheduler, in any order.
+
+    Args:
+        model (torch.nn.Module): The model.
+        optimizer (torch.optim.Optimizer): The optimizer that trains it.
+        num_steps (int): Number of optimizer steps of the whole training.
+        sparsity (float): The final sparsity :math:`s_f`, in :math:`[0, 1)`.
+        update_every (int, optional): Number of steps :math:`\Delta t` from
+            one update to the next. (default: :obj:`100`)
+        start (float, optional): Share of the training before the first
+            update, in :math:`[0, 1)`: :math:`t_0` is
+            :obj:`start * num_steps`. (default: :obj:`0.0`)
+        stop (float, optional): Share of the training after which the weights
+            stay, in :math:`(0, 1]`: :math:`t_1` is :obj:`stop * num_steps`.
+            (default: :obj:`0.75`)
+        global_ranking (bool, optional): If set to :obj:`True`, magnitudes of
+            all layers are compared, and :math:`s_t` is the sparsity of all of
+            them together. (default: :obj:`False`)
+
+    Raises:
+        ValueError: If an argument is out of its range, the model holds no
+            layer to train, all of them are sparser than :obj:`sparsity`, or
+            the optimizer does not train one of them.
+        TypeError: If :obj:`optimizer` is no optimizer.
+        NotImplementedError: If the state of the optimizer cannot follow
+            single weights, or several ranks train together
+            (:class:`~torch.nn.parallel.DistributedDataParallel` cannot follow
+            parameters that change their size).
+
+    Example:
+        >>> from torch_geometric_ext.nn import SparseLinear
+        >>> lin = SparseLinear(100, 100, sparsity=0.5)
+        >>> optimizer = torch.optim.Adam(lin.parameters(), lr=0.01)
+        >>> scheduler = GradualMagnitude(
+        ...     lin, optimizer, num_steps=4, sparsity=0.9, update_every=1
+        ... )
+        >>> for _ in range(4):
+        ...     lin(torch.ones(1, 100)).sum().backward()
+        ...     optimizer.step()
+        ...     scheduler.step()
+        ...     print(lin.values.numel())
+        2185
+        1148
+        1000
+        1000
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: Optimizer,
+        *,
+        num_steps: int,
+        sparsity: float,
+        update_every: int = 100,
+        start: float = 0.0,
+        stop: float = 0.75,
+        global_ranking: bool = False,
+    ) -> None:
+        name = self.__class__.__name__
+        if not 0 <= sparsity < 1:
+            raise ValueError(
+                f"'sparsity' of '{name}' needs to be in [0, 1) "
+                f'(got {sparsity})'
+            )
+        if not 0 <= start < stop:
+            raise ValueError(
+                f"'start' of '{name}' needs to be in [0, {stop}), as given by "
+                f"'stop' (got {start})"
+            )
+        self._check_distributed()
+        super().__init__(
+            model,
+            optimizer,
+            num_steps=num_steps,
+            update_every=update_every,
+            stop=stop,
+        )
+        layers = self._trained_layers()
+        if all(
+            layer.values.numel() < _num_weights(layer, sparsity)
+            for layer in layers.values()
+        ):
+            raise ValueError(
+                f"'sparsity' of '{name}' needs to be at least that of a layer "
+                f'(got {sparsity}, and layers of sparsity '
+                f'{[round(x.sparsity, 4) for x in layers.values()]})'
+            )
+        self.sparsity = sparsity
+        self.start = start
+        self.global_ranking = global_ranking
+        self._first = round(start * num_steps)
+        self._last = max(round(stop * num_steps), self._first + 1)
+        self._initial: Optional[Dict[str, float]] = None
+
+    def state_dict(self) -> Dict[str, Any]:
+        r"""Returns the state of the scheduler, to be saved after a
+        :meth:`step` beside those of the model and the optimizer.
+
+        A scheduler that loads it goes on bit for bit. The arguments of the
+        scheduler are not part of it.
+        """
+        initial = self._initial
+        values = None if initial is None else list(initial.values())
+        return {**super().state_dict(), 'initial': values}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        r"""Loads the state of a scheduler of layers of the same sizes.
+
+        See :meth:`WeightScheduler.load_state_dict`.
+        """
+        super().load_state_dict(state_dict)
+        values = state_dict['initial']
+        self._initial = None
+        if values is not None:
+            self._initial = dict(zip(self.layers, values))
+
+    def _is_due(self, step: int) -> bool:
+        if not self._first <= step < self._last:
+            return step == self._last
+        return step % self.update_every == 0
+
+    def _update(self, step: int, layers: Dict[str, SparseLinear]) -> None:
+        self._check_distributed()
+        if self._initial is None:
+            self._initial = {k: x.sparsity for k, x in self.layers.items()}
+        # Eq. (1):
+        progress = (step - self._first) / (self._last - self._first)
+        rest = (1 - progress) ** 3
+        sizes = [
+            _num_weights(
+                layer,
+                self.sparsity + (self._initial[key] - self.sparsity) * rest,
+            )
+            for key, layer in layers.items()
+        ]
+        if self.global_ranking:
+            self._prune(list(layers.values()), sum(sizes))
+        else:
+            for layer, size in zip(layers.values(), sizes):
+                self._prune([layer], size)
+
+    def _prune(self, layers: List[SparseLinear], size: int) -> None:
+        """Keeps the :obj:`size` largest weights of all layers."""
+        magnitude = torch.cat(
+            [x.values.detach().abs().to(layers[0].values) for x in layers]
+        ).nan_to_num_(nan=math.inf, posinf=math.inf)
+        if magnitude.numel() <= size:
+            return
+        masks = top_mask(magnitude, size).split(
+            [x.values.numel() for x in layers]
+        )
+        for layer, mask in zip(layers, masks):
+            index = layer.index[mask.to(layer.values.device)]
+            move_weights(layer, self.optimizer, index)
+
+    def _check_distributed(self) -> None:
+        if is_distributed():
+            raise NotImplementedError(
+                f"'{self.__class__.__name__}' changes the size of parameters, "
+                f'which cannot be trained by several ranks'
+            )
+
+
+def _num_weights(layer: SparseLinear, sparsity: float) -> int:
+    return round((1 - sparsity) * layer.out_channels * layer.in_channels)

@@ -1,0 +1,168 @@
+from typing import Dict, Iterator, Mapping, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.sparsity.ranking import RunningTop
+from torch_geometric_ext.sparsity.recorder import Recorder
+from torch_geometric_ext.sparsity.topology_scheduler import TopologyScheduler
+from torch_geometric_ext.sparsity.weight_scheduler import is_distributed
+
+BLOCK_SIZE = 1 << 22  # Elements of the dense gradient at a time.
+
+
+class RigL(TopologyScheduler):
+    r"""The rigged lottery from the `"Rigging the Lottery: Making All Tickets
+    Winners" <https://arxiv.org/abs/1911.11134>`_ paper.
+
+    Every :obj:`update_every` steps, the weights of smallest magnitude are
+    dropped, and as many grow at the inactive positions where the dense
+    gradient
+
+    .. math::
+        \frac{\partial \mathcal{L}}{\partial \mathbf{W}} = \sum
+        {\left( \frac{\partial \mathcal{L}}{\partial \mathbf{Y}}
+        \right)}^{\top} \mathbf{X}
+
+    has the largest magnitude (the first ones, if it is equal), summed over
+    all backward passes since the last :meth:`step`, and all ranks:
+
+    .. code-block:: python
+
+        scheduler = RigL(model, optimizer, num_steps=10_000)
+        for x, y in loader:
+            optimizer.zero_grad()
+            criterion(model(x), y).backward()
+            optimizer.step()
+            scheduler.step()
+
+    The dense gradient never exists as a whole. In the steps that lead to an
+    update, and only then, hooks on the layers keep inputs :math:`\mathbf{X}`
+    and gradients of outputs :math:`\mathbf{Y}`; :meth:`step` multiplies them
+    in blocks of rows, keeps the best positions so far, and frees them. An
+    update takes :math:`O(N I O)` time for :math:`N` inputs, and
+    :math:`O(N (I + O) + \textrm{nnz} + I)` memory.
+
+    A layer that took no part in these passes, or whose gradient is not
+    finite, as it may be under :class:`torch.amp.GradScaler`, keeps its
+    weights where they are. Scaled gradients do no harm: only their order
+    matters.
+
+    .. note::
+        Hooks are not part of compiled models. Run the steps that lead to an
+        update uncompiled, as in
+        :obj:`(model if scheduler.pending else compiled)(x)`.
+
+    .. note::
+        Deviations from the paper: a step that leads to an update also trains
+        the weights, so that the gradient which decides is that of the weights
+        before the step, and the magnitudes those after it. What second
+        derivatives add to the gradient is not seen.
+
+    Args:
+        model (torch.nn.Module): The model.
+        optimizer (torch.optim.Optimizer): The optimizer that trains it.
+        num_steps (int): Number of optimizer steps of the whole training.
+        update_every (int, optional): Number of steps :math:`\Delta T` from
+            one update to the next. (default: :obj:`100`)
+        drop_fraction (float, optional): The share :math:`\alpha` of weights
+            that move at first, in :math:`(0, 1]`. (default: :obj:`0.3`)
+        stop (float, optional): Share of the training after which the weights
+            stay where they are, in :math:`(0, 1]`: :math:`T_{\textrm{end}}` is
+            :obj:`stop * num_steps`. (default: :obj:`0.75`)
+        seed (int, optional): As in all schedulers; nothing is random here.
+            (default: :obj:`0`)
+
+    Raises:
+        ValueError: If an argument is out of its range, the model holds no
+            layer to train, or the optimizer does not train one of them.
+        TypeError: If :obj:`optimizer` is no optimizer.
+        NotImplementedError: If the state of the optimizer cannot follow
+            single weights.
+        RuntimeError: If :meth:`step` has to update, but saw no backward pass.
+
+    Example:
+        >>> from torch_geometric_ext.nn import SparseLinear
+        >>> lin = SparseLinear(4, 1, bias=False, sparsity=0.5)
+        >>> lin.set_weights(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+        >>> optimizer = torch.optim.SGD(lin.parameters(), lr=0.1)
+        >>> scheduler = RigL(
+        ...     lin, optimizer, num_steps=4, update_every=1, drop_fraction=0.7
+        ... )
+        >>> lin(torch.tensor([[1.0, 1.0, 2.0, 3.0]])).sum().backward()
+        >>> optimizer.step()
+        >>> scheduler.step()
+        >>> lin.index
+        tensor([1, 3])
+    """
+
+    _recorders: Mapping[str, Recorder] = {}
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self.pending:
+            self._recorders = {
+                key: Recorder(layer) for key, layer in self.layers.items()
+            }
+
+    def _release(self) -> None:
+        for recorder in self._recorders.values():
+            recorder.remove()
+        self._recorders = {}
+
+    def _update(self, step: int, layers: Dict[str, SparseLinear]) -> None:
+        device = next(iter(layers.values())).values.device
+        num_passes = torch.tensor(
+            [len(self._recorders[key].pairs) for key in layers], device=device
+        )
+        if is_distributed():
+            dist.all_reduce(num_passes)
+        if not num_passes.any():
+            raise RuntimeError(
+                f"'{self.__class__.__name__}' has to update, but saw no "
+                f"backward pass of the model since its last 'step()'. Call "
+                f"'backward()' first, and if the model is compiled, run the "
+                f"steps where 'scheduler.pending' holds uncompiled"
+            )
+        used = (num_passes > 0).tolist()
+        names = [key for key, is_used in zip(layers, used) if is_used]
+        super()._update(step, {key: layers[key] for key in names})
+
+    @torch.no_grad()
+    def _grow(
+        self, name: str, index: Tensor, num_weights: int
+    ) -> Optional[Tensor]:
+        top = RunningTop(num_weights)
+        peak = torch.zeros((), device=index.device)
+        with torch.autocast(index.device.type, enabled=False):
+            for begin, score in self._scores(name):
+                peak = torch.maximum(peak, score.max())
+                stop = begin + score.numel()
+                bounds = index.new_tensor([begin, stop])
+                active = slice(*torch.searchsorted(index, bounds).tolist())
+                score[index[active] - begin] = -1
+                top.update(score, begin)
+        return top.index() if peak.isfinite() else None
+
+    def _scores(self, name: str) -> Iterator[Tuple[int, Tensor]]:
+        """Yields the magnitudes of the dense gradient, block by block."""
+        layer = self.layers[name]
+        num_rows, num_cols = layer.out_channels, layer.in_channels
+        dtype = torch.promote_types(layer.values.dtype, torch.float)
+        pairs = [
+            (x.to(dtype), grad.to(dtype))
+            for x, grad in self._recorders[name].pairs
+        ]
+        step = max(BLOCK_SIZE // num_cols, 1)
+        for begin in range(0, num_rows, step):
+            rows = slice(begin, min(begin + step, num_rows))
+            out = layer.values.new_zeros(
+                (rows.stop - rows.start, num_cols), dtype=dtype
+            )
+            for x, grad in pairs:
+                out.addmm_(grad[:, rows].t(), x)
+            if is_distributed():
+                dist.all_reduce(out)
+            yield begin * num_cols, out.abs_().flatten()

@@ -1,0 +1,82 @@
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from torch_geometric_ext.nn.dense.pattern import random_index
+from torch_geometric_ext.sparsity.topology_scheduler import TopologyScheduler
+
+
+class SET(TopologyScheduler):
+    r"""Sparse evolutionary training from the `"Scalable Training of
+    Artificial Neural Networks with Adaptive Sparse Connectivity Inspired by
+    Network Science" <https://arxiv.org/abs/1707.04780>`_ paper.
+
+    Every :obj:`update_every` steps, the weights of smallest magnitude are
+    dropped, and as many grow, uniformly at random, at positions that were
+    inactive before:
+
+    .. code-block:: python
+
+        scheduler = SET(model, optimizer, num_steps=10_000)
+        for x, y in loader:
+            optimizer.zero_grad()
+            criterion(model(x), y).backward()
+            optimizer.step()
+            scheduler.step()
+
+    Takes :math:`O(\textrm{nnz} \log \textrm{nnz})` time for an update and
+    :math:`O(\textrm{nnz})` memory.
+
+    .. note::
+        Deviations from the paper: it drops the smallest positive and the
+        largest negative weights, a constant share :math:`\zeta` of each, after
+        each epoch, and draws the values of new weights. Here, magnitudes
+        count, the share :math:`\alpha` falls as in :class:`RigL` (Eq. (1)
+        there), and new weights are zero.
+
+    Args:
+        model (torch.nn.Module): The model.
+        optimizer (torch.optim.Optimizer): The optimizer that trains it.
+        num_steps (int): Number of optimizer steps of the whole training.
+        update_every (int, optional): Number of steps from one update to the
+            next. (default: :obj:`100`)
+        drop_fraction (float, optional): The share :math:`\alpha` of weights
+            that move at first, in :math:`(0, 1]`. (default: :obj:`0.3`)
+        stop (float, optional): Share of the training after which the weights
+            stay where they are, in :math:`(0, 1]`. (default: :obj:`0.75`)
+        seed (int, optional): Seed of the scheduler's own generator; the same
+            on all ranks. (default: :obj:`0`)
+
+    Raises:
+        ValueError: If an argument is out of its range, the model holds no
+            layer to train, or the optimizer does not train one of them.
+        TypeError: If :obj:`optimizer` is no optimizer.
+        NotImplementedError: If the state of the optimizer cannot follow
+            single weights.
+
+    Example:
+        >>> from torch_geometric_ext.nn import SparseLinear
+        >>> lin = SparseLinear(100, 100, sparsity=0.9, seed=0)
+        >>> optimizer = torch.optim.SGD(lin.parameters(), lr=0.1)
+        >>> scheduler = SET(lin, optimizer, num_steps=100, update_every=10)
+        >>> for _ in range(10):
+        ...     lin(torch.ones(1, 100)).sum().backward()
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> lin.sparsity, scheduler.explored
+        (0.9, 0.1287)
+    """
+
+    def _grow(
+        self, name: str, index: Tensor, num_weights: int
+    ) -> Optional[Tensor]:
+        layer = self.layers[name]
+        numel = layer.out_channels * layer.in_channels
+        # Draw ranks among the inactive positions, of which `num_before` lie
+        # before each active one:
+        rank = random_index(
+            numel - index.numel(), num_weights, self._generator
+        ).to(index.device)
+        num_before = index - torch.arange(index.numel(), device=index.device)
+        return rank + torch.searchsorted(num_before, rank, right=True)
