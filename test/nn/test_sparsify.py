@@ -184,10 +184,12 @@ def test_distribution():
     mlp = pyg.MLP([100, 40, 10], norm=None)
     model = sparsify(copy.deepcopy(mlp), 0.9, 'uniform')
     assert [x.values.numel() for x in model.lins] == [400, 40]
-    model = sparsify(copy.deepcopy(mlp), 0.9)  # 440 by 140 to 50.
+    model = sparsify(copy.deepcopy(mlp), 0.9, min_fan_in=0)
+    # 440 by 140 to 50:
     assert [x.values.numel() for x in model.lins] == [324, 116]
-    model = sparsify(copy.deepcopy(mlp), 0.9, 'uniform', min_fan_in=8)
-    assert [x.values.numel() for x in model.lins] == [360, 80]
+    model = sparsify(copy.deepcopy(mlp), 0.9, min_fan_in=16)
+    # More than there are, so 640 to 160:
+    assert [x.values.numel() for x in model.lins] == [352, 88]
 
 
 def test_patterns_depend_on_name_and_seed_only():
@@ -330,7 +332,7 @@ def test_nothing_is_changed_by_an_error():
     for kwargs, message in [
         (dict(sparsity=1.0), r"'sparsity' .* \(got 1.0\)"),
         (dict(distribution='even'), r"'distribution' .* \(got 'even'\)"),
-        (dict(min_fan_in=9), "'min_fan_in' needs 162 weights"),
+        (dict(min_fan_in=-1), r"'min_fan_in' .* \(got -1\)"),
     ]:
         model = pyg.MLP([16, 16, 2])
         modules = list(model.modules())

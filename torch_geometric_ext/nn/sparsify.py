@@ -60,7 +60,7 @@ def sparsify(
     ignored: Sequence[Ignored] = (),
     seed: int = 0,
     *,
-    min_fan_in: int = 0,
+    min_fan_in: int = 16,
 ) -> Module:
     r"""Swaps the linear layers of a model for
     :class:`~torch_geometric_ext.nn.SparseLinear`, in place, and returns the
@@ -116,8 +116,10 @@ def sparsify(
             contains. (default: :obj:`()`)
         seed (int, optional): Seed of the patterns. (default: :obj:`0`)
         min_fan_in (int, optional): How many weights each output of a layer
-            has at least, on average over its outputs. Saves small layers at
-            high sparsity. (default: :obj:`0`)
+            has at least, on average over its outputs, as far as there are
+            enough weights; not used by :obj:`"uniform"`. It keeps a last
+            layer of few classes from starving at high sparsity.
+            (default: :obj:`16`)
 
     Raises:
         ValueError: If an argument is out of its range, an element of
@@ -165,8 +167,8 @@ def sparsify(
     empty = [names[x] for x in layers if swaps[x].values.numel() == 0]
     if len(empty) > 0:
         warnings.warn(
-            f"'sparsity={sparsity}' leaves no weight in {empty}; set "
-            f"'min_fan_in', or ignore them",
+            f"'sparsity={sparsity}' leaves no weight in {empty}; lower it, or "
+            f'ignore them',
             stacklevel=2,
         )
     if skipped:
