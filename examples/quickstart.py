@@ -4,7 +4,9 @@ First, with fewer graphs in each epoch: compares training on all graphs with
 its honest rivals (half the epochs, a new random part of the graphs in each
 epoch) and with `GDeRSampler`. Then, with every distinct computation tree once:
 compares full batches of plain graphs with `SharedTreeLoader`, which gives the
-same gradients (in double precision, lest rounding hides that).
+same gradients (in double precision, lest rounding hides that). Last, with a
+tenth and a twentieth of the weights: compares a wide dense model with a narrow
+one of as many weights, and with the wide model, sparse from the first step.
 
 All methods of a seed start from the same weights. Accuracies are those of the
 last epoch; nothing is selected on the test set.
@@ -40,9 +42,12 @@ from torch_geometric_ext.nn import (
     RootAggregation,
     TreeBatchNorm,
     shared_batch,
+    sparsify,
 )
+from torch_geometric_ext.sparsity import RigL
 from torch_geometric_ext.transforms import ShareComputationTrees
 from torch_geometric_ext.typing import WITH_EXT
+from torch_geometric_ext.utils import count_macs
 
 
 class Net(torch.nn.Module):
@@ -81,11 +86,14 @@ class Method(NamedTuple):
     keep_ratio: float = 1.0
     share: Optional[str] = None
     dtype: torch.dtype = torch.float
+    hidden_channels: int = 64
+    sparsity: float = 0.0
 
 
 class Result(NamedTuple):
     accuracy: float
     num_graphs: int
+    num_macs: float  # Of a training step, for each graph.
     seconds: float
 
 
@@ -98,8 +106,11 @@ def train(
     progress: tqdm,
 ) -> Result:
     seed_everything(seed)
-    model = Net(args.hidden_channels, method.num_layers, dataset.num_classes)
+    hidden_channels = method.hidden_channels
+    model = Net(hidden_channels, method.num_layers, dataset.num_classes)
     model = model.to(method.dtype)
+    if method.sparsity > 0:
+        sparsify(model, method.sparsity, seed=seed)
     parameters = list(model.parameters())
     sampler: Optional[DynamicSampler] = None
     start = time.perf_counter()
@@ -110,7 +121,7 @@ def train(
         )
     elif method.sampler == 'gder':
         prototypes = HypersphericalPrototypes(
-            args.hidden_channels, dataset.num_classes
+            hidden_channels, dataset.num_classes
         )
         parameters += prototypes.parameters()
         sampler = GDeRSampler(
@@ -128,11 +139,11 @@ def train(
         LevelwiseConv.convert(model.gnn)
 
     optimizer = Adam(parameters, lr=args.lr)
-    scheduler = OneCycleLR(
-        optimizer,
-        args.lr,
-        total_steps=method.epochs * len(loader),  # type: ignore[arg-type]
-    )
+    num_steps = method.epochs * len(loader)  # type: ignore[arg-type]
+    scheduler = OneCycleLR(optimizer, args.lr, total_steps=num_steps)
+    rigl: Optional[RigL] = None
+    if method.sparsity > 0:
+        rigl = RigL(model, optimizer, num_steps=num_steps, update_every=10)
     num_graphs = 0
     model.train()
     for _ in range(method.epochs):
@@ -145,16 +156,18 @@ def train(
             loss.backward()
             optimizer.step()
             scheduler.step()
+            if rigl is not None:
+                rigl.step()
             num_graphs += batch.num_graphs
             progress.update(batch.num_graphs)
     seconds = time.perf_counter() - start
-    return Result(test(model, test_dataset), num_graphs, seconds)
+    batch = next(iter(DataLoader(test_dataset, batch_size=len(test_dataset))))
+    num_macs = count_macs(model.eval(), batch).training / batch.num_graphs
+    return Result(test(model, batch), num_graphs, num_macs, seconds)
 
 
 @torch.no_grad()
-def test(model: Net, dataset: Dataset) -> float:
-    model.eval()
-    batch = next(iter(DataLoader(dataset, batch_size=len(dataset))))
+def test(model: Net, batch: Data) -> float:
     pred = model.head(model(batch)).argmax(dim=-1)
     return 100 * float((pred == batch.y).float().mean())
 
@@ -169,18 +182,19 @@ def print_table(results: Dict[Method, List[Result]]) -> None:
     full = next(iter(results.values()))
     full_seconds = sum(r.seconds for r in full)
     print(
-        f'{"method":20}{"accuracy [%]":>14}{"Δ to full":>14}'
-        f'{"graphs":>10}{"time [s]":>10}{"speed-up":>10}'
+        f'{"method":24}{"accuracy [%]":>14}{"Δ to full":>14}'
+        f'{"graphs":>10}{"MMACs":>8}{"time [s]":>10}{"speed-up":>10}'
     )
     for method, runs in results.items():
         delta = [r.accuracy - f.accuracy for r, f in zip(runs, full)]
         seconds = sum(r.seconds for r in runs)
         num_graphs = sum(r.num_graphs for r in runs) // len(runs)
         print(
-            f'{method.name:20}'
+            f'{method.name:24}'
             f'{mean_and_error([r.accuracy for r in runs]):>14}'
             f'{mean_and_error(delta) if runs is not full else "":>14}'
-            f'{num_graphs:>10,}{seconds / len(runs):>10.2f}'
+            f'{num_graphs:>10,}{runs[0].num_macs / 1e6:>8.2f}'
+            f'{seconds / len(runs):>10.2f}'
             f'{full_seconds / seconds:>9.2f}x'
         )
 
@@ -205,7 +219,17 @@ def make_tables(args: argparse.Namespace, size: int) -> List[List[Method]]:
         full._replace(name='shared trees', share='all'),
         full._replace(name='shared, level-wise', share='levels'),
     ]
-    return [fewer, shared]
+    wide = Method(
+        'dense', half, batch_size=64, num_layers=2, hidden_channels=256
+    )
+    sparse = [
+        wide,
+        wide._replace(name='dense, 1/10 of weights', hidden_channels=81),
+        wide._replace(name='RigL, 1/10', sparsity=0.9),
+        wide._replace(name='dense, 1/20 of weights', hidden_channels=57),
+        wide._replace(name='RigL, 1/20', sparsity=0.95),
+    ]
+    return [fewer, shared, sparse]
 
 
 def main() -> None:
@@ -213,7 +237,6 @@ def main() -> None:
     parser.add_argument('--root', default='.data/Solubility')
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--epochs', type=int, default=40)
-    parser.add_argument('--hidden_channels', type=int, default=64)
     parser.add_argument('--lr', type=float, default=0.005)
     args = parser.parse_args()
 
@@ -229,7 +252,8 @@ def main() -> None:
         first = methods[0]
         batches = f'batches of {first.batch_size:,}'
         print(
-            f'\n{first.num_layers} layers, {first.epochs} epochs, '
+            f'\n{first.num_layers} layers, {first.hidden_channels} channels, '
+            f'{first.epochs} epochs, '
             f'{batches if first.batch_size < size else "full batches"}'
         )
         print_table(run(methods, train_dataset, test_dataset, args))

@@ -319,3 +319,13 @@ def test_count_macs_errors():
     with pytest.raises(RuntimeError, match='cannot be multiplied'):
         count_macs(model, x.t())
     assert torch.backends.cudnn.enabled and torch.backends.mkldnn.enabled
+
+
+def test_count_macs_with_a_cached_sparse_matrix():
+    index = torch.tensor([[0, 1, 2, 0], [1, 0, 1, 2]])
+    adj = torch.sparse_coo_tensor(index, torch.ones(4), (3, 3)).to_sparse_csr()
+    conv = GCNConv(4, 2, cached=True)
+    x = torch.randn(3, 4)
+    expected = count_macs(conv, x, adj).forward
+    conv(x, adj)
+    assert count_macs(conv, x, adj).forward == expected

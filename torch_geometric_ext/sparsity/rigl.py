@@ -134,17 +134,21 @@ class RigL(TopologyScheduler):
     def _grow(
         self, name: str, index: Tensor, num_weights: int
     ) -> Optional[Tensor]:
+        pairs = self._recorders[name].pairs
+        finite = index.new_ones(())
+        for x in (x for pair in pairs for x in pair):
+            finite *= x.isfinite().all()
+        if is_distributed():
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
         top = RunningTop(num_weights)
-        peak = torch.zeros((), device=index.device)
         with torch.autocast(index.device.type, enabled=False):
             for begin, score in self._scores(name):
-                peak = torch.maximum(peak, score.max())
                 stop = begin + score.numel()
                 bounds = index.new_tensor([begin, stop])
                 active = slice(*torch.searchsorted(index, bounds).tolist())
                 score[index[active] - begin] = -1
                 top.update(score, begin)
-        return top.index() if peak.isfinite() else None
+        return top.index() if finite else None
 
     def _scores(self, name: str) -> Iterator[Tuple[int, Tensor]]:
         """Yields the magnitudes of the dense gradient, block by block."""
@@ -155,14 +159,15 @@ class RigL(TopologyScheduler):
             (x.to(dtype), grad.to(dtype))
             for x, grad in self._recorders[name].pairs
         ]
-        step = max(BLOCK_SIZE // num_cols, 1)
+        step = min(max(BLOCK_SIZE // num_cols, 1), num_rows)
+        buffer = layer.values.new_empty((step, num_cols), dtype=dtype)
         for begin in range(0, num_rows, step):
             rows = slice(begin, min(begin + step, num_rows))
-            out = layer.values.new_zeros(
-                (rows.stop - rows.start, num_cols), dtype=dtype
-            )
-            for x, grad in pairs:
-                out.addmm_(grad[:, rows].t(), x)
+            out = buffer[: rows.stop - rows.start]
+            for i, (x, grad) in enumerate(pairs):
+                out.addmm_(grad[:, rows].t(), x, beta=min(i, 1))
+            if len(pairs) == 0:  # Another rank has some.
+                out.zero_()
             if is_distributed():
                 dist.all_reduce(out)
             yield begin * num_cols, out.abs_().flatten()

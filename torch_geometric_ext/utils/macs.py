@@ -173,7 +173,7 @@ def count_macs(
             f"'optimizer' needs to be a 'torch.optim.Optimizer' "
             f'(got {type(optimizer)})'
         )
-    model = copy.deepcopy(getattr(model, '_orig_mod', model))
+    model = _copy(getattr(model, '_orig_mod', model))
     counter = MACCounter(model)
     tensors = [*model.parameters(), *model.buffers()]
     devices = list({x.device for x in tensors if x.is_cuda})
@@ -223,6 +223,19 @@ def _own_parameters(model: Module) -> Dict[Module, List[Tensor]]:
         ]
         seen.update(out[module])
     return out
+
+
+def _copy(model: Module) -> Module:
+    """A deep copy that shares what PyTorch cannot copy, and nobody writes to:
+    the sparse matrices that convolutions cache.
+    """
+    memo = {
+        id(x): x
+        for module in model.modules()
+        for x in tree_leaves(vars(module))
+        if isinstance(x, Tensor) and x.layout != torch.strided
+    }
+    return copy.deepcopy(model, memo)
 
 
 def _optimizer_state(optimizer: Optimizer) -> List[Tensor]:
