@@ -14,8 +14,9 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(PATH), run_name='__main__')
     out = capsys.readouterr().out.splitlines()
     assert '1,025 training and 257 test molecules' in out[0]
-    assert out[2] == '4 layers, 1 epochs, batches of 32'
-    assert [line[:20].strip() for line in out[3:10]] == [
+    names = [line[:24].strip() for line in out]
+    assert out[2] == '4 layers, 64 channels, 1 epochs, batches of 32'
+    assert names[3:10] == [
         'method',
         'full data',
         'half the epochs',
@@ -24,20 +25,33 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         'soft random 30%',
         'GDeR 30%',
     ]
-    assert out[11] == '2 layers, 1 epochs, full batches'
-    assert [line[:20].strip() for line in out[12:]] == [
+    assert out[11] == '2 layers, 64 channels, 1 epochs, full batches'
+    assert names[12:16] == [
         'method',
         'plain graphs',
         'shared trees',
         'shared, level-wise',
     ]
-    for table in [out[3:10], out[12:]]:
+    assert out[17] == '2 layers, 256 channels, 1 epochs, batches of 64'
+    assert names[18:] == [
+        'method',
+        'dense',
+        'dense, 1/10 of weights',
+        'RigL, 1/10',
+        'dense, 1/20 of weights',
+        'RigL, 1/20',
+    ]
+    for table in [out[3:10], out[12:16], out[18:]]:
         assert len({len(line) for line in table}) == 1  # Aligned.
     # Budgets are exact, also with a warning-free single epoch:
-    assert [line.split()[-3] for line in out[4:10]] == [
+    assert [line.split()[-4] for line in out[4:10]] == [
         '1,025', '1,025', '512', '512', '308', '308',
     ]  # fmt: skip
     # Shared trees are the same training:
-    results = [line[20:58] for line in out[13:]]
+    results = [line[24:62] for line in out[13:16]]
     assert results[0].split()[:3] == results[1].split()[:3]
     assert results[1] == results[2] and '0.0 ± 0.0' in results[1]
+    # A tenth of the weights, a tenth of the multiply-adds:
+    macs = [float(line.split()[-3]) for line in out[19:]]
+    assert 0.08 < macs[2] / macs[0] < 0.12
+    assert 0.04 < macs[4] / macs[0] < 0.06
