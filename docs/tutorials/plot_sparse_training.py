@@ -63,9 +63,10 @@ for sparsity in [0.5, 0.8, 0.9, 0.95, 0.98]:
 # %%
 # A sparse model
 # --------------
-# :func:`~torch_geometric_ext.nn.sparsify` swaps the linear layers of any model.
-# Weights are spread over layers such that each neuron has about as many
-# connections (``distribution='erk'``), and small layers keep enough to live on:
+# :func:`~torch_geometric_ext.nn.sparsify` swaps the linear layers of any
+# model. Weights are spread over layers such that each neuron has about as many
+# connections (``distribution='erk'``), and small layers keep enough to live
+# on:
 model = GraphSAGE(64, 256, num_layers=3, out_channels=10)
 print(sparsify(model, sparsity=0.95).convs)
 
@@ -137,10 +138,10 @@ plt.legend()
 plt.show()
 
 # %%
-# These digits are easy, and all of them come close to each other: here, a narrow
-# model would do. With thousands of sparse input features, as in bags of words,
-# it would not: there, a narrow model has one weight or two for each word, while
-# a sparse one picks the words that matter
+# These digits are easy, and all of them come close to each other: here, a
+# narrow model would do. With thousands of sparse input features, as in bags of
+# words, it would not: there, a narrow model has only a few weights for each
+# word, while a sparse one picks the words that matter
 # (:doc:`measured on three citation graphs </benchmarks>`).
 #
 # Back to an ordinary model
