@@ -42,7 +42,7 @@ def sparse_linear(
         x (torch.Tensor): The input. Half precision is computed in single
             precision, and its output is rounded to half precision.
         values (torch.Tensor): The weights that exist, row by row, of the type
-            of :obj:`x` (any type under autocast).
+            of :obj:`x` (any but double under autocast).
         bias (torch.Tensor, optional): The bias, of the type of
             :obj:`values`.
         rowptr (torch.Tensor): The boundaries of the rows.
@@ -61,7 +61,13 @@ def sparse_linear(
     Raises:
         ValueError: If a shape, type or device is off.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.double:
+    num_features = colptr.numel() - 1
+    if x.dim() == 0 or x.size(-1) != num_features:
+        raise ValueError(
+            f"sparse_linear: 'x' needs to hold {num_features} features, the "
+            f"'in_channels' of its layer (got shape {list(x.shape)})"
+        )
+    if _casts(x) and values.dtype != torch.double:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     elif x.dtype != values.dtype:
         raise ValueError(
@@ -74,9 +80,22 @@ def sparse_linear(
         op: Callable = torch.ops.torch_geometric_ext.sparse_linear.default
     else:
         op = _SparseLinear.apply
-    pattern = (rowptr, col, colptr, row, perm)
-    out = op(x.reshape(-1, x.size(-1)), values, bias, *pattern)
+    if x.dim() == 2:  # Views cost as much as a small product.
+        return op(x, values, bias, rowptr, col, colptr, row, perm)
+    rows = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
+    out = op(rows, values, bias, rowptr, col, colptr, row, perm)
     return out.view(*x.shape[:-1], out.size(-1))
+
+
+def _casts(x: Tensor) -> bool:
+    """Whether autocast changes the type of an input."""
+    device = x.device.type
+    return (
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and x.is_floating_point()
+        and x.dtype != torch.double
+    )
 
 
 def sparse_linear_crossover(
@@ -121,8 +140,9 @@ def dense_block(
     values: Tensor, rows: slice, items: slice, index: Tensor, in_channels: int
 ) -> Tensor:
     """The dense weight of a block of rows, differentiable in its values."""
-    out = values.new_zeros((rows.stop - rows.start) * in_channels)
-    return out.scatter(0, index, values[items]).view(-1, in_channels)
+    size = (rows.stop - rows.start, in_channels)
+    out = values.new_zeros(size[0] * size[1])
+    return out.scatter(0, index, values[items]).view(size)
 
 
 def sparse_linear_reference(
