@@ -52,12 +52,7 @@ def random_index(
 def compress(index: Tensor, size: Tuple[int, int]) -> Pattern:
     """Compresses flat positions in a matrix of :obj:`size`."""
     num_rows, num_cols = size
-    if max(index.numel(), num_rows, num_cols) >= MAX_INDEX:
-        raise ValueError(
-            f"'SparseLinear' needs fewer than {MAX_INDEX:,} rows, columns and "
-            f'weights (got {num_rows:,} x {num_cols:,} with '
-            f'{index.numel():,} weights)'
-        )
+    check_size(index.numel(), size)
     row = torch.div(index, max(num_cols, 1), rounding_mode='floor')
     col = index - row * num_cols
     perm = torch.sort(col, stable=True).indices
@@ -77,8 +72,59 @@ def flatten(rowptr: Tensor, col: Tensor, num_cols: int) -> Tensor:
     return row * num_cols + col
 
 
-def check(rowptr: Tensor, col: Tensor, size: Tuple[int, int]) -> None:
-    """Raises if compressed rows are none of a matrix of :obj:`size`."""
+def check_index(index: Tensor, numel: int) -> None:
+    """Raises unless positions ascend in a matrix of :obj:`numel`."""
+    if index.dim() != 1 or index.dtype != torch.long:
+        raise ValueError(
+            f"'index' needs to be a vector of torch.int64 (got "
+            f'{index.dim()} dimensions of {index.dtype})'
+        )
+    if index.numel() > 0 and (
+        index[0] < 0 or index[-1] >= numel or (index.diff() <= 0).any()
+    ):
+        raise ValueError(
+            f"'index' needs to be ascending in [0, {numel}), without "
+            f'duplicates'
+        )
+
+
+def check_size(num_weights: int, size: Tuple[int, int]) -> None:
+    """Raises if indices do not fit into :obj:`torch.int32`."""
+    num_rows, num_cols = size
+    if max(num_weights, num_rows, num_cols) >= MAX_INDEX:
+        raise ValueError(
+            f"'SparseLinear' needs fewer than {MAX_INDEX:,} rows, columns and "
+            f'weights (got {num_rows:,} x {num_cols:,} with {num_weights:,} '
+            f'weights)'
+        )
+
+
+def complete(
+    values: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    size: Tuple[int, int],
+) -> Pattern:
+    """The pattern of what was stored of a matrix of :obj:`size`. Raises if it
+    is none.
+    """
+    _check_rows(rowptr, col, size)
+    if values.shape != col.shape:
+        raise ValueError(
+            f"'values' of 'SparseLinear' needs to be of the shape of 'col', "
+            f'{list(col.shape)} (got {list(values.shape)})'
+        )
+    pattern = compress(flatten(rowptr, col, size[1]), size)
+    if colptr.dtype != torch.int32 or not pattern.colptr.equal(colptr):
+        raise ValueError(
+            f"'colptr' of 'SparseLinear' needs to count the weights of 'col' "
+            f'before each of {size[1]} columns, as torch.int32'
+        )
+    return pattern
+
+
+def _check_rows(rowptr: Tensor, col: Tensor, size: Tuple[int, int]) -> None:
     num_rows, num_cols = size
     for name, x in [('rowptr', rowptr), ('col', col)]:
         if x.dtype != torch.int32 or x.dim() != 1:

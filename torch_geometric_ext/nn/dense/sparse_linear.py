@@ -8,7 +8,9 @@ from torch.nn.parameter import Parameter, UninitializedParameter
 
 from torch_geometric_ext.nn.dense.pattern import (
     Pattern,
-    check,
+    check_index,
+    check_size,
+    complete,
     compress,
     flatten,
     random_index,
@@ -19,6 +21,7 @@ from torch_geometric_ext.ops.sparse_linear import (
 )
 
 MAX_DENSE = 2**28  # Elements.
+STORED = ['rowptr', 'col', 'colptr']  # What the rest follows from.
 INITIALIZERS = [None, 'glorot', 'kaiming_uniform', 'uniform']
 
 DenseLinear = Union[torch.nn.Linear, torch_geometric.nn.Linear]
@@ -43,6 +46,12 @@ class SparseLinear(torch.nn.Module):
         On a batch for which a dense product is faster, the operator computes
         a dense product. When printed, the layer tells above which density
         that happens, on a large batch.
+
+    .. note::
+        :class:`~torch.nn.parallel.DistributedDataParallel` sends all buffers
+        in each forward pass, and with them the places of the weights. They
+        are equal on all ranks from its construction on: set
+        :obj:`broadcast_buffers=False`.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive
@@ -136,18 +145,17 @@ class SparseLinear(torch.nn.Module):
 
         for name in Pattern._fields:
             x = torch.empty(0, dtype=torch.int32)
-            derived = name in ['row', 'perm']
-            self.register_buffer(name, x, persistent=not derived)
+            self.register_buffer(name, x, persistent=name in STORED)
+        if in_channels >= 0:
+            self.values = Parameter(torch.empty(0))
+        else:
+            self._wait_for_input()
         if bias:
             self.bias = Parameter(torch.empty(out_channels))
         else:
             self.register_parameter('bias', None)
         if in_channels >= 0:
-            self.values = Parameter(torch.empty(0))
             self.reset_mask(seed)
-        else:
-            self.values = UninitializedParameter()
-            self._hook = self.register_forward_pre_hook(self._initialize)
 
     @classmethod
     def from_dense(
@@ -203,7 +211,9 @@ class SparseLinear(torch.nn.Module):
         if sparsity is not None:
             size = round((1 - sparsity) * flat.numel())
             index = flat.abs().topk(size, sorted=False).indices.sort().values
-        elif index is None:
+        elif index is not None:
+            check_index(index, flat.numel())
+        else:
             keep = flat != 0 if mask is None else mask.flatten()
             index = keep.nonzero().flatten()
         out.set_weights(index, flat[index])
@@ -221,9 +231,12 @@ class SparseLinear(torch.nn.Module):
         if not issubclass(self.dense_class, torch.nn.Linear):
             kwargs['weight_initializer'] = self.weight_initializer
             kwargs['bias_initializer'] = self.bias_initializer
-        out = self.dense_class(self.in_channels, self.out_channels, **kwargs)
+        size = self._size()
+        shape = (self.in_channels, self.out_channels)
+        with torch.device('meta'):  # Draws no numbers to be thrown away.
+            out = self.dense_class(*shape, **kwargs)
         values = self.values.detach()
-        weight = values.new_zeros(self.out_channels * self.in_channels)
+        weight = values.new_zeros(size)
         weight[self.index] = values
         weight = weight.view(self.out_channels, self.in_channels)
         out.weight = Parameter(weight, self.values.requires_grad)
@@ -242,6 +255,7 @@ class SparseLinear(torch.nn.Module):
         """The ascending positions of the weights in the flat, dense weight
         (int64).
         """
+        self._size()
         return flatten(self.rowptr, self.col, self.in_channels)
 
     @property
@@ -271,25 +285,14 @@ class SparseLinear(torch.nn.Module):
                 ascending (int64).
             values (torch.Tensor): Their values.
         """
-        size = self.in_channels * self.out_channels
-        if index.dim() != 1 or index.shape != values.shape:
+        check_index(index, self._size())
+        if index.shape != values.shape:
             raise ValueError(
                 f"'index' and 'values' need to be vectors of one length (got "
                 f'{list(index.shape)} and {list(values.shape)})'
             )
-        if index.numel() > 0 and (
-            index[0] < 0 or index[-1] >= size or (index.diff() <= 0).any()
-        ):
-            raise ValueError(
-                f"'index' needs to be ascending in [0, {size}), without "
-                f'duplicates'
-            )
         pattern = compress(index, (self.out_channels, self.in_channels))
-        for name, x in pattern._asdict().items():
-            self._set(name, x)
-        self._set('values', values.to(self.values))
-        if size > 0:
-            self._sparsity = 1 - index.numel() / size
+        self._replace(pattern, values)
 
     def reset_parameters(self) -> None:
         """Draws new values and biases; the pattern stays."""
@@ -300,8 +303,9 @@ class SparseLinear(torch.nn.Module):
             self.values.uniform_(-1, 1).mul_(self._bound(scheme))
             if self.bias is None:
                 return
-            bound = 0.0 if self.bias_initializer == 'zeros' else 1.0
-            bound /= math.sqrt(max(self.in_channels, 1))
+            bound = 0.0
+            if self.in_channels > 0 and self.bias_initializer != 'zeros':
+                bound = 1 / math.sqrt(self.in_channels)
             self.bias.uniform_(-bound, bound)
 
     @torch.no_grad()
@@ -312,13 +316,15 @@ class SparseLinear(torch.nn.Module):
             seed (int, optional): Seed of the pattern. By default, the global
                 generator draws it. (default: :obj:`None`)
         """
+        numel, size = self._size(), (self.out_channels, self.in_channels)
+        num_weights = round((1 - self.sparsity) * numel)
+        check_size(num_weights, size)
         generator = None
         if seed is not None:
-            generator = torch.Generator().manual_seed(seed)
-        size = self.in_channels * self.out_channels
-        num_weights = round((1 - self.sparsity) * size)
-        index = random_index(size, num_weights, generator).to(self.col.device)
-        self.set_weights(index, self.values.new_zeros(num_weights))
+            generator = torch.Generator('cpu').manual_seed(seed)
+        index = random_index(numel, num_weights, generator)
+        pattern = compress(index.to(self.col.device), size)
+        self._replace(pattern, self.values.new_zeros(num_weights))
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -327,15 +333,16 @@ class SparseLinear(torch.nn.Module):
         Args:
             x (torch.Tensor): The input features.
         """
+        buffers: Any = self._buffers  # Attributes are slow.
         return sparse_linear(
             x,
             self.values,
             self.bias,
-            self.rowptr,
-            self.col,
-            self.colptr,
-            self.row,
-            self.perm,
+            buffers['rowptr'],
+            buffers['col'],
+            buffers['colptr'],
+            buffers['row'],
+            buffers['perm'],
         )
 
     def crossover(self, num_rows: int = 4096) -> float:
@@ -367,8 +374,16 @@ class SparseLinear(torch.nn.Module):
         size = self.values.numel()
         return bound.repeat_interleave(degree, output_size=size)
 
+    def _size(self) -> int:
+        if is_lazy(self):
+            raise ValueError(
+                f"'SparseLinear' needs to be initialized; run one forward "
+                f'pass first (got {self})'
+            )
+        return self.in_channels * self.out_channels
+
     def _dense_size(self, name: str) -> int:
-        size = self.in_channels * self.out_channels
+        size = self._size()
         if size > MAX_DENSE:
             raise ValueError(
                 f"'{name}' of 'SparseLinear' is a dense matrix of at most "
@@ -376,6 +391,14 @@ class SparseLinear(torch.nn.Module):
                 f'a dense layer of any size'
             )
         return size
+
+    def _replace(self, pattern: Pattern, values: Tensor) -> None:
+        for name, x in pattern._asdict().items():
+            self._set(name, x)
+        self._set('values', values.to(self.values))
+        size = self.in_channels * self.out_channels
+        if size > 0:
+            self._sparsity = 1 - values.numel() / size
 
     def _set(self, name: str, x: Tensor) -> None:
         tensor = getattr(self, name)
@@ -391,6 +414,13 @@ class SparseLinear(torch.nn.Module):
                 tensor.data = torch.empty(0, dtype=other, device=x.device)
             tensor.data = x.to(tensor.device, copy=True)
 
+    def _wait_for_input(self, **kwargs: Any) -> None:
+        self.in_channels = -1
+        self.values = UninitializedParameter(**kwargs)
+        self._hook = self.register_forward_pre_hook(
+            self._initialize, with_kwargs=True
+        )
+
     def _materialize(self, in_channels: int) -> None:
         self.in_channels = in_channels
         assert isinstance(self.values, UninitializedParameter)
@@ -398,9 +428,14 @@ class SparseLinear(torch.nn.Module):
         self._hook.remove()
         del self._hook
 
-    def _initialize(self, module: torch.nn.Module, args: Any) -> None:
-        self._materialize(args[0].size(-1))
-        self.reset_mask(self.seed)
+    def _initialize(
+        self, module: torch.nn.Module, args: Any, kwargs: Any
+    ) -> None:
+        x = args[0] if args else kwargs['x']
+        # Else, a first pass in inference mode would be one for ever:
+        with torch.inference_mode(self.col.is_inference()):
+            self._materialize(x.size(-1))
+            self.reset_mask(self.seed)
 
     def _save_to_state_dict(
         self, destination: Any, prefix: str, keep_vars: bool
@@ -409,34 +444,58 @@ class SparseLinear(torch.nn.Module):
             super()._save_to_state_dict(destination, prefix, keep_vars)
             return
         destination[f'{prefix}values'] = self.values
-        if self.bias is not None:
-            destination[f'{prefix}bias'] = self.bias.detach()
+        for name in ['bias', *STORED]:
+            x = getattr(self, name)
+            if x is not None:
+                destination[f'{prefix}{name}'] = x if keep_vars else x.detach()
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, *args: Any
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        """Adopts the pattern of the checkpoint, once it was checked."""
-        names = ['values', 'rowptr', 'col', 'colptr']
+        names = ['values', *STORED]
         given = [state_dict.get(f'{prefix}{name}') for name in names]
-        values, rowptr, col, colptr = given
-        if all(x is not None for x in given):
-            size = (self.out_channels, colptr.numel() - 1)
+        if isinstance(given[0], UninitializedParameter):
+            self._forget()
+        elif all(x is not None for x in given):
             try:
-                if size[1] != self.in_channels and not is_lazy(self):
-                    raise ValueError(
-                        f"'colptr' of 'SparseLinear' needs to hold "
-                        f'{self.in_channels + 1} numbers (got '
-                        f'{colptr.numel()})'
-                    )
-                check(rowptr, col, size)
+                assign = local_metadata.get('assign_to_params_buffers', False)
+                self._adopt(assign, *given)
             except ValueError as e:
                 args[-1].append(f'{prefix[:-1]}: {e}')
                 return
-            if is_lazy(self):
-                self._materialize(size[1])
-            index = flatten(rowptr, col, size[1])
-            self.set_weights(index.to(self.col.device), values.detach())
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, *args
+        )
+
+    def _forget(self) -> None:
+        """Waits for input again, as the layer of the checkpoint did."""
+        if is_lazy(self):
+            return
+        for name in Pattern._fields:
+            self._set(name, self.col.new_empty(0))
+        device, dtype = self.values.device, self.values.dtype
+        self._wait_for_input(device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def _adopt(
+        self,
+        assign: bool,
+        values: Tensor,
+        rowptr: Tensor,
+        col: Tensor,
+        colptr: Tensor,
+    ) -> None:
+        """Takes the pattern of a checkpoint, once it was checked."""
+        lazy = is_lazy(self)
+        size = colptr.numel() - 1 if lazy else self.in_channels
+        pattern = complete(
+            values, rowptr, col, colptr, (self.out_channels, size)
+        )
+        if lazy:
+            self._materialize(size)
+        self._replace(pattern, values)
+        if assign:  # They are not stored.
+            self.row, self.perm = pattern.row, pattern.perm
 
 
 def is_lazy(layer: SparseLinear) -> bool:
