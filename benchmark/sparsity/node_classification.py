@@ -81,6 +81,7 @@ class Training:
                 self.optimizer,
                 num_steps=args.epochs,
                 update_every=args.update_every,
+                drop_fraction=args.drop_fraction,
                 seed=seed,
             )
 
@@ -220,8 +221,9 @@ def main() -> None:
     )
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--epochs', type=int, default=100)
-    parser.add_argument('--lr', type=float, default=0.02)
+    parser.add_argument('--lr', type=float, default=0.015)
     parser.add_argument('--update_every', type=int, default=5)
+    parser.add_argument('--drop_fraction', type=float, default=0.5)
     parser.add_argument('--threads', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--num_steps', type=int, default=60)
     parser.add_argument('--only', choices=['accuracy', 'timing'])
