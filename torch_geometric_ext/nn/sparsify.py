@@ -29,8 +29,8 @@ from torch_geometric_ext.nn.dense.pattern import random_index
 from torch_geometric_ext.nn.dense.sparse_linear import (
     DenseLinear,
     SparseLinear,
-    is_lazy,
 )
+from torch_geometric_ext.nn.dense.sparse_parameters import is_lazy
 
 T = TypeVar('T', bound=Module)
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
-from torch_geometric_ext.nn.dense.sparse_linear import is_lazy
+from torch_geometric_ext.nn.dense.sparse_parameters import is_lazy
 from torch_geometric_ext.sparsity.optimizer_state import (
     check_optimizer,
     check_state,

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.nn import SparseLinear
-from torch_geometric_ext.nn.dense.sparse_linear import is_lazy
+from torch_geometric_ext.nn.dense.sparse_parameters import is_lazy
 
 SHAPES = [(8,), (5, 8), (2, 3, 8), (0, 8), (2, 0, 8), (1, 2, 1, 8)]
 

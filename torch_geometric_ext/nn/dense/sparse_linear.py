@@ -7,13 +7,15 @@ from torch import Tensor
 from torch.nn.parameter import Parameter, UninitializedParameter
 
 from torch_geometric_ext.nn.dense.pattern import (
-    Pattern,
     check_index,
     check_size,
-    complete,
     compress,
     flatten,
     random_index,
+)
+from torch_geometric_ext.nn.dense.sparse_parameters import (
+    SparseParameters,
+    is_lazy,
 )
 from torch_geometric_ext.ops.sparse_linear import (
     sparse_linear,
@@ -21,13 +23,12 @@ from torch_geometric_ext.ops.sparse_linear import (
 )
 
 MAX_DENSE = 2**28  # Elements.
-STORED = ['rowptr', 'col', 'colptr']  # What the rest follows from.
 INITIALIZERS = [None, 'glorot', 'kaiming_uniform', 'uniform']
 
 DenseLinear = Union[torch.nn.Linear, torch_geometric.nn.Linear]
 
 
-class SparseLinear(torch.nn.Module):
+class SparseLinear(SparseParameters):
     r"""Applies a linear transformation whose weights exist only in part.
 
     .. math::
@@ -94,13 +95,7 @@ class SparseLinear(torch.nn.Module):
         torch.Size([100, 256])
     """
 
-    values: Union[Parameter, UninitializedParameter]
     bias: Optional[Parameter]
-    rowptr: Tensor
-    col: Tensor
-    colptr: Tensor
-    row: Tensor
-    perm: Tensor
 
     def __init__(
         self,
@@ -113,7 +108,6 @@ class SparseLinear(torch.nn.Module):
         weight_initializer: Optional[str] = None,
         bias_initializer: Optional[str] = None,
     ) -> None:
-        super().__init__()
         if in_channels < -1 or out_channels < 0:
             raise ValueError(
                 f"'in_channels' and 'out_channels' of 'SparseLinear' must not "
@@ -135,21 +129,10 @@ class SparseLinear(torch.nn.Module):
                 f"'bias_initializer' of 'SparseLinear' needs to be None or "
                 f"'zeros' (got {bias_initializer!r})"
             )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.seed = seed
+        super().__init__(in_channels, out_channels, sparsity, seed)
         self.weight_initializer = weight_initializer
         self.bias_initializer = bias_initializer
         self.dense_class: type = torch_geometric.nn.Linear
-        self._sparsity = sparsity
-
-        for name in Pattern._fields:
-            x = torch.empty(0, dtype=torch.int32)
-            self.register_buffer(name, x, persistent=name in STORED)
-        if in_channels >= 0:
-            self.values = Parameter(torch.empty(0))
-        else:
-            self._wait_for_input()
         if bias:
             self.bias = Parameter(torch.empty(out_channels))
         else:
@@ -374,14 +357,6 @@ class SparseLinear(torch.nn.Module):
         size = self.values.numel()
         return bound.repeat_interleave(degree, output_size=size)
 
-    def _size(self) -> int:
-        if is_lazy(self):
-            raise ValueError(
-                f"'SparseLinear' needs to be initialized; run one forward "
-                f'pass first (got {self})'
-            )
-        return self.in_channels * self.out_channels
-
     def _dense_size(self, name: str) -> int:
         size = self._size()
         if size > MAX_DENSE:
@@ -391,113 +366,3 @@ class SparseLinear(torch.nn.Module):
                 f'a dense layer of any size'
             )
         return size
-
-    def _replace(self, pattern: Pattern, values: Tensor) -> None:
-        for name, x in pattern._asdict().items():
-            self._set(name, x)
-        self._set('values', values.to(self.values))
-        size = self.in_channels * self.out_channels
-        if size > 0:
-            self._sparsity = 1 - values.numel() / size
-
-    def _set(self, name: str, x: Tensor) -> None:
-        tensor = getattr(self, name)
-        if tensor.shape == x.shape:
-            tensor.copy_(x)
-        else:  # Parameters stay the objects that optimizers know.
-            tensor.grad = None
-            if tensor.requires_grad:
-                # While a loss is alive, so is the node that accumulates the
-                # gradient; only a change of type makes autograd drop it.
-                wide = tensor.dtype == torch.double
-                other = torch.float if wide else torch.double
-                tensor.data = torch.empty(0, dtype=other, device=x.device)
-            tensor.data = x.to(tensor.device, copy=True)
-
-    def _wait_for_input(self, **kwargs: Any) -> None:
-        self.in_channels = -1
-        self.values = UninitializedParameter(**kwargs)
-        self._hook = self.register_forward_pre_hook(
-            self._initialize, with_kwargs=True
-        )
-
-    def _materialize(self, in_channels: int) -> None:
-        self.in_channels = in_channels
-        assert isinstance(self.values, UninitializedParameter)
-        self.values.materialize((0,))
-        self._hook.remove()
-        del self._hook
-
-    def _initialize(
-        self, module: torch.nn.Module, args: Any, kwargs: Any
-    ) -> None:
-        x = args[0] if args else kwargs['x']
-        # Else, a first pass in inference mode would be one for ever:
-        with torch.inference_mode(self.col.is_inference()):
-            self._materialize(x.size(-1))
-            self.reset_mask(self.seed)
-
-    def _save_to_state_dict(
-        self, destination: Any, prefix: str, keep_vars: bool
-    ) -> None:
-        if not is_lazy(self):
-            super()._save_to_state_dict(destination, prefix, keep_vars)
-            return
-        destination[f'{prefix}values'] = self.values
-        for name in ['bias', *STORED]:
-            x = getattr(self, name)
-            if x is not None:
-                destination[f'{prefix}{name}'] = x if keep_vars else x.detach()
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
-    ) -> None:
-        names = ['values', *STORED]
-        given = [state_dict.get(f'{prefix}{name}') for name in names]
-        if isinstance(given[0], UninitializedParameter):
-            self._forget()
-        elif all(x is not None for x in given):
-            try:
-                assign = local_metadata.get('assign_to_params_buffers', False)
-                self._adopt(assign, *given)
-            except ValueError as e:
-                args[-1].append(f'{prefix[:-1]}: {e}')
-                return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, *args
-        )
-
-    def _forget(self) -> None:
-        """Waits for input again, as the layer of the checkpoint did."""
-        if is_lazy(self):
-            return
-        for name in Pattern._fields:
-            self._set(name, self.col.new_empty(0))
-        device, dtype = self.values.device, self.values.dtype
-        self._wait_for_input(device=device, dtype=dtype)
-
-    @torch.no_grad()
-    def _adopt(
-        self,
-        assign: bool,
-        values: Tensor,
-        rowptr: Tensor,
-        col: Tensor,
-        colptr: Tensor,
-    ) -> None:
-        """Takes the pattern of a checkpoint, once it was checked."""
-        lazy = is_lazy(self)
-        size = colptr.numel() - 1 if lazy else self.in_channels
-        pattern = complete(
-            values, rowptr, col, colptr, (self.out_channels, size)
-        )
-        if lazy:
-            self._materialize(size)
-        self._replace(pattern, values)
-        if assign:  # They are not stored.
-            self.row, self.perm = pattern.row, pattern.perm
-
-
-def is_lazy(layer: SparseLinear) -> bool:
-    """Whether the layer still waits for its first input."""
-    return isinstance(layer.values, UninitializedParameter)
