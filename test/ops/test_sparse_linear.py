@@ -36,15 +36,23 @@ def oracle(index, x, values, bias, rowptr, *args):
     return F.linear(x, weight, bias)
 
 
-def assert_equal_to_oracle(index, inputs, **kwargs):
+def assert_close(out, expected):
+    # Sums may cancel each other: what counts is the largest one.
+    tolerance = 1e-9 if out.dtype == torch.double else 1e-5
+    scale = expected.abs().max().item() if expected.numel() > 0 else 0
+    kwargs = dict(rtol=tolerance, atol=tolerance * max(scale, 1))
+    torch.testing.assert_close(out, expected, **kwargs)
+
+
+def assert_equal_to_oracle(index, inputs):
     out = sparse_linear(*inputs)
     expected = oracle(index, *inputs)
-    torch.testing.assert_close(out, expected, **kwargs)
+    assert_close(out, expected)
     torch.manual_seed(0)
     grad = torch.randn_like(out)
     grads = torch.autograd.grad(out, inputs[:3], grad)
     for a, b in zip(grads, torch.autograd.grad(expected, inputs[:3], grad)):
-        torch.testing.assert_close(a, b, **kwargs)
+        assert_close(a, b)
 
 
 @given(
@@ -64,13 +72,10 @@ def test_sparse_linear_matches_dense_mask(
     dtype,
 ):
     index, inputs = make_inputs(N, I, O, density, seed, dtype=dtype)
-    tolerance = 1e-9 if dtype == torch.double else 1e-4
-    kwargs = dict(rtol=tolerance, atol=tolerance)
-    assert_equal_to_oracle(index, inputs, **kwargs)
+    assert_equal_to_oracle(index, inputs)
 
     # The products that only one gradient needs:
     out = sparse_linear(inputs[0].detach(), *inputs[1:])
-    expected = oracle(index, *inputs)
     for x, y in [
         (out, inputs[1]),
         (sparse_linear(inputs[0], inputs[1].detach(), *inputs[2:]), inputs[0]),
@@ -78,7 +83,7 @@ def test_sparse_linear_matches_dense_mask(
         grad = torch.autograd.grad(x.square().sum(), y)[0]
         expected = oracle(index, *inputs).square().sum()
         expected = torch.autograd.grad(expected, y)[0]
-        torch.testing.assert_close(grad, expected, **kwargs)
+        assert_close(grad, expected)
 
 
 @pytest.mark.parametrize('shape', [(1000, 40, 300), (70, 500, 33), (3, 4, 5)])
@@ -88,7 +93,7 @@ def test_sparse_linear_is_deterministic(ext, shape, num_threads):
     torch.set_num_threads(num_threads)
     try:
         index, inputs = make_inputs(*shape, density=0.2, dtype=torch.float)
-        assert_equal_to_oracle(index, inputs, rtol=1e-4, atol=1e-3)
+        assert_equal_to_oracle(index, inputs)
         outs = []
         for _ in range(3):
             out = sparse_linear(*inputs)

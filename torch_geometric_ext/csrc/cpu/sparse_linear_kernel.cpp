@@ -110,69 +110,93 @@ void for_chunks(int64_t size, int64_t num_chunks, int64_t step, const F& func) {
   });
 }
 
-// How to share the work: whole tiles if there are enough, or else, tile by
-// tile, features.
+// How to share the work: whole tiles if there are enough of them and threads
+// may each sum up gradients of their own, or else, tile by tile, features.
 struct Plan {
-  int64_t num_tiles, num_threads;
+  int64_t num_threads;
   bool by_tiles;
 
-  Plan(int64_t num_rows, int64_t num_weights, int64_t max_rows) {
+  Plan(
+      int64_t num_rows, int64_t num_weights, int64_t num_channels,
+      int64_t max_rows) {
     constexpr int64_t kGrain = 1 << 16;  // Multiply-adds worth a thread.
-    num_tiles = (num_rows + max_rows - 1) / max_rows;
     const auto num_grains = num_rows * num_weights / kGrain + 1;
     num_threads = std::min<int64_t>(at::get_num_threads(), num_grains);
-    by_tiles = num_threads == 1 || num_tiles >= 2 * num_threads;
+    const bool affordable =
+        num_threads * num_weights <= num_rows * num_channels;
+    const bool enough = num_rows > (2 * num_threads - 1) * max_rows;
+    by_tiles = num_threads == 1 || (enough && affordable);
   }
 };
+
+// Packs the rows of `x` into tiles and calls, for all outputs of all tiles,
+// `func(part, tile, row, number of rows, begin, end)`, where `part` tells calls
+// apart that may run at once for the same outputs.
+template <typename scalar_t, typename F>
+void for_tiles(
+    const Tensor& x, int64_t num_outputs, const Plan& plan, const F& func) {
+  const auto& loops = tile_loops<scalar_t>();
+  const auto num_rows = x.size(0), num_features = x.size(1);
+  const auto width = loops.width(std::min(num_rows, loops.max_rows));
+  const auto get_buffer = [&] {
+    return at::empty({width * num_features}, x.options());
+  };
+  const auto pack = [&](int64_t row, int64_t begin, int64_t end,
+                        scalar_t* tile) {
+    const auto size = std::min(loops.max_rows, num_rows - row);
+    loops.pack(rows_of<const scalar_t>(x, row), size, begin, end, tile);
+    return size;
+  };
+
+  if (plan.by_tiles) {
+    for_chunks(
+        num_rows, plan.num_threads, loops.max_rows,
+        [&](int64_t part, int64_t begin, int64_t end) {
+          const auto buffer = get_buffer();
+          auto* tile = buffer.template mutable_data_ptr<scalar_t>();
+          for (auto row = begin; row < end; row += loops.max_rows) {
+            const auto size = pack(row, 0, num_features, tile);
+            func(part, tile, row, size, 0, num_outputs);
+          }
+        });
+    return;
+  }
+  const auto buffer = get_buffer();
+  auto* tile = buffer.template mutable_data_ptr<scalar_t>();
+  for (int64_t row = 0; row < num_rows; row += loops.max_rows) {
+    const auto size = std::min(loops.max_rows, num_rows - row);
+    for_chunks(
+        num_features, plan.num_threads, loops.lanes,
+        [&](int64_t, int64_t begin, int64_t end) {
+          pack(row, begin, end, tile);
+        });
+    for_chunks(
+        num_outputs, plan.num_threads, loops.lanes,
+        [&](int64_t, int64_t begin, int64_t end) {
+          func(0, tile, row, size, begin, end);
+        });
+  }
+}
 
 template <typename scalar_t>
 void forward(
     const Tensor& x, const Tensor& values, const scalar_t* bias,
     const Pattern& pattern, Tensor& out) {
   const auto& loops = tile_loops<scalar_t>();
-  const auto num_rows = x.size(0), in = x.size(1), channels = out.size(1);
-  const Plan plan(num_rows, values.numel(), loops.max_rows);
+  const auto channels = out.size(1);
   const Compressed<scalar_t> weight{
       pattern.rowptr.const_data_ptr<int32_t>(),
       pattern.col.const_data_ptr<int32_t>(), values.const_data_ptr<scalar_t>()};
-  const auto size = loops.width(std::min(num_rows, loops.max_rows)) * in;
-  const auto get_tile = [&] {
-    return at::empty({size + 16}, values.options());
-  };
-
-  if (plan.by_tiles) {
-    for_chunks(
-        num_rows, plan.num_threads, loops.max_rows,
-        [&](int64_t, int64_t begin, int64_t end) {
-          const auto buffer = get_tile();
-          auto* tile = buffer.template mutable_data_ptr<scalar_t>();
-          for (auto row = begin; row < end; row += loops.max_rows) {
-            const auto size = std::min(loops.max_rows, end - row);
-            loops.pack(rows_of<const scalar_t>(x, row), size, 0, in, tile);
-            loops.forward(
-                tile, size, 0, channels, weight, bias,
-                rows_of<scalar_t>(out, row));
-          }
-        });
-    return;
-  }
-  const auto buffer = get_tile();
-  auto* tile = buffer.template mutable_data_ptr<scalar_t>();
-  for (int64_t row = 0; row < num_rows; row += loops.max_rows) {
-    const auto size = std::min(loops.max_rows, num_rows - row);
-    for_chunks(
-        in, plan.num_threads, loops.lanes,
-        [&](int64_t, int64_t begin, int64_t end) {
-          loops.pack(rows_of<const scalar_t>(x, row), size, begin, end, tile);
-        });
-    for_chunks(
-        channels, plan.num_threads, loops.lanes,
-        [&](int64_t, int64_t begin, int64_t end) {
-          loops.forward(
-              tile, size, begin, end, weight, bias,
-              rows_of<scalar_t>(out, row));
-        });
-  }
+  const Plan plan(
+      x.size(0), values.numel(), x.size(1) + channels, loops.max_rows);
+  for_tiles<scalar_t>(
+      x, channels, plan,
+      [&](int64_t, const scalar_t* tile, int64_t row, int64_t num_rows,
+          int64_t begin, int64_t end) {
+        loops.forward(
+            tile, num_rows, begin, end, weight, bias,
+            rows_of<scalar_t>(out, row));
+      });
 }
 
 template <typename scalar_t>
@@ -181,15 +205,12 @@ void backward(
     const Pattern& pattern, Tensor& grad_x, Tensor& grad_values, bool needs_x,
     bool needs_values) {
   const auto& loops = tile_loops<scalar_t>();
-  const auto num_rows = x.size(0), in = x.size(1), channels = grad.size(1);
-  const auto num_weights = values.numel();
+  const auto in = x.size(1), num_weights = values.numel();
   if (num_weights == 0) {
     grad_x.zero_();
     return;
   }
-  const Plan plan(num_rows, num_weights, loops.max_rows);
   const auto* perm = pattern.perm.const_data_ptr<int32_t>();
-
   auto by_column = at::empty({num_weights}, values.options());
   const auto* src = values.const_data_ptr<scalar_t>();
   auto* dst = by_column.mutable_data_ptr<scalar_t>();
@@ -198,61 +219,25 @@ void backward(
       pattern.colptr.const_data_ptr<int32_t>(),
       pattern.row.const_data_ptr<int32_t>(), dst};
 
+  const Plan plan(x.size(0), num_weights, in + grad.size(1), loops.max_rows);
   const auto num_parts = plan.by_tiles ? plan.num_threads : 1;
-  auto parts = at::zeros({num_parts, num_weights}, values.options());
-  auto* part = needs_values ? parts.mutable_data_ptr<scalar_t>() : nullptr;
-  const auto get_part = [&](int64_t i) {
-    return needs_values ? part + i * num_weights : nullptr;
-  };
-  const auto get_grad_x = [&](int64_t row) {
-    return needs_x ? rows_of<scalar_t>(grad_x, row)
-                   : Matrix<scalar_t>{nullptr, 0};
-  };
-  const auto size = loops.width(std::min(num_rows, loops.max_rows)) * channels;
-  const auto get_tile = [&] {
-    return at::empty({size + 16}, values.options());
-  };
-
-  if (plan.by_tiles) {
-    for_chunks(
-        num_rows, plan.num_threads, loops.max_rows,
-        [&](int64_t chunk, int64_t begin, int64_t end) {
-          const auto buffer = get_tile();
-          auto* tile = buffer.template mutable_data_ptr<scalar_t>();
-          for (auto row = begin; row < end; row += loops.max_rows) {
-            const auto size = std::min(loops.max_rows, end - row);
-            loops.pack(
-                rows_of<const scalar_t>(grad, row), size, 0, channels, tile);
-            loops.backward(
-                tile, size, 0, in, weight, rows_of<const scalar_t>(x, row),
-                get_grad_x(row), get_part(chunk));
-          }
-        });
-  } else {
-    const auto buffer = get_tile();
-    auto* tile = buffer.template mutable_data_ptr<scalar_t>();
-    for (int64_t row = 0; row < num_rows; row += loops.max_rows) {
-      const auto size = std::min(loops.max_rows, num_rows - row);
-      for_chunks(
-          channels, plan.num_threads, loops.lanes,
-          [&](int64_t, int64_t begin, int64_t end) {
-            loops.pack(
-                rows_of<const scalar_t>(grad, row), size, begin, end, tile);
-          });
-      for_chunks(
-          in, plan.num_threads, loops.lanes,
-          [&](int64_t, int64_t begin, int64_t end) {
-            loops.backward(
-                tile, size, begin, end, weight, rows_of<const scalar_t>(x, row),
-                get_grad_x(row), get_part(0));
-          });
-    }
-  }
+  auto parts =
+      at::zeros({needs_values ? num_parts : 0, num_weights}, values.options());
+  auto* sums = needs_values ? parts.mutable_data_ptr<scalar_t>() : nullptr;
+  for_tiles<scalar_t>(
+      grad, in, plan,
+      [&](int64_t part, const scalar_t* tile, int64_t row, int64_t num_rows,
+          int64_t begin, int64_t end) {
+        loops.backward(
+            tile, num_rows, begin, end, weight, rows_of<const scalar_t>(x, row),
+            needs_x ? rows_of<scalar_t>(grad_x, row) : Matrix<scalar_t>{},
+            needs_values ? sums + part * num_weights : nullptr);
+      });
   if (!needs_values) return;
   auto* out = grad_values.mutable_data_ptr<scalar_t>();
   for (int64_t i = 0; i < num_weights; i++) {
     scalar_t sum = 0;
-    for (int64_t j = 0; j < num_parts; j++) sum += part[j * num_weights + i];
+    for (int64_t j = 0; j < num_parts; j++) sum += sums[j * num_weights + i];
     out[perm[i]] = sum;
   }
 }
