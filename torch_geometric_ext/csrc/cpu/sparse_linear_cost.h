@@ -4,30 +4,30 @@
 
 namespace torch_geometric_ext {
 
-// What a product costs, in multiply-adds of a dense product, as measured by
-// `benchmark/nn/sparse_linear.py` (AMD Zen 5, AVX-512, MKL, one thread).
-// Counts weights, not rows: everything is proportional to the rows of a large
-// batch, and the constants tell what small batches pay for each weight.
+// What a product costs for each weight, in multiply-adds of a dense product:
+// for each row of a large batch, and what a small batch pays on top. Measured
+// against MKL on one thread (AMD Zen 5) for all instruction sets.
 struct SparseLinearCost {
   double num_weights, num_dense, num_rows;
-  bool cached;  // Whether a packed tile fits into the first-level cache.
+  double forward_rate, values_rate, both_rate;
 
-  // Weights are scattered to (or gradients gathered from) a dense matrix,
-  // unless all of them exist.
-  double detour() const {
-    return num_weights == num_dense ? 0 : 17;
-  }
-  double dense() const {
-    return num_dense * (num_rows + 5 + detour());
-  }
-
-  double forward() const {
-    return num_weights * (35 + (cached ? 0.8 : 1.5) * num_rows);
-  }
-  double backward(bool needs_x, bool needs_values) const {
-    if (!needs_values) return forward();
-    const auto rows = needs_x ? (cached ? 1.8 : 2.25) : (cached ? 1.25 : 2.05);
-    return num_weights * (80 + rows * num_rows);
+  // `tile_bytes` is the size of a packed tile, which is read at random.
+  SparseLinearCost(
+      int64_t num_weights, int64_t in, int64_t out, int64_t num_rows,
+      int64_t register_bytes, int64_t tile_bytes)
+      : num_weights(double(num_weights)),
+        num_dense(double(in) * double(out)),
+        num_rows(double(num_rows)) {
+    constexpr int64_t kFirstLevelCache = 1 << 15;
+    if (register_bytes < 32) {
+      set_rates(2.7, 3.8, 5.4);
+    } else if (register_bytes < 64) {
+      set_rates(1.75, 2.3, 3.4);
+    } else if (tile_bytes > kFirstLevelCache) {
+      set_rates(1.5, 2.05, 2.25);
+    } else {
+      set_rates(0.8, 1.25, 1.8);
+    }
   }
 
   bool dense_forward() const {
@@ -36,6 +36,28 @@ struct SparseLinearCost {
   bool dense_backward(bool needs_x, bool needs_values) const {
     const auto products = int(needs_x) + int(needs_values);
     return products * dense() < backward(needs_x, needs_values);
+  }
+
+  double dense() const {
+    // Weights are scattered to (or gradients gathered from) a dense matrix,
+    // unless all of them exist.
+    const double detour = num_weights == num_dense ? 0 : 17;
+    return num_dense * (num_rows + 5 + detour);
+  }
+  double forward() const {
+    return num_weights * (35 + forward_rate * num_rows);
+  }
+  double backward(bool needs_x, bool needs_values) const {
+    if (!needs_values) return forward();
+    const auto rate = needs_x ? both_rate : values_rate;
+    return num_weights * (80 + rate * num_rows);
+  }
+
+ private:
+  void set_rates(double forward, double values, double both) {
+    forward_rate = forward;
+    values_rate = values;
+    both_rate = both;
   }
 };
 

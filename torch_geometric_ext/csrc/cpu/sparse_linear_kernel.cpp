@@ -246,11 +246,15 @@ template <typename scalar_t>
 SparseLinearCost cost(
     int64_t num_rows, int64_t num_weights, int64_t in, int64_t out,
     int64_t tile_channels) {
-  constexpr int64_t kCache = 1 << 15;
-  const auto tile = tile_channels * tile_loops<scalar_t>().max_rows;
+  const auto& loops = tile_loops<scalar_t>();
+  const int64_t size = sizeof(scalar_t);
   return {
-      double(num_weights), double(in) * double(out), double(num_rows),
-      tile * int64_t(sizeof(scalar_t)) <= kCache};
+      num_weights,
+      in,
+      out,
+      num_rows,
+      loops.lanes * size,
+      tile_channels * loops.max_rows * size};
 }
 
 // Calls `func(positions, dense row)` for the weights of each row, where
