@@ -204,9 +204,12 @@ def test_sparse_linear_of_other_type(ext):
 
 
 def test_sparse_linear_crossover(kernels):
-    assert 0 < sparse_linear_crossover(4096, 512, 512) < 1
-    # Small layers are kept in the cache, and never computed densely:
-    assert sparse_linear_crossover(4096, 64, 64) == 1
+    large = sparse_linear_crossover(4096, 2048, 512)
+    assert 0 < large < 1
+    # Small layers are read from the cache:
+    assert large <= sparse_linear_crossover(4096, 64, 64) <= 1
+    # Small batches pay for the way from and to a dense matrix:
+    assert large != sparse_linear_crossover(1, 2048, 512)
 
 
 @pytest.mark.parametrize('capability', ['avx2', 'default'])
