@@ -8,10 +8,10 @@ turn:
 * CSR: PyTorch's sparse products with a matrix in CSR format.
 
 A step is the forward pass, the gradients of input, weights and bias, and Adam.
-Prints medians in milliseconds, the quartiles of ours, and ratios to dense;
-then ratios for all sparsities on different sizes, where dense products take
-over, and for small batches; then what a layer of four billion weights takes
-to be trained.
+Prints what a layer of four billion weights takes to be trained; then medians
+in milliseconds, the quartiles of ours, and ratios to dense; then ratios for
+all sparsities on different sizes, where dense products take over, and for
+small batches.
 """
 
 import argparse
@@ -215,6 +215,12 @@ def main() -> None:
     parser.add_argument('--only', choices=['steps', 'sweep', 'memory'])
     args = parser.parse_args()
     only: Optional[str] = args.only
+    if only in [None, 'memory']:
+        # First, in a process of its own: its peak is that of the layer.
+        context = multiprocessing.get_context('spawn')
+        process = context.Process(target=train_large)
+        process.start()
+        process.join()
     for threads in args.threads:
         torch.set_num_threads(threads)
         if only in [None, 'steps']:
@@ -242,12 +248,6 @@ def main() -> None:
             rows = [1, 4, 16, 32, 64, 128, 256, 512]
             shapes = [(n, w, w) for w in [128, 512] for n in rows]
             sweep('Small batches', shapes, grid, args.budget / 8)
-    if only in [None, 'memory']:
-        # In a process of its own, whose peak is that of the layer.
-        context = multiprocessing.get_context('spawn')
-        process = context.Process(target=train_large)
-        process.start()
-        process.join()
 
 
 if __name__ == '__main__':

@@ -136,8 +136,8 @@ class RigL(TopologyScheduler):
     ) -> Optional[Tensor]:
         pairs = self._recorders[name].pairs
         finite = index.new_ones(())
-        for x in (x for pair in pairs for x in pair):
-            finite *= x.isfinite().all()
+        for _, grad in pairs:
+            finite *= grad.isfinite().all()
         if is_distributed():
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         top = RunningTop(num_weights)

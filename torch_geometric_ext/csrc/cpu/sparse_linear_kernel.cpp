@@ -110,6 +110,13 @@ void for_chunks(int64_t size, int64_t num_chunks, int64_t step, const F& func) {
   });
 }
 
+template <typename F>
+void for_weights(int64_t num_weights, const F& func) {
+  at::parallel_for(0, num_weights, 1 << 14, [&](int64_t begin, int64_t end) {
+    for (auto i = begin; i < end; i++) func(i);
+  });
+}
+
 // How to share the work: whole tiles if there are enough of them and threads
 // may each sum up gradients of their own, or else, tile by tile, features.
 struct Plan {
@@ -214,7 +221,7 @@ void backward(
   auto by_column = at::empty({num_weights}, values.options());
   const auto* src = values.const_data_ptr<scalar_t>();
   auto* dst = by_column.mutable_data_ptr<scalar_t>();
-  for (int64_t i = 0; i < num_weights; i++) dst[i] = src[perm[i]];
+  for_weights(num_weights, [&](int64_t i) { dst[i] = src[perm[i]]; });
   const Compressed<scalar_t> weight{
       pattern.colptr.const_data_ptr<int32_t>(),
       pattern.row.const_data_ptr<int32_t>(), dst};
@@ -235,11 +242,11 @@ void backward(
       });
   if (!needs_values) return;
   auto* out = grad_values.mutable_data_ptr<scalar_t>();
-  for (int64_t i = 0; i < num_weights; i++) {
+  for_weights(num_weights, [&](int64_t i) {
     scalar_t sum = 0;
     for (int64_t j = 0; j < num_parts; j++) sum += sums[j * num_weights + i];
     out[perm[i]] = sum;
-  }
+  });
 }
 
 template <typename scalar_t>
