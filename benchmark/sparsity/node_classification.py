@@ -32,7 +32,7 @@ from torch_geometric_ext.nn import SparseLinear, sparsify
 from torch_geometric_ext.sparsity import SET, RigL, TopologyScheduler
 from torch_geometric_ext.utils import count_macs
 
-METHODS = ['narrow', 'static', 'SET', 'RigL']
+METHODS = ['dense', 'narrow', 'static', 'SET', 'RigL']
 
 
 def load(root: str, name: str) -> Tuple[Data, Tensor]:
@@ -129,21 +129,25 @@ def training_macs(
 def accuracies(
     name: str, data: Data, edges: Tensor, args: argparse.Namespace
 ) -> None:
-    print(f'\n{name}: test accuracy (giga-MACs of the whole training)')
-    print(f'{"density":>8}' + ''.join(f'{x:>21}' for x in METHODS))
-    rows = [('dense', 1.0)] + [(x, d) for d in args.densities for x in METHODS]
-    for method, density in rows:
-        if method in ['dense', METHODS[0]]:
-            print(f'{density:8g}', end='')
-        accuracy, macs = [], 0
-        for seed in range(args.seeds):
-            training = Training(data, method, density, seed, args)
-            accuracy.append(train(data, edges, training, args.epochs))
-            macs = training_macs(data, edges, training, args)
-        mean, std = statistics.mean(accuracy), statistics.pstdev(accuracy)
-        cell = f'{mean:.1f} ± {std:.1f} ({macs / 1e9:,.0f})'
-        last = method in ['dense', METHODS[-1]]
-        print(f'{cell:>21}', end='\n' if last else '', flush=True)
+    print(
+        f'\n{name}: test accuracy, {args.seeds} seeds (giga-MACs of all steps)'
+    )
+    methods = [x for x in args.methods if x != 'dense']
+    print(f'{"density":>8}' + ''.join(f'{x:>21}' for x in methods))
+    rows = [(1.0, ['dense'])] if 'dense' in args.methods else []
+    rows += [(density, methods) for density in args.densities]
+    for density, row in rows:
+        print(f'{density:8g}', end='')
+        for method in row:
+            accuracy, macs = [], 0
+            for seed in range(args.seeds):
+                training = Training(data, method, density, seed, args)
+                accuracy.append(train(data, edges, training, args.epochs))
+                macs = training_macs(data, edges, training, args)
+            mean, std = statistics.mean(accuracy), statistics.pstdev(accuracy)
+            cell = f'{mean:.1f} ± {std:.1f} ({macs / 1e9:,.0f})'
+            print(f'{cell:>21}', end='', flush=True)
+        print()
 
 
 class Free(torch.nn.Module):
@@ -219,6 +223,7 @@ def main() -> None:
     parser.add_argument(
         '--densities', type=float, nargs='+', default=[0.1, 0.05, 0.02, 0.01]
     )
+    parser.add_argument('--methods', nargs='+', default=METHODS)
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--epochs', type=int, default=100)
     parser.add_argument('--lr', type=float, default=0.015)
