@@ -279,3 +279,18 @@ def test_two_ranks(tmp_path):
 
 if __name__ == '__main__':
     run_rank(int(sys.argv[1]), sys.argv[2])
+
+
+@pytest.mark.parametrize('scale', [float('nan'), float('inf'), 1e30])
+def test_rigl_with_inputs_of_infinite_gradient(scale):
+    lin = SparseLinear(8, 8, sparsity=0.5, seed=0)
+    optimizer = torch.optim.SGD(lin.parameters(), lr=0.0)
+    scheduler = RigL(
+        lin, optimizer, num_steps=10, update_every=1, drop_fraction=1.0
+    )
+    index = lin.index
+    x = torch.ones(4, 8)
+    x[:, 1:] = scale
+    lin(x).backward(torch.full((4, 8), 1e30))
+    scheduler.step()
+    assert torch.equal(lin.index, index)

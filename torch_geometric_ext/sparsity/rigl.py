@@ -143,6 +143,8 @@ class RigL(TopologyScheduler):
         top = RunningTop(num_weights)
         with torch.autocast(index.device.type, enabled=False):
             for begin, score in self._scores(name):
+                # Inputs may be infinite, too, and products of finite numbers:
+                finite *= score.amax().isfinite()
                 stop = begin + score.numel()
                 bounds = index.new_tensor([begin, stop])
                 active = slice(*torch.searchsorted(index, bounds).tolist())
