@@ -8,7 +8,7 @@ from torch_geometric.testing import withCUDA, withPackage
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import to_dense_adj, to_torch_csr_tensor
 
-from torch_geometric_ext.nn import MaskedGCNConv
+from torch_geometric_ext.nn import MaskedGCNConv, densify
 
 # With a self-loop at node 2:
 EDGE_INDEX = torch.tensor(
@@ -273,3 +273,8 @@ def test_device(x, device, normalize_masked):
     torch.testing.assert_close(out.cpu(), expected, atol=1e-5, rtol=1e-5)
     out.sum().backward()
     assert conv.lin.values.grad.device == x.device
+
+
+def test_masked_gcn_conv_densified():
+    conv = densify(MaskedGCNConv(16, 8, sparsity=0.5))
+    assert str(conv) == 'MaskedGCNConv(16, 8, sparsity=0)'

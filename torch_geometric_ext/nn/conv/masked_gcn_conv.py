@@ -260,9 +260,10 @@ class MaskedGCNConv(GCNConv):
             )
 
     def __repr__(self) -> str:
+        sparsity = getattr(self.lin, 'sparsity', 0.0)  # Dense by `densify`.
         return (
             f'{self.__class__.__name__}({self.in_channels}, '
-            f'{self.out_channels}, sparsity={self.lin.sparsity:.4g})'
+            f'{self.out_channels}, sparsity={sparsity:.4g})'
         )
 
 
