@@ -185,6 +185,10 @@ def densify(model: Module) -> Module:
     and run the model as if it had never been sparse. A layer that has several
     names in the model stays shared.
 
+    .. note::
+        To train on, call :meth:`remove` of schedulers first, and create the
+        optimizer anew: there are new parameters.
+
     Args:
         model (torch.nn.Module): The model.
 
