@@ -13,7 +13,7 @@ def test_digits_knn(tmp_path):
     assert str(dataset) == 'DigitsKNN()'
     assert dataset.num_classes == 10 and dataset.num_features == 64
     data = dataset[0]
-    assert data.num_nodes == 1797 and data.num_edges == 12616
+    assert data.num_nodes == 1797 and data.num_edges == 12618
     assert data.is_undirected() and not data.has_self_loops()
     assert data.x.min() == 0 and data.x.max() == 1
 
