@@ -220,7 +220,11 @@ def make_tables(args: argparse.Namespace, size: int) -> List[List[Method]]:
         full._replace(name='shared, level-wise', share='levels'),
     ]
     wide = Method(
-        'dense', half, batch_size=64, num_layers=2, hidden_channels=256
+        'dense',
+        max(args.epochs // 4, 1),
+        batch_size=64,
+        num_layers=2,
+        hidden_channels=256,
     )
     sparse = [
         wide,
