@@ -1,4 +1,5 @@
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -142,3 +143,40 @@ def test_batch(shared, device):
     assert batch.validate()
     with pytest.raises(AttributeError, match="no 'batch'.*RootAggregation"):
         batch.batch  # noqa: B018
+
+
+@pytest.mark.parametrize('edge_attr', [False, True])
+@pytest.mark.parametrize('index', [[0], [5, 1, 1], [3, 0, 7, 2], []])
+def test_index_select(edge_attr, index):
+    generator = torch.Generator().manual_seed(len(index))
+    graphs = [
+        Data(
+            x=torch.randint(3, (n, 1), generator=generator),
+            edge_index=torch.randint(n, (2, 2 * n), generator=generator),
+            edge_attr=torch.randint(3, (2 * n,), generator=generator),
+            y=torch.tensor([n]),
+        )
+        for n in range(1, 9)
+    ]
+    transform = ShareComputationTrees(2, edge_attr=edge_attr)
+    out = transform(graphs).index_select(torch.tensor(index).long())
+    if not index:
+        assert out.num_trees == [0, 0, 0] and len(out) == 0
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Random graphs share little.
+        expected = transform([graphs[i] for i in index])
+    # Bytes of the plain graphs and self-loops are those of all graphs:
+    assert_same_trees(
+        out,
+        dataclasses.replace(expected, num_bytes=out.num_bytes),
+    )
+
+
+def test_index_select_mask(shared):
+    mask = torch.tensor([False, True, False, True])
+    out = shared.index_select(mask)
+    assert_same_trees(out, shared.index_select(mask.nonzero().view(-1)))
+    assert out.num_bytes == shared.num_bytes // 2
+    with pytest.raises(IndexError):
+        shared.index_select(torch.tensor([4]))

@@ -28,6 +28,9 @@ TORCH_LIBRARY(torch_geometric_ext, m) {
       "(Tensor root, Tensor root_ptr, Tensor entry, Tensor node, Tensor own, "
       "Tensor edge, Tensor edge_index, Tensor sizes)");
   m.def(
+      "herding(Tensor ptr, Tensor item, Tensor value, Tensor group_ptr, "
+      "int num_candidates) -> Tensor");
+  m.def(
       "sparse_linear(Tensor x, Tensor values, Tensor? bias, Tensor rowptr, "
       "Tensor col, Tensor colptr, Tensor row, Tensor perm) -> Tensor");
   m.def(

@@ -1,13 +1,14 @@
 import os
 import uuid
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Union
+from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
 import torch
 from torch import Tensor
 
 from torch_geometric_ext.ops.computation_tree_ids import TreeLevel
+from torch_geometric_ext.ops.ragged import take_rows
 
 
 class SharingReport(NamedTuple):
@@ -129,6 +130,74 @@ class SharedTrees:
             ),
         )
 
+    def index_select(self, graph_idx: Tensor) -> 'SharedTrees':
+        r"""Returns the shared trees of some of the graphs, which are those
+        that :class:`~torch_geometric_ext.transforms.ShareComputationTrees`
+        finds in them: trees that no selected graph holds are left out, the
+        others keep their order.
+
+        Takes time in proportion to the selected graphs and the number of
+        distinct trees. :obj:`num_bytes` is an estimate in proportion to nodes
+        and edges.
+
+        Args:
+            graph_idx (torch.Tensor): The positions of the graphs (or a mask).
+
+        Shapes:
+            - **input:** :obj:`graph_idx` :math:`(G')`, :obj:`torch.int64` or
+              :obj:`torch.bool`
+
+        Raises:
+            IndexError: If a position is out of range.
+        """
+        device = self.tree.device
+        graph_idx = torch.arange(len(self), device=device)[
+            graph_idx.to(device)
+        ]
+        graph_ptr, entry = take_rows(self.graph_ptr, graph_idx)
+        count = self.count[entry]
+        ids = self.tree[entry].long()
+        degree = self.levels[-1].ptr.diff()[ids]
+        num_nodes, num_edges = int(count.sum()), int((count * degree).sum())
+
+        tree, kept = _renumber(ids, self.num_trees[-1])
+        levels, edge_labels = [], []
+        for level, size in zip(self.levels[::-1], self.num_trees[-2::-1]):
+            ptr, position = take_rows(level.ptr, kept)
+            own, child = level.own[kept].long(), level.child[position].long()
+            both, kept = _renumber(torch.cat([own, child]), size)
+            own, child = both.split([own.numel(), child.numel()])
+            edge_label = level.edge_label
+            if edge_label.numel() > 0:
+                edge_label = edge_label[position]
+            edge_labels.append(edge_label.long())
+            levels.append(TreeLevel(own.int(), ptr, child.int(), edge_label))
+        edge_attrs = self.edge_attrs
+        if edge_attrs:
+            size = next(iter(edge_attrs.values())).size(0)
+            all_labels, kept_labels = _renumber(torch.cat(edge_labels), size)
+            edge_attrs = {k: v[kept_labels] for k, v in edge_attrs.items()}
+            sizes = [label.numel() for label in edge_labels]
+            levels = [
+                level._replace(edge_label=label.int())
+                for level, label in zip(levels, all_labels.split(sizes))
+            ]
+        share = num_nodes + num_edges
+        share /= max(self.num_nodes + self.num_edges, 1)
+        return replace(
+            self,
+            node_attrs={k: v[kept] for k, v in self.node_attrs.items()},
+            edge_attrs=edge_attrs,
+            levels=levels[::-1],
+            graph_ptr=graph_ptr,
+            tree=tree.int(),
+            count=count,
+            graph_attrs={k: v[graph_idx] for k, v in self.graph_attrs.items()},
+            num_nodes=num_nodes,
+            num_edges=num_edges,
+            num_bytes=round(self.num_bytes * share),
+        )
+
     def save(self, path: Union[str, Path]) -> None:
         """Writes everything to a file, which is complete or not there.
 
@@ -175,6 +244,13 @@ class SharedTrees:
             f'{self.__class__.__name__}({len(self)}, '
             f'num_layers={self.num_layers}, num_trees={self.num_trees})'
         )
+
+
+def _renumber(ids: Tensor, num_ids: int) -> Tuple[Tensor, Tensor]:
+    """New ids without gaps, in the same order, and the ids that are left."""
+    used = torch.zeros(num_ids, dtype=torch.bool, device=ids.device)
+    used[ids] = True
+    return (used.cumsum(0) - 1)[ids], used.nonzero().view(-1)
 
 
 def _without_views(value: Any) -> Any:

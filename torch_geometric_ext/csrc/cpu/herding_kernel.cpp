@@ -1,0 +1,164 @@
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+namespace torch_geometric_ext {
+namespace {
+
+// Sparse rows of integers: sums do not depend on their order, and neither
+// threads nor instruction sets change a result.
+struct Rows {
+  const int64_t* ptr;
+  const int64_t* item;
+  const int64_t* value;
+
+  int64_t norm(int64_t row) const {
+    int64_t out = 0;
+    for (auto k = ptr[row]; k < ptr[row + 1]; k++) out += value[k] * value[k];
+    return out;
+  }
+
+  int64_t dot(int64_t row, const int64_t* dense) const {
+    int64_t out = 0;
+    for (auto k = ptr[row]; k < ptr[row + 1]; k++) {
+      out += value[k] * dense[item[k]];
+    }
+    return out;
+  }
+
+  void add_to(int64_t* dense, int64_t row) const {
+    for (auto k = ptr[row]; k < ptr[row + 1]; k++) dense[item[k]] += value[k];
+  }
+};
+
+struct Candidate {
+  int64_t row;
+  int64_t norm;      // |x|^2
+  int64_t with_sum;  // x * sum of the group
+};
+
+// Takes the row that brings the mean of those taken next to the mean of the
+// group: the smallest n |x|^2 - 2 x ((j + 1) sum - n taken).
+void herd(
+    const Rows& rows, int64_t begin, int64_t end, int64_t num_candidates,
+    std::vector<int64_t>& dense, int64_t* out) {
+  const auto size = end - begin;
+  const auto num_parts = (size + num_candidates - 1) / num_candidates;
+  std::fill(dense.begin(), dense.end(), 0);
+  for (auto row = begin; row < end; row++) rows.add_to(dense.data(), row);
+  std::vector<std::vector<Candidate>> parts(num_parts);
+  for (int64_t i = 0; i < size; i++) {
+    const auto row = begin + i;
+    parts[i % num_parts].push_back(
+        {row, rows.norm(row), rows.dot(row, dense.data())});
+  }
+  std::fill(dense.begin(), dense.end(), 0);  // Of the rows taken, from here.
+  for (int64_t j = 0; j < size; j++) {
+    auto& left = parts[j % num_parts];
+    size_t best = 0;
+    auto lowest = std::numeric_limits<int64_t>::max();
+    for (size_t i = 0; i < left.size(); i++) {
+      const auto& x = left[i];
+      const auto score = size * (x.norm + 2 * rows.dot(x.row, dense.data())) -
+                         2 * (j + 1) * x.with_sum;
+      if (score < lowest) lowest = score, best = i;
+    }
+    out[begin + j] = left[best].row;
+    rows.add_to(dense.data(), out[begin + j]);
+    left.erase(left.begin() + best);
+  }
+}
+
+void check_long(const at::Tensor& x, const char* name) {
+  TORCH_CHECK_VALUE(
+      x.dim() == 1 && x.scalar_type() == at::kLong, "herding: '", name,
+      "' needs to be a one-dimensional int64 tensor (got ", x.scalar_type(),
+      " of shape ", x.sizes(), ")");
+}
+
+void check_ptr(const at::Tensor& ptr, int64_t size, const char* name) {
+  const auto* data = ptr.const_data_ptr<int64_t>();
+  const auto numel = ptr.numel();
+  TORCH_CHECK_VALUE(
+      numel > 0 && data[0] == 0 && data[numel - 1] == size &&
+          std::is_sorted(data, data + numel),
+      "herding: '", name, "' needs to ascend from 0 to ", size);
+}
+
+// Norms and sums such that no score leaves 64 bits.
+void check_values(const Rows& rows, const at::Tensor& group_ptr) {
+  const auto* ptr = group_ptr.const_data_ptr<int64_t>();
+  for (int64_t g = 0; g + 1 < group_ptr.numel(); g++) {
+    const auto size = static_cast<double>(ptr[g + 1] - ptr[g]);
+    double highest = 0;
+    for (auto row = ptr[g]; row < ptr[g + 1]; row++) {
+      double norm = 0;
+      for (auto k = rows.ptr[row]; k < rows.ptr[row + 1]; k++) {
+        norm += static_cast<double>(rows.value[k]) * rows.value[k];
+      }
+      highest = std::max(highest, norm);
+    }
+    // |x y| <= highest for all pairs, and a score adds up five n^2 of them.
+    TORCH_CHECK_VALUE(
+        size * size * highest < 1e18,
+        "herding: 'value' needs smaller values or groups (got a squared norm "
+        "of ",
+        highest, " in a group of ", ptr[g + 1] - ptr[g], " rows)");
+  }
+}
+
+at::Tensor herding_cpu(
+    const at::Tensor& ptr, const at::Tensor& item, const at::Tensor& value,
+    const at::Tensor& group_ptr, int64_t num_candidates) {
+  check_long(ptr, "ptr");
+  check_long(item, "item");
+  check_long(value, "value");
+  check_long(group_ptr, "group_ptr");
+  TORCH_CHECK_VALUE(
+      value.numel() == item.numel(), "herding: 'value' needs ", item.numel(),
+      " entries, as many as 'item' (got ", value.numel(), ")");
+  TORCH_CHECK_VALUE(
+      num_candidates > 0,
+      "herding: 'num_candidates' needs to be positive (got ", num_candidates,
+      ")");
+  const auto ptr_c = ptr.contiguous(), item_c = item.contiguous(),
+             value_c = value.contiguous(), group_c = group_ptr.contiguous();
+  check_ptr(ptr_c, item.numel(), "ptr");
+  check_ptr(group_c, ptr.numel() - 1, "group_ptr");
+  const Rows rows{
+      ptr_c.const_data_ptr<int64_t>(), item_c.const_data_ptr<int64_t>(),
+      value_c.const_data_ptr<int64_t>()};
+  int64_t num_items = 0;
+  for (int64_t k = 0; k < item.numel(); k++) {
+    TORCH_CHECK_VALUE(
+        rows.item[k] >= 0 && rows.item[k] < (int64_t(1) << 31),
+        "herding: 'item' needs to be in [0, 2^31) (got ", rows.item[k], ")");
+    num_items = std::max(num_items, rows.item[k] + 1);
+  }
+  check_values(rows, group_c);
+
+  const auto num_groups = group_c.numel() - 1;
+  const auto* groups = group_c.const_data_ptr<int64_t>();
+  auto out = at::empty({ptr.numel() - 1}, ptr.options());
+  auto* out_data = out.mutable_data_ptr<int64_t>();
+  at::parallel_for(0, num_groups, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> dense(num_items);
+    for (auto g = begin; g < end; g++) {
+      herd(rows, groups[g], groups[g + 1], num_candidates, dense, out_data);
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
+  m.impl("herding", TORCH_FN(herding_cpu));
+}
+
+}  // namespace torch_geometric_ext

@@ -1,0 +1,182 @@
+import torch
+from torch import Tensor
+
+import torch_geometric_ext.typing
+from torch_geometric_ext.ops.ragged import row_index
+
+
+def herding(
+    ptr: Tensor,
+    item: Tensor,
+    value: Tensor,
+    group_ptr: Tensor,
+    num_candidates: int = 1024,
+) -> Tensor:
+    r"""Orders the rows of each group such that the mean of the first
+    :math:`k` of them is close to the mean of the group, for every :math:`k`.
+
+    Implements herding (`"Herding Dynamical Weights to Learn"
+    <https://dl.acm.org/doi/10.1145/1553374.1553517>`_ paper) without
+    replacement: each time, the row that brings the mean of the chosen ones
+    nearest to that of the group in Euclidean distance comes next (of several
+    such rows, the first). Row :math:`i` is sparse, with :obj:`value[ptr[i]:
+    ptr[i + 1]]` in the columns :obj:`item[ptr[i]:ptr[i + 1]]`.
+
+    Values are integers, so that the result depends neither on threads nor on
+    rounding. A group of more than :obj:`num_candidates` rows is dealt out to
+    equal parts, which offer the next row in turn. Takes :math:`O(Z C)` time
+    for groups with :math:`Z` entries and :math:`C` candidates, and 8 bytes for
+    each column, on CPU with a thread for each group.
+
+    Args:
+        ptr (torch.Tensor): The boundaries of the rows.
+        item (torch.Tensor): The columns, in :math:`[0, 2^{31})`, distinct
+            within a row.
+        value (torch.Tensor): The values.
+        group_ptr (torch.Tensor): The boundaries of the groups.
+        num_candidates (int, optional): The largest number of rows to choose
+            the next one from. (default: :obj:`1024`)
+
+    Shapes:
+        - **input:** :obj:`ptr` :math:`(N + 1)`, :obj:`item` and :obj:`value`
+          :math:`(Z)`, :obj:`group_ptr` :math:`(G + 1)`, all
+          :obj:`torch.int64`
+        - **output:** the rows of each group in their order :math:`(N)`,
+          :obj:`torch.int64`
+
+    Raises:
+        ValueError: If a shape or type is off, or values are so large that
+            their products may leave 64 bits.
+
+    .. code-block:: python
+
+        >>> ptr = torch.arange(5)  # Rows 0, 1, 5, 6 in a single column.
+        >>> value = torch.tensor([0, 1, 5, 6])
+        >>> herding(ptr, torch.zeros(4).long(), value, torch.tensor([0, 4]))
+        tensor([1, 2, 0, 3])
+    """
+    if torch_geometric_ext.typing.WITH_EXT:
+        return torch.ops.torch_geometric_ext.herding(
+            ptr, item, value, group_ptr, num_candidates
+        )
+    return herding_reference(ptr, item, value, group_ptr, num_candidates)
+
+
+def herding_reference(
+    ptr: Tensor,
+    item: Tensor,
+    value: Tensor,
+    group_ptr: Tensor,
+    num_candidates: int = 1024,
+) -> Tensor:
+    """The operator :func:`herding` in plain PyTorch."""
+    for name, x in [
+        ('ptr', ptr),
+        ('item', item),
+        ('value', value),
+        ('group_ptr', group_ptr),
+    ]:
+        if x.dim() != 1 or x.dtype != torch.long:
+            raise ValueError(
+                f"herding: '{name}' needs to be a one-dimensional int64 "
+                f'tensor (got {x.dtype} of shape {list(x.shape)})'
+            )
+    if item.numel() != value.numel():
+        raise ValueError(
+            f"herding: 'value' needs {item.numel()} entries, as many as "
+            f"'item' (got {value.numel()})"
+        )
+    if num_candidates < 1:
+        raise ValueError(
+            f"herding: 'num_candidates' needs to be positive (got "
+            f'{num_candidates})'
+        )
+    _check_ptr(ptr, item.numel(), 'ptr')
+    _check_ptr(group_ptr, ptr.numel() - 1, 'group_ptr')
+    row = row_index(ptr)
+    out = []
+    for begin, end in zip(group_ptr[:-1].tolist(), group_ptr[1:].tolist()):
+        entry = slice(int(ptr[begin]), int(ptr[end]))
+        columns, column = item[entry].unique(return_inverse=True)
+        out.append(
+            begin
+            + _herd(
+                row[entry] - begin,
+                column,
+                value[entry],
+                end - begin,
+                columns.numel(),
+                num_candidates,
+            )
+        )
+    return torch.cat(out) if out else ptr.new_empty(0)
+
+
+def _herd(
+    row: Tensor,
+    column: Tensor,
+    value: Tensor,
+    num_rows: int,
+    num_columns: int,
+    num_candidates: int,
+) -> Tensor:
+    def dots(y: Tensor) -> Tensor:
+        out = value.new_zeros(num_rows)
+        return out.index_add_(0, row, value * y[column])
+
+    def column_sum(values: Tensor) -> Tensor:
+        out = value.new_zeros(num_columns)
+        return out.index_add_(0, column, values)
+
+    norm = value.new_zeros(num_rows).index_add_(0, row, value.square())
+    highest = float(norm.max()) if num_rows > 0 else 0.0
+    if num_rows**2 * highest >= 1e18:
+        raise ValueError(
+            f"herding: 'value' needs smaller values or groups (got a squared "
+            f'norm of {highest} in a group of {num_rows} rows)'
+        )
+    with_sum, with_own = dots(column_sum(value)), torch.zeros_like(norm)
+    taken = torch.zeros_like(norm, dtype=torch.bool)
+    num_parts = (num_rows + num_candidates - 1) // num_candidates
+    part = torch.arange(num_rows, device=norm.device) % max(num_parts, 1)
+    out = torch.empty_like(norm)
+    highest_score = torch.iinfo(torch.long).max
+    for j in range(num_rows):
+        score = num_rows * (norm + 2 * with_own) - 2 * (j + 1) * with_sum
+        # The first of equal ones, which 'argmin' does not promise:
+        score = score.masked_fill(
+            taken | (part != j % num_parts), highest_score
+        )
+        best = (score == score.min()).long().argmax()
+        out[j] = best
+        taken[best] = True
+        with_own += dots(column_sum(value.where(row == best, 0)))
+    return out
+
+
+def _check_ptr(ptr: Tensor, size: int, name: str) -> None:
+    if (
+        ptr.numel() == 0
+        or int(ptr[0]) != 0
+        or int(ptr[-1]) != size
+        or bool((ptr.diff() < 0).any())
+    ):
+        raise ValueError(
+            f"herding: '{name}' needs to ascend from 0 to {size}"
+        )
+
+
+if torch_geometric_ext.typing.WITH_EXT:
+    torch.library.impl('torch_geometric_ext::herding', 'cuda')(
+        herding_reference
+    )
+
+    @torch.library.register_fake('torch_geometric_ext::herding')
+    def _(
+        ptr: Tensor,
+        item: Tensor,
+        value: Tensor,
+        group_ptr: Tensor,
+        num_candidates: int,
+    ) -> Tensor:
+        return ptr.new_empty(ptr.numel() - 1)

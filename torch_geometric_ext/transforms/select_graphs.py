@@ -1,0 +1,80 @@
+"""Orders in which graphs are kept, the most useful ones first."""
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.ops import herding
+from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
+
+RESOLUTION = 1024  # Root mean square norm of a level of counts.
+
+
+def interleave(rank: Tensor, group: Tensor) -> Tensor:
+    """Merges the orders of groups, such that each prefix holds the same share
+    of each group, and at least one of each before two of any.
+    """
+    size = group.bincount()
+    position = rank / size.clamp(min=1)[group]
+    order = torch.argsort(group, stable=True)
+    return order[torch.argsort(position[order], stable=True)]
+
+
+def random_order(group: Tensor, generator: torch.Generator) -> Tensor:
+    """A random order of each group, interleaved."""
+    perm = torch.randperm(group.numel(), generator=generator)
+    rank = torch.empty_like(perm)
+    rank[perm] = rank_in_group(group[perm])
+    return interleave(rank, group)
+
+
+def herding_order(shared: SharedTrees, group: Tensor) -> Tensor:
+    """An order of each group of graphs whose prefixes have the mean numbers of
+    trees of the group (on a logarithmic scale, of all depths), interleaved.
+    """
+    order = group.argsort(stable=True)
+    ptr, item, value = tree_features(shared)
+    ptr, position = take_rows(ptr, order)
+    group_ptr = row_ptr(group.bincount())
+    order = order[herding(ptr, item[position], value[position], group_ptr)]
+    rank = torch.empty_like(order)
+    rank[order] = rank_in_group(group[order])
+    return interleave(rank, group)
+
+
+def tree_features(shared: SharedTrees) -> Tuple[Tensor, Tensor, Tensor]:
+    """The logarithms of the numbers of trees of all depths in each graph, as
+    sparse rows of integers. Each depth has the same mean square norm.
+    """
+    graph, ids = row_index(shared.graph_ptr), shared.tree.long()
+    count = shared.count.long()
+    graphs, items, values = [], [], []
+    offset = 0
+    for depth in range(shared.num_layers, -1, -1):
+        num_ids = max(shared.num_trees[depth], 1)
+        code, inverse = (graph * num_ids + ids).unique(return_inverse=True)
+        total = torch.zeros_like(code).index_add_(0, inverse, count)
+        value = total.double().log1p()
+        scale = RESOLUTION / (value.square().sum() / len(shared)).sqrt()
+        graphs.append(code // num_ids)
+        items.append(code % num_ids + offset)
+        values.append((value * scale).round().long())
+        offset += num_ids
+        if depth > 0:
+            ids = shared.levels[depth - 1].own[ids].long()
+    graph = torch.cat(graphs)
+    order = graph.argsort(stable=True)
+    ptr = row_ptr(graph.bincount(minlength=len(shared)))
+    return ptr, torch.cat(items)[order], torch.cat(values)[order]
+
+
+def rank_in_group(group: Tensor) -> Tensor:
+    """The position of each element among those of its group."""
+    order = group.argsort(stable=True)
+    ptr = row_ptr(group.bincount())
+    rank = torch.empty_like(order)
+    position = torch.arange(order.numel(), device=order.device)
+    rank[order] = position - ptr[group[order]]
+    return rank
