@@ -28,6 +28,10 @@ TORCH_LIBRARY(torch_geometric_ext, m) {
       "(Tensor root, Tensor root_ptr, Tensor entry, Tensor node, Tensor own, "
       "Tensor edge, Tensor edge_index, Tensor sizes)");
   m.def(
+      "frequent_itemsets(Tensor ptr, Tensor item, int min_support=1, "
+      "int max_patterns=1000000, bool closed=False, int? max_size=None, "
+      "Tensor? cancel=None) -> (Tensor ptr, Tensor item, Tensor support)");
+  m.def(
       "herding(Tensor ptr, Tensor item, Tensor value, Tensor group_ptr, "
       "int num_candidates) -> Tensor");
   m.def(

@@ -1,5 +1,3 @@
-import os
-import uuid
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple, Union
@@ -7,6 +5,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple, Union
 import torch
 from torch import Tensor
 
+from torch_geometric_ext.data.atomic_save import atomic_save
 from torch_geometric_ext.ops.computation_tree_ids import TreeLevel
 from torch_geometric_ext.ops.ragged import take_rows
 
@@ -123,11 +122,7 @@ class SharedTrees:
             self.num_bytes,
             self.num_trees,
             sum(level.child.numel() for level in self.levels),
-            sum(
-                x.numel() * x.element_size()
-                for f in fields(self)
-                for x in _tensors(getattr(self, f.name))
-            ),
+            num_bytes(self._state()),
         )
 
     def index_select(self, graph_idx: Tensor) -> 'SharedTrees':
@@ -182,8 +177,9 @@ class SharedTrees:
                 level._replace(edge_label=label.int())
                 for level, label in zip(levels, all_labels.split(sizes))
             ]
-        share = num_nodes + num_edges
-        share /= max(self.num_nodes + self.num_edges, 1)
+        share = (num_nodes + num_edges) / max(
+            self.num_nodes + self.num_edges, 1
+        )
         return replace(
             self,
             node_attrs={k: v[kept] for k, v in self.node_attrs.items()},
@@ -204,19 +200,7 @@ class SharedTrees:
         Raises:
             FileNotFoundError: If its folder does not exist.
         """
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder '{path.parent}' is not there")
-        state = {f.name: getattr(self, f.name) for f in fields(self)}
-        state['levels'] = [level._asdict() for level in self.levels]
-        temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
-        try:
-            with open(temporary, 'xb') as file:
-                torch.save(_without_views(state), file)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        atomic_save(self._state(), path)
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> 'SharedTrees':
@@ -236,8 +220,17 @@ class SharedTrees:
         names = {f.name for f in fields(cls)}
         if not isinstance(state, dict) or set(state) != names:
             raise ValueError(f"'{path}' does not hold 'SharedTrees'")
-        state['levels'] = [TreeLevel(**level) for level in state['levels']]
-        return cls(**state)
+        return cls._from_state(state)
+
+    @classmethod
+    def _from_state(cls, state: Dict[str, Any]) -> 'SharedTrees':
+        levels = [TreeLevel(**level) for level in state['levels']]
+        return cls(**{**state, 'levels': levels})
+
+    def _state(self) -> Dict[str, Any]:
+        state = {f.name: getattr(self, f.name) for f in fields(self)}
+        state['levels'] = [level._asdict() for level in self.levels]
+        return state
 
     def __repr__(self) -> str:
         return (
@@ -253,20 +246,9 @@ def _renumber(ids: Tensor, num_ids: int) -> Tuple[Tensor, Tensor]:
     return (used.cumsum(0) - 1)[ids], used.nonzero().view(-1)
 
 
-def _without_views(value: Any) -> Any:
-    """Copies tensors that would take larger ones with them into a file."""
-    if isinstance(value, dict):
-        return {key: _without_views(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_views(item) for item in value]
-    if isinstance(value, Tensor):
-        size = value.numel() * value.element_size()
-        return (
-            value
-            if value.untyped_storage().nbytes() == size
-            else value.clone()
-        )
-    return value
+def num_bytes(value: Any) -> int:
+    """The bytes of all tensors in dictionaries and lists."""
+    return sum(x.numel() * x.element_size() for x in _tensors(value))
 
 
 def _tensors(value: Any) -> List[Tensor]:

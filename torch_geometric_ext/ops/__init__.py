@@ -1,5 +1,6 @@
 from .computation_tree_ids import computation_tree_ids
 from .extract_trees import extract_trees
+from .frequent_itemsets import frequent_itemsets
 from .herding import herding
 from .prototype_loss import prototype_loss
 from .sparse_linear import sparse_linear, sparse_linear_crossover
@@ -10,6 +11,7 @@ from .weighted_sample import weighted_sample
 __all__ = functions = [
     'computation_tree_ids',
     'extract_trees',
+    'frequent_itemsets',
     'herding',
     'prototype_loss',
     'sparse_linear',

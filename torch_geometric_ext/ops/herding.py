@@ -161,9 +161,7 @@ def _check_ptr(ptr: Tensor, size: int, name: str) -> None:
         or int(ptr[-1]) != size
         or bool((ptr.diff() < 0).any())
     ):
-        raise ValueError(
-            f"herding: '{name}' needs to ascend from 0 to {size}"
-        )
+        raise ValueError(f"herding: '{name}' needs to ascend from 0 to {size}")
 
 
 if torch_geometric_ext.typing.WITH_EXT:

@@ -12,22 +12,21 @@ from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 RESOLUTION = 1024  # Root mean square norm of a level of counts.
 
 
-def interleave(rank: Tensor, group: Tensor) -> Tensor:
-    """Merges the orders of groups, such that each prefix holds the same share
-    of each group, and at least one of each before two of any.
+def interleave(group: Tensor, size: Tensor) -> Tensor:
+    """Merges elements that are in the right order within their groups, such
+    that each prefix holds as many of each as the sizes of the groups are to
+    each other, and one of each before two of any.
     """
-    size = group.bincount()
-    position = rank / size.clamp(min=1)[group]
-    order = torch.argsort(group, stable=True)
-    return order[torch.argsort(position[order], stable=True)]
+    order = group.argsort(stable=True)
+    rank = rank_in_group(group)[order]
+    position = rank.double() / size.clamp(min=1)[group[order]]
+    return order[position.argsort(stable=True)]
 
 
 def random_order(group: Tensor, generator: torch.Generator) -> Tensor:
     """A random order of each group, interleaved."""
-    perm = torch.randperm(group.numel(), generator=generator)
-    rank = torch.empty_like(perm)
-    rank[perm] = rank_in_group(group[perm])
-    return interleave(rank, group)
+    order = torch.randperm(group.numel(), generator=generator)
+    return order[interleave(group[order], group.bincount())]
 
 
 def herding_order(shared: SharedTrees, group: Tensor) -> Tensor:
@@ -39,9 +38,7 @@ def herding_order(shared: SharedTrees, group: Tensor) -> Tensor:
     ptr, position = take_rows(ptr, order)
     group_ptr = row_ptr(group.bincount())
     order = order[herding(ptr, item[position], value[position], group_ptr)]
-    rank = torch.empty_like(order)
-    rank[order] = rank_in_group(group[order])
-    return interleave(rank, group)
+    return order[interleave(group[order], group_ptr.diff())]
 
 
 def tree_features(shared: SharedTrees) -> Tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@ from typing import Any, Iterable, List, Optional, Union
 
 import torch.distributed as dist
 from torch_geometric.data.data import BaseData
+from tqdm import tqdm
 
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.transforms.collated import Collated, read_chunks
@@ -164,19 +165,20 @@ class ShareComputationTrees:
             ValueError: If features are missing or continuous, keys or shapes
                 of graphs differ, or :obj:`known` was made with other settings.
         """
-        if isinstance(dataset, BaseData) or not hasattr(dataset, '__len__'):
-            raise TypeError(
-                f"'dataset' of '{self.__class__.__name__}' needs to be a data "
-                f'set of graphs, not one of them: it is no transform of a '
-                f'data set (got {type(dataset)})'
-            )
-        if len(dataset) == 0:
-            raise ValueError(
-                f"'dataset' of '{self.__class__.__name__}' needs at least one "
-                f'graph'
-            )
+        check_dataset(dataset, self.__class__.__name__)
         if known is not None:
             self._check_known(known)
+        out = self._find(dataset, known)
+        if known is None:
+            self._check_ratio(out)
+        return out
+
+    def _find(
+        self,
+        dataset: Any,
+        known: Optional[SharedTrees] = None,
+        log: bool = False,
+    ) -> SharedTrees:
         if self.discretizer is not None and not self.discretizer.fitted:
             self.discretizer.fit(dataset)
 
@@ -192,12 +194,20 @@ class ShareComputationTrees:
             parts = self._share_with_ranks(dataset, settings)
         else:
             chunks = read_chunks(dataset, 0, len(dataset), self.chunk_size)
-            parts = _share(chunks, settings)
+            parts = _share(self._progress(chunks, len(dataset), log), settings)
         out = merge_shared_trees(parts, known)
         if known is None:
             check_labels(out, settings)
-            self._check_ratio(out)
         return out
+
+    def _progress(
+        self,
+        chunks: Iterable[Collated],
+        num_graphs: int,
+        log: bool,
+    ) -> Iterable[Collated]:
+        total = (num_graphs - 1) // self.chunk_size + 1
+        return tqdm(chunks, 'Computation trees', total, disable=not log)
 
     def _share_with_ranks(
         self,
@@ -250,6 +260,17 @@ class ShareComputationTrees:
             f"gcn_norm={self.gcn_norm}, self_loops='{self.self_loops}', "
             f'edge_attr={self.edge_attr})'
         )
+
+
+def check_dataset(dataset: Any, name: str) -> None:
+    """Refuses single graphs and empty data sets."""
+    if isinstance(dataset, BaseData) or not hasattr(dataset, '__len__'):
+        raise TypeError(
+            f"'dataset' of '{name}' needs to be a data set of graphs, not one "
+            f'of them: it is no transform of a data set (got {type(dataset)})'
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"'dataset' of '{name}' needs at least one graph")
 
 
 def _share(

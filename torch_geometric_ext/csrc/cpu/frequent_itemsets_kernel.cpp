@@ -1,0 +1,411 @@
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <limits>
+#include <map>
+#include <optional>
+#include <tuple>
+
+#include "transactions.h"
+
+namespace torch_geometric_ext {
+namespace {
+
+constexpr int64_t kMaxId = int64_t(1) << 31;
+
+// Patterns of one key are the rows of a matrix, by ascending position of items.
+struct Key {
+  int64_t support, size;
+
+  bool operator<(const Key& other) const {
+    if (support != other.support) return support > other.support;
+    return size < other.size;
+  }
+};
+
+// The first `count` rows in lexicographic order.
+std::vector<int64_t> first_rows(
+    const std::vector<int32_t>& rows, int64_t size, int64_t count, bool sort) {
+  std::vector<int64_t> out(rows.size() / size);
+  std::iota(out.begin(), out.end(), 0);
+  const auto less = [&](int64_t i, int64_t j) {
+    const auto *a = rows.data() + i * size, *b = rows.data() + j * size;
+    return std::lexicographical_compare(a, a + size, b, b + size);
+  };
+  if (count < int64_t(out.size())) {
+    std::nth_element(out.begin(), out.begin() + count, out.end(), less);
+    out.resize(count);
+  }
+  if (sort) std::sort(out.begin(), out.end(), less);
+  return out;
+}
+
+// Patterns that are known, but not yet put out. Holds no more of them than may
+// be put out, and as many again in its last bucket, which it cuts from time to
+// time.
+class Frontier {
+ public:
+  using Buckets = std::map<Key, std::vector<int32_t>>;
+
+  explicit Frontier(int64_t room) : room_(room) {}
+
+  bool empty() const {
+    return buckets_.empty();
+  }
+
+  // Whether a pattern of this key may be among those put out.
+  bool wants(const Key& key) const {
+    return size_ < room_ || (room_ > 0 && !(buckets_.rbegin()->first < key));
+  }
+
+  // The smallest support of wanted patterns of a size.
+  int64_t min_support(int64_t size) const {
+    if (size_ < room_) return 1;
+    const auto& key = buckets_.rbegin()->first;
+    return key.support + (size > key.size);
+  }
+
+  void push(const Key& key, const std::vector<int32_t>& row) {
+    auto& rows = buckets_[key];
+    rows.insert(rows.end(), row.begin(), row.end());
+    size_++;
+    while (size_ - last_size() >= room_) pop_last();
+    if (size_ - room_ > room_ + kSlack) cut_last();
+  }
+
+  // The patterns of the best key, as many as may be put out.
+  Buckets::value_type pop() {
+    if (buckets_.size() == 1) cut_last();
+    auto out = std::move(*buckets_.begin());
+    buckets_.erase(buckets_.begin());
+    size_ -= out.second.size() / out.first.size;
+    room_ -= out.second.size() / out.first.size;
+    return out;
+  }
+
+ private:
+  static constexpr int64_t kSlack = 1024;
+
+  int64_t last_size() const {
+    const auto& last = *buckets_.rbegin();
+    return last.second.size() / last.first.size;
+  }
+
+  void pop_last() {
+    size_ -= last_size();
+    buckets_.erase(std::prev(buckets_.end()));
+  }
+
+  void cut_last() {
+    if (size_ <= room_) return;
+    const auto size = buckets_.rbegin()->first.size;
+    auto& rows = buckets_.rbegin()->second;
+    const auto keep = last_size() - (size_ - room_);
+    std::vector<int32_t> out;
+    out.reserve(keep * size);
+    for (const auto i : first_rows(rows, size, keep, false)) {
+      out.insert(
+          out.end(), rows.begin() + i * size, rows.begin() + (i + 1) * size);
+    }
+    rows = std::move(out);
+    size_ = room_;
+  }
+
+  Buckets buckets_;
+  int64_t size_ = 0, room_;
+};
+
+struct Options {
+  int64_t min_support, max_patterns, max_size;
+  bool closed;
+  const uint8_t* cancel;
+};
+
+// Each pattern is reached once, from the pattern without its most frequent
+// item, or, if closed, from the closure of what lies before its core item
+// (prefix-preserving closure extension). Both have at most as many items and
+// at least as much support, so that keys never fall.
+class Search {
+ public:
+  Search(const Transactions& data, const Options& options)
+      : data_(data),
+        options_(options),
+        frontier_(options.max_patterns),
+        supports_(data.num_items()),
+        in_pattern_(data.num_items()) {}
+
+  void run() {
+    const auto num_transactions = data_.num_transactions;
+    if (num_transactions < options_.min_support) return;
+    std::vector<int32_t> root;
+    if (options_.closed) {
+      for (int64_t i = 0; i < data_.num_items(); i++) {
+        if (data_.support[i] == num_transactions) {
+          root.push_back(data_.column[i]);
+        }
+      }
+      std::sort(root.begin(), root.end());
+    }
+    if (root.empty()) {
+      expand({num_transactions, 0}, nullptr);
+    } else if (int64_t(root.size()) <= options_.max_size) {
+      frontier_.push({num_transactions, int64_t(root.size())}, root);
+    }
+    while (!frontier_.empty()) {
+      const auto bucket = frontier_.pop();
+      put_out(bucket.first, bucket.second);
+      const auto& key = bucket.first;
+      const Key child{key.support - options_.closed, key.size + 1};
+      for (size_t i = 0; i < bucket.second.size(); i += key.size) {
+        if (!wants(child)) break;
+        expand(key, bucket.second.data() + i);
+      }
+    }
+  }
+
+  std::vector<std::pair<Key, int64_t>> keys;  // And numbers of patterns.
+  std::vector<int32_t> items;                 // By position.
+
+ private:
+  bool wants(const Key& key) const {
+    return key.support >= options_.min_support &&
+           key.size <= options_.max_size && frontier_.wants(key);
+  }
+
+  void put_out(const Key& key, const std::vector<int32_t>& rows) {
+    const auto count = int64_t(rows.size()) / key.size;
+    keys.emplace_back(key, count);
+    for (const auto i : first_rows(rows, key.size, count, true)) {
+      const auto* row = rows.data() + i * key.size;
+      items.insert(items.end(), row, row + key.size);
+    }
+  }
+
+  void expand(const Key& key, const int32_t* row) {
+    const auto cancelled =
+        options_.cancel && __atomic_load_n(options_.cancel, __ATOMIC_RELAXED);
+    TORCH_CHECK(!cancelled, "frequent_itemsets: cancelled");
+    pattern_.assign(row, row + key.size);
+    const auto limit = find_cover(key.support);
+    count_children(key.support, limit);
+    for (const auto i : ranks_) in_pattern_[i] = true;
+    for (const auto i : children_) {
+      if (in_pattern_[i] || !wants({supports_[i], key.size + 1})) continue;
+      options_.closed ? push_closed(i, limit) : push(i);
+    }
+    for (const auto i : ranks_) in_pattern_[i] = false;
+    for (const auto i : children_) supports_[i] = 0;
+  }
+
+  // Finds the transactions of the pattern, rarest items first. Returns the
+  // item that its children need to be more frequent than: the last one or, if
+  // closed, the first one from which on no transaction is lost (the core).
+  int64_t find_cover(int64_t support) {
+    ranks_.clear();
+    for (const auto i : pattern_) ranks_.push_back(data_.rank[i]);
+    std::sort(ranks_.begin(), ranks_.end(), std::greater<>());
+    const auto last = ranks_.empty() ? data_.num_items() : ranks_.back();
+    if (!options_.closed && last == 0) return 0;
+    data_.all(cover_);
+    auto size = data_.num_transactions;
+    auto core = data_.num_items();
+    for (size_t k = 0; size > support; k++) {
+      core = ranks_[k];
+      data_.meet(cover_, core, cover_);
+      size = count_bits(cover_.mask.data(), cover_.size());
+    }
+    return options_.closed ? core : last;
+  }
+
+  // Counts the items above `limit` in the transactions of the pattern, in
+  // `supports_` of the items in `children_`.
+  void count_children(int64_t support, int64_t limit) {
+    children_.clear();
+    if (support == data_.num_transactions) {
+      for (int64_t i = 0; i < limit; i++) supports_[i] = data_.support[i];
+    } else if (
+        limit <= data_.num_dense &&
+        limit * cover_.size() <= support * data_.mean_size(limit)) {
+      count_by_item(support, limit);
+    } else {
+      return count_by_transaction(limit);
+    }
+    children_.resize(limit);
+    std::iota(children_.begin(), children_.end(), 0);
+  }
+
+  // Stops counting where no more than an unwanted support is left.
+  void count_by_item(int64_t support, int64_t limit) {
+    const auto size = int64_t(pattern_.size()) + 1;
+    const auto floor =
+        std::max(options_.min_support, frontier_.min_support(size));
+    for (int64_t i = 0; i < limit; i++) {
+      const auto lost = count_lost(
+          cover_.index.data(), cover_.mask.data(), cover_.size(),
+          data_.dense(i), support - floor);
+      supports_[i] = support - lost >= floor ? support - lost : 0;
+    }
+  }
+
+  void count_by_transaction(int64_t limit) {
+    for (int64_t k = 0; k < cover_.size(); k++) {
+      for (auto mask = cover_.mask[k]; mask; mask &= mask - 1) {
+        const auto transaction =
+            int64_t(64) * cover_.index[k] + __builtin_ctzll(mask);
+        const auto* end = data_.end(transaction);
+        for (auto* i = data_.begin(transaction); i < end && *i < limit; i++) {
+          if (supports_[*i]++ == 0) children_.push_back(*i);
+        }
+      }
+    }
+  }
+
+  void push(int64_t item) {
+    row_ = pattern_;
+    const auto position = data_.column[item];
+    row_.insert(std::upper_bound(row_.begin(), row_.end(), position), position);
+    frontier_.push({supports_[item], int64_t(row_.size())}, row_);
+  }
+
+  // Pushes the closure of a child, unless it holds an item rarer than `item`
+  // that the pattern has not: such a closure is reached from elsewhere. Only
+  // the items of any one of its transactions can belong to it.
+  void push_closed(int64_t item, int64_t limit) {
+    const auto support = supports_[item];
+    data_.meet(cover_, item, child_);
+    const auto transaction =
+        int64_t(64) * child_.index[0] + __builtin_ctzll(child_.mask[0]);
+    row_ = pattern_;
+    row_.push_back(data_.column[item]);
+    for (auto* i = data_.end(transaction); i != data_.begin(transaction);) {
+      i--;
+      if (*i == item || in_pattern_[*i]) continue;
+      const auto bound = *i < limit ? supports_[*i] : data_.support[*i];
+      if (bound < support || !data_.hold(child_, *i)) continue;
+      if (*i > item) return;
+      row_.push_back(data_.column[*i]);
+    }
+    const Key key{support, int64_t(row_.size())};
+    if (!wants(key)) return;
+    std::sort(row_.begin(), row_.end());
+    frontier_.push(key, row_);
+  }
+
+  const Transactions& data_;
+  const Options options_;
+  Frontier frontier_;
+
+  // Of the pattern that is expanded:
+  std::vector<int32_t> pattern_, ranks_, children_, row_;
+  std::vector<int64_t> supports_;
+  std::vector<uint8_t> in_pattern_;
+  Cover cover_, child_;
+};
+
+template <typename index_t>
+std::vector<uint64_t> get_entries(
+    const at::Tensor& ptr, const at::Tensor& item) {
+  const auto ptr_c = ptr.contiguous(), item_c = item.contiguous();
+  const auto* rows = ptr_c.const_data_ptr<int64_t>();
+  const auto* data = item_c.const_data_ptr<index_t>();
+  const auto num_rows = ptr.numel() - 1, num_items = item.numel();
+  TORCH_CHECK_VALUE(
+      rows[0] == 0 && rows[num_rows] == num_items,
+      "frequent_itemsets: 'ptr' needs to rise from 0 to ", num_items);
+  std::vector<uint64_t> out;
+  out.reserve(num_items);
+  for (int64_t i = 0; i < num_rows; i++) {
+    TORCH_CHECK_VALUE(
+        rows[i] <= rows[i + 1] && rows[i + 1] <= num_items,
+        "frequent_itemsets: 'ptr' needs to be ascending");
+    for (auto k = rows[i], last = int64_t(-1); k < rows[i + 1]; k++) {
+      const int64_t id = data[k];
+      TORCH_CHECK_VALUE(
+          id > last && id < kMaxId,
+          "frequent_itemsets: 'item' needs to be ascending and distinct "
+          "within each transaction, and in [0, 2^31) (got ",
+          id, " in transaction ", i, ")");
+      out.push_back(static_cast<uint64_t>(id) << 32 | i);
+      last = id;
+    }
+  }
+  return out;
+}
+
+using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+template <typename index_t>
+Tensors to_tensors(
+    const Search& search, const Transactions& data, const at::Tensor& item) {
+  int64_t num_patterns = 0;
+  for (const auto& run : search.keys) num_patterns += run.second;
+  auto ptr = at::empty({num_patterns + 1}, item.options().dtype(at::kLong));
+  auto support = at::empty({num_patterns}, ptr.options());
+  auto out = at::empty({int64_t(search.items.size())}, item.options());
+
+  auto* ptr_data = ptr.mutable_data_ptr<int64_t>();
+  auto* support_data = support.mutable_data_ptr<int64_t>();
+  auto* out_data = out.mutable_data_ptr<index_t>();
+  *ptr_data = 0;
+  for (const auto& [key, count] : search.keys) {
+    for (int64_t i = 0; i < count; i++, ptr_data++) {
+      *support_data++ = key.support;
+      ptr_data[1] = ptr_data[0] + key.size;
+    }
+  }
+  for (const auto i : search.items) *out_data++ = data.id[i];
+  return {ptr, out, support};
+}
+
+Tensors frequent_itemsets_cpu(
+    const at::Tensor& ptr, const at::Tensor& item, int64_t min_support,
+    int64_t max_patterns, bool closed, std::optional<int64_t> max_size,
+    const std::optional<at::Tensor>& cancel) {
+  TORCH_CHECK_VALUE(
+      ptr.dim() == 1 && ptr.scalar_type() == at::kLong && ptr.numel() > 0 &&
+          ptr.numel() <= kMaxId,
+      "frequent_itemsets: 'ptr' needs to be an int64 tensor with one dimension "
+      "and at least one element (got ",
+      ptr.scalar_type(), " of shape ", ptr.sizes(), ")");
+  const auto is_long = item.scalar_type() == at::kLong;
+  TORCH_CHECK_VALUE(
+      item.dim() == 1 && (is_long || item.scalar_type() == at::kInt),
+      "frequent_itemsets: 'item' needs to be an int64 or int32 tensor with one "
+      "dimension (got ",
+      item.scalar_type(), " of shape ", item.sizes(), ")");
+  const auto check = [](const char* name, int64_t value) {
+    TORCH_CHECK_VALUE(
+        value > 0, "frequent_itemsets: '", name, "' needs to be positive (got ",
+        value, ")");
+  };
+  check("min_support", min_support);
+  check("max_patterns", max_patterns);
+  if (max_size) check("max_size", *max_size);
+  TORCH_CHECK_VALUE(
+      !cancel || (cancel->is_cpu() && cancel->scalar_type() == at::kByte &&
+                  cancel->numel() == 1),
+      "frequent_itemsets: 'cancel' needs to be a uint8 tensor on CPU with one "
+      "element");
+
+  const Options options{
+      min_support,
+      std::min(max_patterns, std::numeric_limits<int64_t>::max() / 4),
+      max_size.value_or(std::numeric_limits<int64_t>::max()), closed,
+      cancel ? cancel->const_data_ptr<uint8_t>() : nullptr};
+  const Transactions data(
+      is_long ? get_entries<int64_t>(ptr, item) : get_entries<int>(ptr, item),
+      ptr.numel() - 1, min_support);
+  Search search(data, options);
+  search.run();
+  return is_long ? to_tensors<int64_t>(search, data, item)
+                 : to_tensors<int>(search, data, item);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
+  m.impl("frequent_itemsets", TORCH_FN(frequent_itemsets_cpu));
+}
+
+}  // namespace torch_geometric_ext

@@ -1,0 +1,65 @@
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+MAX_CLASSES = 1000  # More distinct labels are targets of a regression.
+
+
+class ClassLabels(NamedTuple):
+    """The classes of a data set in ascending order."""
+
+    value: Tensor
+    group: Tensor  # The class of each graph, as a position in `value`.
+    first: Tensor  # The first graph of each class.
+
+    @property
+    def size(self) -> Tensor:
+        """The number of graphs of each class."""
+        return self.group.bincount(minlength=self.value.numel())
+
+    def of(self, y: Tensor) -> Tensor:
+        """The classes of labels, as positions in `value`."""
+        return torch.searchsorted(self.value, y.reshape(-1).long())
+
+
+def class_labels(y: Optional[Tensor]) -> ClassLabels:
+    """Reads one class from each label, whatever its shape and type."""
+    if y is None:
+        raise ValueError(
+            "'dataset' needs graphs with 'y', the class of each graph"
+        )
+    num_graphs = y.size(0)
+    if y.numel() != num_graphs:
+        raise ValueError(
+            f"'y' needs to be one class for each graph (got "
+            f'{y.numel() // max(num_graphs, 1)} labels for each: choose one '
+            f"by a transform that sets 'data.y = data.y[:, i]')"
+        )
+    y = y.reshape(-1)
+    if y.is_floating_point():
+        if bool(y.isnan().any()):
+            raise ValueError(
+                f"'y' needs to be a class for each graph (got NaN for "
+                f'{int(y.isnan().sum())} graphs: leave them out)'
+            )
+        if bool((y != y.round()).any()):
+            raise ValueError(
+                f"'y' needs to be a class, but looks like the target of a "
+                f'regression (got {float(y[y != y.round()][0]):g}: replace it '
+                f'by the number of a bin, such as that of '
+                f"'torch.bucketize')"
+            )
+    value, group = y.long().unique(return_inverse=True)
+    if value.numel() > MAX_CLASSES:
+        raise ValueError(
+            f"'y' needs to be a class, but looks like the target of a "
+            f'regression (got {value.numel()} distinct values in '
+            f'{num_graphs} graphs: replace it by the number of a bin, such as '
+            f"that of 'torch.bucketize')"
+        )
+    position = torch.arange(num_graphs, device=y.device)
+    first = group.new_empty(value.numel()).scatter_reduce_(
+        0, group, position, 'amin', include_self=False
+    )
+    return ClassLabels(value, group, first)

@@ -1,0 +1,75 @@
+"""What the first graphs of an order take."""
+
+from typing import Dict
+
+import torch
+from torch import Tensor
+
+from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.ops.ragged import row_index
+
+
+def shared_bytes(shared: SharedTrees) -> Tensor:
+    """The bytes of :class:`SharedTrees` of the first :math:`k` graphs, for
+    each :math:`k` from 1 on.
+    """
+    num_graphs = len(shared)
+    rows = shared.graph_ptr.diff() * 8 + 8  # Ids, counts and a boundary.
+    out = rows + _row_bytes(shared.graph_attrs)
+    # A tree is there from the first graph on that needs it:
+    first = torch.full((shared.num_trees[-1],), num_graphs, device=out.device)
+    graph = row_index(shared.graph_ptr)
+    first.scatter_reduce_(0, shared.tree.long(), graph, 'amin')
+    first_label = torch.full(
+        (_num_rows(shared.edge_attrs),), num_graphs, device=out.device
+    )
+    for level, num_below in zip(shared.levels[::-1], shared.num_trees[-2::-1]):
+        child_bytes = 4 + 4 * (level.edge_label.numel() > 0)
+        out = _add(out, first, level.ptr.diff() * child_bytes + 12)
+        parent = first.repeat_interleave(level.ptr.diff())
+        below = torch.full((num_below,), num_graphs, device=out.device)
+        below.scatter_reduce_(0, level.own.long(), first, 'amin')
+        below.scatter_reduce_(0, level.child.long(), parent, 'amin')
+        if level.edge_label.numel() > 0:
+            label = level.edge_label.long()
+            first_label.scatter_reduce_(0, label, parent, 'amin')
+        first = below
+    for attrs, since in [
+        (shared.node_attrs, first),
+        (shared.edge_attrs, first_label),
+    ]:
+        row = torch.full_like(since, _row_bytes(attrs))
+        out = _add(out, since, row)
+    # Boundaries start with a zero, in each level and before the graphs:
+    return out.cumsum(0) + 8 * (len(shared.levels) + 1)
+
+
+def min_unshared_bytes(shared: SharedTrees) -> Tensor:
+    """No more than the bytes of the plain graphs that hold the trees of each
+    graph: those of roots and of the edges between them.
+    """
+    size = shared.graph_ptr.diff()
+    degree = shared.levels[-1].ptr.diff()[shared.tree.long()]
+    num_edges = torch.zeros_like(size).index_add_(
+        0, row_index(shared.graph_ptr), degree
+    )
+    node = _row_bytes({'x': shared.node_attrs['x']}) + 9  # Mask and count.
+    edge = 16 + _row_bytes(shared.edge_attrs)
+    return size * node + num_edges * edge + _row_bytes(shared.graph_attrs)
+
+
+def _add(out: Tensor, first: Tensor, num_bytes: Tensor) -> Tensor:
+    """Adds what trees take to the graphs that need them first."""
+    used = first < out.numel()
+    return out.index_add(0, first[used], num_bytes[used])
+
+
+def _row_bytes(attrs: Dict[str, Tensor]) -> int:
+    return sum(
+        x[:1].numel() * x.element_size() if x.size(0) > 0 else 0
+        for x in attrs.values()
+    )
+
+
+def _num_rows(attrs: Dict[str, Tensor]) -> int:
+    return next(iter(attrs.values())).size(0) if attrs else 0

@@ -1,0 +1,498 @@
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, Optional, Union
+
+import torch
+from torch import Tensor
+from torch_geometric.data import InMemoryDataset
+
+from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.data.atomic_save import atomic_save, file_bytes
+from torch_geometric_ext.data.shared_trees import num_bytes
+from torch_geometric_ext.ops.ragged import take_rows
+from torch_geometric_ext.transforms.class_labels import (
+    ClassLabels,
+    class_labels,
+)
+from torch_geometric_ext.transforms.condense_report import (
+    ClassReport,
+    CondenseReport,
+    report_classes,
+)
+from torch_geometric_ext.transforms.condensed_bytes import (
+    min_unshared_bytes,
+    shared_bytes,
+)
+from torch_geometric_ext.transforms.discretize import Discretize
+from torch_geometric_ext.transforms.fingerprint import fingerprint
+from torch_geometric_ext.transforms.frequent_patterns import (
+    MiningSettings,
+    Support,
+    frequent_patterns,
+    resolve_support,
+)
+from torch_geometric_ext.transforms.select_graphs import (
+    herding_order,
+    random_order,
+)
+from torch_geometric_ext.transforms.share_computation_trees import (
+    ShareComputationTrees,
+    check_dataset,
+)
+from torch_geometric_ext.transforms.unshare_graphs import (
+    as_dataset,
+    unshare_graphs,
+    unshared_bytes,
+)
+
+Condensed = Union[InMemoryDataset, SharedTrees]
+
+RESERVED_KEYS = ['root_mask', 'weight']
+
+
+class MirageCondense:
+    r"""Distils a data set of graphs to a small one, of the computation trees
+    that represent each class, without training anything.
+
+    What :math:`L` layers of message passing make of a graph depends on the
+    multiset of its computation trees of depth :math:`L` only (see
+    :class:`~torch_geometric_ext.transforms.ShareComputationTrees`). A
+    condensed graph holds each of its trees once, as a root, and how often it
+    counts.
+
+    .. code-block:: python
+
+        condense = MirageCondense(num_layers=2, ratio=0.05)
+        small = condense(train_dataset)
+        print(condense.report())
+        loader = DataLoader(small, batch_size=128, shuffle=True)
+        aggr = RootAggregation('sum')
+
+        for batch in loader:
+            h = gnn(batch.x, batch.edge_index)  # Two layers.
+            loss = F.cross_entropy(head(aggr(h, batch)), batch.y)
+
+    The embedding that any message-passing network of up to :math:`L` layers
+    gives a root is the one it gives that node of the original graph. Models
+    with :class:`~torch_geometric_ext.nn.RootAggregation` train on condensed
+    graphs and predict plain ones.
+
+    What is kept is chosen by :obj:`selection`:
+
+    * :obj:`"herding"`: graphs of each class whose mean numbers of trees (on a
+      logarithmic scale, of all depths up to :math:`L`) are those of the whole
+      class. Numbers, sizes and labels of trees stay those of real graphs.
+    * :obj:`"random"`: graphs of each class at random, to compare.
+    * :obj:`"patterns"`: sets of trees that occur together in many graphs of a
+      class, each set as one graph, as in the `"Mirage: Model-Agnostic Graph
+      Distillation for Graph Classification"
+      <https://arxiv.org/abs/2310.09486>`_ paper.
+
+    Each condensed graph has a :obj:`weight`, in proportion to the support of
+    its pattern (equal for graphs); weights of a class sum to its share of the
+    data set. To draw graphs in proportion to it, use
+    :obj:`WeightedRandomSampler(small.weight, num_samples)`; to weigh the loss,
+    multiply that of each graph by :obj:`batch.weight * len(small)`.
+
+    A budget keeps the longest prefix of one order of graphs: a larger one adds
+    graphs to a smaller one, and the result never exceeds it. The data set may
+    also be given as :class:`~torch_geometric_ext.data.SharedTrees`, so that
+    several budgets, or ranks, share the work of finding trees.
+
+    .. note::
+        Differs from the paper: sets of trees, as mined there, forget how often
+        a tree occurs and how large a graph is, and an untrained network
+        separates classes better than one trained on them (see the
+        benchmarks). The default therefore keeps multisets of real graphs.
+        Patterns that are frequent in several classes are kept unless
+        :obj:`exclusive` is set, and trees of a pattern share equal subtrees.
+
+    Takes the time of finding trees, and :math:`O(Z)` for each thousand graphs
+    of :math:`Z` distinct trees in all (:obj:`"herding"`). Memory stays in
+    proportion to the shared trees.
+
+    Args:
+        num_layers (int): The number of message-passing layers :math:`L`.
+        min_support (float, int or dict, optional): Keeps every pattern of at
+            least this share (float) or number (int) of graphs of its class,
+            for all or for each class. Needs :obj:`selection="patterns"`.
+            Exactly one of this and the three budgets is given.
+            (default: :obj:`None`)
+        num_bytes (int, optional): The largest number of bytes of the tensors
+            of the result. (default: :obj:`None`)
+        num_graphs (int, optional): The largest number of condensed graphs.
+            (default: :obj:`None`)
+        ratio (float, optional): The largest share of the bytes of the tensors
+            of the data set. (default: :obj:`None`)
+        gcn_norm (bool, optional): If set to :obj:`True`, trees tell the
+            degrees of their leaves, and condensed graphs carry self-loops and
+            :obj:`edge_weight`, with which
+            :class:`~torch_geometric.nn.conv.GCNConv` with
+            :obj:`normalize=False` and :obj:`add_self_loops=False` gives what
+            it gives by default on plain graphs. (default: :obj:`False`)
+        selection (str, optional): :obj:`"herding"`, :obj:`"random"` or
+            :obj:`"patterns"`. (default: :obj:`"herding"`)
+        closed (bool, optional): If set to :obj:`True`, leaves out patterns
+            that a larger one of the same support contains.
+            (default: :obj:`False`)
+        exclusive (bool, optional): If set to :obj:`True`, leaves out patterns
+            that are mined in several classes. (default: :obj:`False`)
+        max_patterns (int, optional): The largest number of patterns to mine
+            for each class. (default: :obj:`10000`)
+        share (bool, optional): If set to :obj:`True`, returns
+            :class:`~torch_geometric_ext.data.SharedTrees`, in which graphs
+            share their trees: several times more graphs fit into the same
+            bytes, and :class:`~torch_geometric_ext.loader.SharedTreeLoader`
+            trains on them faster. (default: :obj:`False`)
+        self_loops (str, optional): See
+            :class:`~torch_geometric_ext.transforms.ShareComputationTrees`.
+            (default: :obj:`"keep"`)
+        edge_attr (bool, optional): Likewise.
+            (default: whether :obj:`gcn_norm` is not set)
+        degree_labels (bool, optional): Likewise. (default: :obj:`False`)
+        discretizer (Discretize, optional): Likewise. (default: :obj:`None`)
+        seed (int, optional): The seed of the random selection.
+            (default: :obj:`0`)
+        log (bool, optional): Whether to show a progress bar.
+            (default: :obj:`False`)
+
+    Raises:
+        ValueError: If an argument is out of its range, or not exactly one of
+            support and budgets is given.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        *,
+        min_support: Optional[Support] = None,
+        num_bytes: Optional[int] = None,
+        num_graphs: Optional[int] = None,
+        ratio: Optional[float] = None,
+        gcn_norm: bool = False,
+        selection: str = 'herding',
+        closed: bool = False,
+        exclusive: bool = False,
+        max_patterns: int = 10_000,
+        share: bool = False,
+        self_loops: str = 'keep',
+        edge_attr: Optional[bool] = None,
+        degree_labels: bool = False,
+        discretizer: Optional[Discretize] = None,
+        seed: int = 0,
+        log: bool = False,
+    ) -> None:
+        self._share_trees = ShareComputationTrees(
+            num_layers,
+            gcn_norm,
+            self_loops=self_loops,
+            edge_attr=edge_attr,
+            degree_labels=degree_labels,
+            discretizer=discretizer,
+        )
+        self.num_layers = num_layers
+        self.min_support = min_support
+        self.num_bytes = num_bytes
+        self.num_graphs = num_graphs
+        self.ratio = ratio
+        self.gcn_norm = gcn_norm
+        self.selection = selection
+        self.mining = MiningSettings(closed, exclusive, max_patterns)
+        self.share = share
+        self.discretizer = discretizer
+        self.seed = seed
+        self.log = log
+        self._report: Optional[CondenseReport] = None
+        self._check()
+
+    def __call__(
+        self,
+        dataset: Any,
+        root: Optional[Union[str, Path]] = None,
+        force_reload: bool = False,
+    ) -> Condensed:
+        r"""Returns the condensed data set.
+
+        Args:
+            dataset (Dataset, Sequence or SharedTrees): The graphs to train on,
+                with one class each as :obj:`y`. They stay as they are.
+            root (str or Path, optional): A folder in which to keep the result.
+                It is read from there if data set and settings are the same
+                (to tell, all graphs are read once). (default: :obj:`None`)
+            force_reload (bool, optional): Whether to condense again in any
+                case. (default: :obj:`False`)
+
+        Raises:
+            TypeError: If :obj:`dataset` does not hold homogeneous graphs.
+            ValueError: If labels are not classes, features are missing or
+                continuous, keys of graphs differ, a class has no frequent
+                pattern, or the budget is too small for one graph of each
+                class.
+        """
+        if not isinstance(dataset, SharedTrees):
+            check_dataset(dataset, self.__class__.__name__)
+        if root is None:
+            return self._condense(dataset)
+        path = self._path(dataset, Path(root))
+        if path.exists() and not force_reload:
+            return self._load(path)
+        out = self._condense(dataset)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_save(self._state(out), path)
+        return out
+
+    def report(self) -> CondenseReport:
+        r"""Returns what the last call has done: numbers of graphs, trees and
+        patterns of each class, bytes, and seconds.
+
+        Raises:
+            RuntimeError: If nothing has been condensed yet.
+        """
+        if self._report is None:
+            raise RuntimeError(
+                f"'{self.__class__.__name__}' has nothing to report yet (call "
+                f'it with a data set first)'
+            )
+        return self._report
+
+    def _condense(self, dataset: Any) -> Condensed:
+        clock = _Clock()
+        shared = dataset
+        if isinstance(dataset, SharedTrees):
+            self._check_shared(dataset)
+        else:
+            shared = self._share_trees._find(dataset, log=self.log)
+        classes = class_labels(shared.graph_attrs.get('y'))
+        _check_keys(shared)
+        clock.stop('trees')
+        candidates = self._order(shared, classes)
+        clock.stop('selection')
+        num_kept = self._num_kept(candidates, classes, shared.num_bytes)
+        clock.stop('budget')
+        chosen = candidates.index_select(torch.arange(num_kept))
+        chosen = _normalize_weights(chosen, classes)
+        out = chosen if self.share else unshare_graphs(chosen)
+        clock.stop('graphs')
+        tensors = _tensors_of(out)
+        has_support = self.selection == 'patterns'
+        self._report = CondenseReport(
+            report_classes(shared, candidates, num_kept, classes, has_support),
+            shared.num_bytes,
+            num_bytes(tensors.get('attrs', tensors)),
+            file_bytes(tensors),
+            clock.seconds,
+        )
+        return out
+
+    def _order(
+        self,
+        shared: SharedTrees,
+        classes: ClassLabels,
+    ) -> SharedTrees:
+        """All that may be kept, in the order in which it is."""
+        if self.selection == 'patterns':
+            support = resolve_support(self.min_support, classes)
+            return frequent_patterns(shared, classes, support, self.mining)
+        if self.selection == 'herding':
+            order = herding_order(shared, classes.group)
+        else:
+            generator = torch.Generator().manual_seed(self.seed)
+            order = random_order(classes.group.cpu(), generator)
+        return _reorder(shared, order)
+
+    def _num_kept(
+        self,
+        candidates: SharedTrees,
+        classes: ClassLabels,
+        total_bytes: int,
+    ) -> int:
+        """The longest prefix within the budget."""
+        num_classes = classes.value.numel()
+        if self.min_support is not None:
+            return len(candidates)
+        if self.num_graphs is not None:
+            if self.num_graphs < num_classes:
+                self._raise_budget('num_graphs', num_classes, num_classes)
+            return min(self.num_graphs, len(candidates))
+        name, budget = 'num_bytes', self.num_bytes
+        if self.ratio is not None:
+            name, budget = 'ratio', int(self.ratio * total_bytes)
+        assert budget is not None
+        used = self._used_bytes(candidates, budget, num_classes)
+        num_kept = int((used <= budget).sum())
+        if num_kept < num_classes:
+            needed: float = int(used[num_classes - 1])
+            if name == 'ratio':
+                needed /= total_bytes
+            self._raise_budget(name, num_classes, needed)
+        return num_kept
+
+    def _used_bytes(
+        self,
+        candidates: SharedTrees,
+        budget: int,
+        num_classes: int,
+    ) -> Tensor:
+        if self.share:
+            return shared_bytes(candidates)
+        low = min_unshared_bytes(candidates).cumsum(0)
+        size = max(int((low <= budget).sum()), num_classes)
+        head = candidates.index_select(torch.arange(size))
+        return unshared_bytes(unshare_graphs(head)).cumsum(0)
+
+    def _raise_budget(
+        self, name: str, num_classes: int, needed: float
+    ) -> None:
+        raise ValueError(
+            f"'{name}' of '{self.__class__.__name__}' is too small for one "
+            f'graph of each of {num_classes} classes, which takes '
+            f'{needed:.4g} (got {getattr(self, name)})'
+        )
+
+    def _path(self, dataset: Any, root: Path) -> Path:
+        state: Dict[str, Any] = {}
+        if self.discretizer is not None and self.discretizer.fitted:
+            state = self.discretizer.state_dict()
+        settings = [repr(self), repr(self._share_trees), state, self.share]
+        if isinstance(dataset, SharedTrees):
+            key = fingerprint([], dataset._state(), *settings)
+        else:
+            key = fingerprint(dataset, *settings)
+        return root / f'mirage_{key}.pt'
+
+    def _state(self, out: Condensed) -> Dict[str, Any]:
+        report = self.report()._asdict()
+        report['classes'] = [tuple(row) for row in report['classes']]
+        state = {'tensors': _tensors_of(out), 'report': report}
+        if self.discretizer is not None:
+            state['discretizer'] = self.discretizer.state_dict()
+        return state
+
+    def _load(self, path: Path) -> Condensed:
+        state = torch.load(path, weights_only=True)
+        report = state['report']
+        report['classes'] = [ClassReport(*row) for row in report['classes']]
+        self._report = CondenseReport(**report)
+        if self.discretizer is not None:
+            self.discretizer.load_state_dict(state['discretizer'])
+        if self.share:
+            return SharedTrees._from_state(state['tensors'])
+        return as_dataset(**state['tensors'])
+
+    def _check(self) -> None:
+        name = self.__class__.__name__
+        budgets = {
+            key: getattr(self, key)
+            for key in ['min_support', 'num_bytes', 'num_graphs', 'ratio']
+        }
+        given = [key for key, value in budgets.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"'{name}' needs exactly one of {list(budgets)} (got "
+                f'{given or "none"})'
+            )
+        if self.selection not in ['herding', 'random', 'patterns']:
+            raise ValueError(
+                f"'selection' of '{name}' needs to be 'herding', 'random' or "
+                f"'patterns' (got '{self.selection}')"
+            )
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(
+                f"'ratio' of '{name}' needs to be in (0, 1] (got {self.ratio})"
+            )
+        for key in ['num_bytes', 'num_graphs']:
+            value = budgets[key]
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(
+                    f"'{key}' of '{name}' needs to be a positive integer (got "
+                    f'{value})'
+                )
+        self.mining.check(name)
+        if self.selection != 'patterns' and (
+            self.min_support is not None
+            or self.mining.closed
+            or self.mining.exclusive
+        ):
+            raise ValueError(
+                f"'min_support', 'closed' and 'exclusive' of '{name}' need "
+                f"selection='patterns' (got '{self.selection}')"
+            )
+
+    def _check_shared(self, shared: SharedTrees) -> None:
+        for key in ['num_layers', 'gcn_norm']:
+            if getattr(shared, key) != getattr(self, key):
+                raise ValueError(
+                    f"'dataset' of '{self.__class__.__name__}' needs to be "
+                    f"made with the same '{key}' (got {getattr(shared, key)}, "
+                    f'expected {getattr(self, key)})'
+                )
+
+    def __repr__(self) -> str:
+        settings = {
+            key: getattr(self, key)
+            for key in ['min_support', 'num_bytes', 'num_graphs', 'ratio']
+            if getattr(self, key) is not None
+        }
+        args = [f'num_layers={self.num_layers}']
+        args += [f'{key}={value}' for key, value in settings.items()]
+        args += [f"selection='{self.selection}'", f'share={self.share}']
+        return f'{self.__class__.__name__}({", ".join(args)})'
+
+
+class _Clock:
+    """Seconds between stops."""
+
+    def __init__(self) -> None:
+        self.seconds: Dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """Ends a stage."""
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
+
+
+def _reorder(shared: SharedTrees, order: Tensor) -> SharedTrees:
+    """All graphs in another order, with equal weights."""
+    order = order.to(shared.tree.device)
+    graph_ptr, entry = take_rows(shared.graph_ptr, order)
+    graph_attrs = {key: x[order] for key, x in shared.graph_attrs.items()}
+    graph_attrs['weight'] = torch.ones(order.numel(), device=order.device)
+    return replace(
+        shared,
+        graph_ptr=graph_ptr,
+        tree=shared.tree[entry],
+        count=shared.count[entry],
+        graph_attrs=graph_attrs,
+    )
+
+
+def _normalize_weights(
+    chosen: SharedTrees,
+    classes: ClassLabels,
+) -> SharedTrees:
+    """Lets the weights of each class sum to its share of the data set."""
+    weight = chosen.graph_attrs['weight'].double()
+    group = classes.of(chosen.graph_attrs['y'])
+    share = classes.size / classes.group.numel()
+    total = torch.zeros_like(share, dtype=torch.double)
+    total.index_add_(0, group, weight)
+    weight = weight * (share / total)[group]
+    graph_attrs = {**chosen.graph_attrs, 'weight': weight.float()}
+    return replace(chosen, graph_attrs=graph_attrs)
+
+
+def _check_keys(shared: SharedTrees) -> None:
+    for key in RESERVED_KEYS:
+        if key in shared.graph_attrs:
+            raise ValueError(
+                f"'dataset' needs graphs without an attribute '{key}', which "
+                f'condensed graphs have'
+            )
+
+
+def _tensors_of(out: Condensed) -> Dict[str, Any]:
+    if isinstance(out, SharedTrees):
+        return out._state()
+    return {'attrs': out._data.to_dict(), 'slices': out.slices}
