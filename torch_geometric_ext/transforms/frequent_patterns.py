@@ -46,7 +46,7 @@ def frequent_patterns(
     settings: MiningSettings,
 ) -> SharedTrees:
     """The frequent sets of trees of each class as graphs, in descending
-    support within a class, and one of each class first.
+    support within a class, one of each class in turn.
     """
     patterns = _mine(shared, classes, support, settings)
     if settings.exclusive:
@@ -60,7 +60,7 @@ def frequent_patterns(
             f'min_support={support[i]} graphs of {int(classes.size[i])}: '
             f'lower it{hint})'
         )
-    patterns = _take(patterns, interleave(patterns.group, classes.size))
+    patterns = _take(patterns, interleave(patterns.group))
     return _as_graphs(shared, classes, patterns)
 
 

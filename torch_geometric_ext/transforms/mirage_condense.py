@@ -95,10 +95,11 @@ class MirageCondense:
     :obj:`WeightedRandomSampler(small.weight, num_samples)`; to weigh the loss,
     multiply that of each graph by :obj:`batch.weight * len(small)`.
 
-    A budget keeps the longest prefix of one order of graphs: a larger one adds
-    graphs to a smaller one, and the result never exceeds it. The data set may
-    also be given as :class:`~torch_geometric_ext.data.SharedTrees`, so that
-    several budgets, or ranks, share the work of finding trees.
+    A budget keeps the longest prefix of one order of graphs, in which classes
+    take turns as long as they last: a larger budget adds graphs to those of a
+    smaller one, and the result never exceeds it. The data set may also be
+    given as :class:`~torch_geometric_ext.data.SharedTrees`, so that several
+    budgets, or ranks, share the work of finding trees.
 
     .. note::
         Differs from the paper: sets of trees, as mined there, forget how often

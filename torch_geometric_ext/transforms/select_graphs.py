@@ -12,21 +12,17 @@ from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 RESOLUTION = 1024  # Root mean square norm of a level of counts.
 
 
-def interleave(group: Tensor, size: Tensor) -> Tensor:
-    """Merges elements that are in the right order within their groups, such
-    that each prefix holds as many of each as the sizes of the groups are to
-    each other, and one of each before two of any.
+def interleave(group: Tensor) -> Tensor:
+    """Merges elements that are in the right order within their groups: one of
+    each group in turn, as long as there are any.
     """
-    order = group.argsort(stable=True)
-    rank = rank_in_group(group)[order]
-    position = rank.double() / size.clamp(min=1)[group[order]]
-    return order[position.argsort(stable=True)]
+    return rank_in_group(group).argsort(stable=True)
 
 
 def random_order(group: Tensor, generator: torch.Generator) -> Tensor:
     """A random order of each group, interleaved."""
     order = torch.randperm(group.numel(), generator=generator)
-    return order[interleave(group[order], group.bincount())]
+    return order[interleave(group[order])]
 
 
 def herding_order(shared: SharedTrees, group: Tensor) -> Tensor:
@@ -38,7 +34,7 @@ def herding_order(shared: SharedTrees, group: Tensor) -> Tensor:
     ptr, position = take_rows(ptr, order)
     group_ptr = row_ptr(group.bincount())
     order = order[herding(ptr, item[position], value[position], group_ptr)]
-    return order[interleave(group[order], group_ptr.diff())]
+    return order[interleave(group[order])]
 
 
 def tree_features(shared: SharedTrees) -> Tuple[Tensor, Tensor, Tensor]:

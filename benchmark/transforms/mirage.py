@@ -1,0 +1,423 @@
+"""What networks learn from condensed data sets, against bytes.
+
+Each data set is split at random (80/10/10, one split for each seed) and its
+training graphs are condensed to a share of the bytes of their tensors:
+
+* mirage-shared: `MirageCondense(share=True)`, herded graphs whose computation
+  trees are stored once,
+* mirage: `MirageCondense()`, the same choice of graphs, each with its distinct
+  trees as nodes,
+* patterns: `MirageCondense(selection='patterns')`, the recipe of the paper,
+* random-shared: graphs chosen at random, stored as in mirage-shared,
+* herded: the choice of mirage, stored as the plain graphs they are,
+* random: plain graphs chosen at random.
+
+Rivals that need no graphs at all: an untrained network (the assignment of its
+outputs to classes is chosen on validation graphs), and the number of nodes or
+edges alone (logistic regression on it and its logarithm, all training graphs).
+
+Networks have two layers of 64 channels, a pooling and a hidden layer, and are
+trained for `--num_steps` steps of Adam whatever the data set. Printed are
+ROC-AUC (accuracy, if there are more than two classes) on test graphs at the
+best validation result and after the last step, and the gain: the share of what
+lies between the best of these rivals and full training. Graphs that are stored
+differently but hold the same trees have the same gradients, and training runs
+on shared trees for all but GPS, which reads plain graphs.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+import warnings
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any, Dict, Iterator, List, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn import Linear, ReLU, Sequential
+from torch_geometric.datasets import MoleculeNet, TUDataset
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import GATConv, GCNConv, GINConv, GPSConv, SAGEConv
+
+from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.loader import SharedTreeLoader
+from torch_geometric_ext.nn import RootAggregation
+from torch_geometric_ext.transforms import (
+    MirageCondense,
+    ShareComputationTrees,
+)
+from torch_geometric_ext.transforms.select_graphs import herding_order
+from torch_geometric_ext.transforms.unshare_graphs import unshare_graphs
+
+NUM_LAYERS = 2
+EVERY = 20  # Steps between evaluations.
+MOLECULES = ['BACE', 'BBBP', 'HIV']
+METHODS = [
+    'mirage-shared',
+    'mirage',
+    'patterns',
+    'random-shared',
+    'herded',
+    'random',
+]
+
+
+class Split(NamedTuple):
+    """Trees of the training, validation and test graphs."""
+
+    train: SharedTrees
+    valid: SharedTrees
+    test: SharedTrees
+
+
+class Result(NamedTuple):
+    """Of one training run."""
+
+    test: float
+    last: float
+    seconds: float
+
+
+class Encoder(torch.nn.Module):
+    """A linear layer for one-hot features, embeddings for integers."""
+
+    def __init__(self, x: Tensor, channels: int) -> None:
+        super().__init__()
+        self.lin = Linear(x.size(1), channels)
+        size = x.long().amax(dim=0) + 1
+        self.offset = size.cumsum(0) - size
+        self.emb = torch.nn.EmbeddingBag(int(size.sum()), channels, mode='sum')
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_floating_point():
+            return self.lin(x)
+        return self.emb(x + self.offset)
+
+
+class Net(torch.nn.Module):
+    """A graph classifier."""
+
+    def __init__(
+        self,
+        kind: str,
+        pooling: str,
+        x: Tensor,
+        num_classes: int,
+        channels: int = 64,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(x, channels)
+        self.kind = kind
+        self.convs = torch.nn.ModuleList(
+            self.conv(channels) for _ in range(NUM_LAYERS)
+        )
+        self.aggr = RootAggregation(pooling)
+        self.lin1 = Linear(channels, channels)
+        self.lin2 = Linear(channels, num_classes)
+
+    def conv(self, channels: int) -> torch.nn.Module:
+        mlp = Sequential(
+            Linear(channels, channels), ReLU(), Linear(channels, channels)
+        )
+        if self.kind == 'GIN':
+            return GINConv(mlp)
+        if self.kind == 'SAGE':
+            return SAGEConv(channels, channels)
+        if self.kind == 'GAT':
+            return GATConv(channels, channels // 4, heads=4)
+        if self.kind == 'GPS':
+            return GPSConv(channels, GINConv(mlp), heads=4, norm=None)
+        return GCNConv(
+            channels, channels, normalize=False, add_self_loops=False
+        )
+
+    def forward(self, batch: Any) -> Tensor:
+        h = self.encoder(batch.x)
+        for conv in self.convs:
+            if self.kind == 'GPS':
+                h = conv(h, batch.edge_index, batch.batch).relu()
+            elif self.kind == 'GCN':
+                weight = batch.edge_weight.to(h.dtype)
+                h = conv(h, batch.edge_index, weight).relu()
+            else:
+                h = conv(h, batch.edge_index).relu()
+        return self.lin2(self.lin1(self.aggr(h, batch)).relu())
+
+
+def load(root: str, name: str) -> Any:
+    if name in MOLECULES:
+        dataset = MoleculeNet(f'{root}/MoleculeNet', name)
+        dataset._data.y = dataset._data.y.view(-1).long()
+        return dataset
+    return TUDataset(f'{root}/TUDataset', name)
+
+
+def share(dataset: Any, kind: str) -> SharedTrees:
+    """The trees that a kind of layer reads. Graphs know their position, their
+    size, and their bytes as plain graphs: features, edges and label.
+    """
+    transform = ShareComputationTrees(
+        NUM_LAYERS,
+        gcn_norm=kind == 'GCN',
+        self_loops='remove' if kind == 'GAT' else 'keep',
+        edge_attr=False,
+        degree_labels=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Some sets share little.
+        shared = transform(dataset)
+    num_nodes = torch.tensor([data.num_nodes for data in dataset])
+    num_edges = torch.tensor([data.num_edges for data in dataset])
+    x = dataset[0].x
+    node_bytes = 0 if x is None else x[0].numel() * x.element_size()
+    graph_attrs = {
+        'y': shared.graph_attrs['y'],
+        'idx': torch.arange(len(shared)),
+        'num_nodes': num_nodes,
+        'num_edges': num_edges,
+        'num_bytes': num_nodes * node_bytes + num_edges * 16 + 8,
+    }
+    return replace(shared, graph_attrs=graph_attrs)
+
+
+def split(shared: SharedTrees, seed: int) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(shared), generator=generator)
+    sizes = (len(order) * 8 // 10, len(order) * 9 // 10)
+    return Split(*map(shared.index_select, order.tensor_split(sizes)))
+
+
+def condense(
+    train: SharedTrees, method: str, budget: int, seed: int
+) -> SharedTrees:
+    """The graphs that fit into the budget as the method stores them. Here,
+    they are stored as shared trees.
+    """
+    labels = {key: train.graph_attrs[key] for key in ['y']}
+
+    def run(**kwargs: Any) -> Any:
+        # No more than labels is kept beside the trees, and counted:
+        condense = MirageCondense(
+            NUM_LAYERS, gcn_norm=train.gcn_norm, seed=seed, **kwargs
+        )
+        return condense(replace(train, graph_attrs=labels))
+
+    if method == 'random':  # As the split is.
+        order = torch.arange(len(train))
+    elif method == 'herded':
+        order = herding_order(train, train.graph_attrs['y'])
+    else:
+        selection = 'herding'
+        if method in ['patterns', 'random-shared']:
+            selection = method.split('-')[0]
+        if method.endswith('-shared'):
+            return run(num_bytes=budget, selection=selection, share=True)
+        size = len(run(num_bytes=budget, selection=selection))
+        return run(num_graphs=size, selection=selection, share=True)
+    size = int(
+        (train.graph_attrs['num_bytes'][order].cumsum(0) <= budget).sum()
+    )
+    return train.index_select(order[:size])
+
+
+def measure(out: Tensor, y: Tensor) -> float:
+    """ROC-AUC of two classes, accuracy of more."""
+    if out.size(1) > 2:
+        return float((out.argmax(dim=1) == y).double().mean())
+    score = out.double().softmax(dim=1)[:, 1]
+    return float(roc_auc_score(y, score)) if y.unique().numel() > 1 else 0.5
+
+
+class Batches:
+    """Mini-batches of `batch_size` graphs, epoch after epoch."""
+
+    def __init__(self, size: int, batch_size: int, num_steps: int, seed: int):
+        self.size, self.num_steps = size, num_steps
+        self.batch_size = min(batch_size, size)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self) -> Iterator[List[int]]:
+        left = torch.empty(0, dtype=torch.long)
+        for _ in range(self.num_steps):
+            if left.numel() < self.batch_size:
+                left = torch.randperm(self.size, generator=self.generator)
+            yield left[: self.batch_size].tolist()
+            left = left[self.batch_size :]
+
+
+class Task:
+    """A data set, split by a seed, as a kind of network reads it."""
+
+    def __init__(
+        self, dataset: Any, shared: SharedTrees, kind: str, seed: int
+    ):
+        self.dataset, self.kind, self.seed = dataset, kind, seed
+        self.x = shared.node_attrs['x']
+        self.num_classes = int(shared.graph_attrs['y'].max()) + 1
+        self.data = split(shared, seed)
+        loader = self.plain_loader if kind == 'GPS' else self.shared_loader
+        self.valid, self.test = (
+            next(iter(loader(part, [list(range(len(part)))])))
+            for part in [self.data.valid, self.data.test]
+        )
+
+    def shared_loader(self, part: SharedTrees, batches: Any) -> Any:
+        return SharedTreeLoader(part, batch_sampler=batches)
+
+    def plain_loader(self, part: SharedTrees, batches: Any) -> Any:
+        plain = [self.dataset[i] for i in part.graph_attrs['idx'].tolist()]
+        return DataLoader(plain, batch_sampler=batches)
+
+    def network(self, pooling: str) -> Net:
+        torch.manual_seed(self.seed)
+        return Net(self.kind, pooling, self.x, self.num_classes)
+
+    def train(self, part: SharedTrees, method: str, args: Any) -> Result:
+        net = self.network(args.pooling)
+        optimizer = torch.optim.Adam(net.parameters(), lr=args.lr)
+        batches = Batches(len(part), 128, args.num_steps, self.seed)
+        loader = self.shared_loader(part, batches)
+        if self.kind == 'GPS' and method in ['full', 'herded', 'random']:
+            loader = self.plain_loader(part, batches)
+        elif self.kind == 'GPS':
+            loader = DataLoader(unshare_graphs(part), batch_sampler=batches)
+        best, test, seconds = -1.0, 0.0, 0.0
+        start = time.perf_counter()
+        for step, batch in enumerate(loader, 1):
+            optimizer.zero_grad()
+            F.cross_entropy(net(batch), batch.y).backward()
+            optimizer.step()
+            if step % EVERY == 0 or step == args.num_steps:
+                seconds += time.perf_counter() - start
+                valid = self.evaluate(net, self.valid)
+                last = self.evaluate(net, self.test)
+                if valid > best:
+                    best, test = valid, last
+                start = time.perf_counter()
+        return Result(test, last, seconds)
+
+    @torch.no_grad()
+    def evaluate(self, net: Net, batch: Any) -> float:
+        return measure(net(batch), batch.y)
+
+    @torch.no_grad()
+    def untrained(self, pooling: str) -> float:
+        net = self.network(pooling)
+        outs = [net(batch) for batch in [self.valid, self.test]]
+        orders = itertools.permutations(range(self.num_classes))
+        best = max(
+            (list(order) for order in orders),
+            key=lambda order: measure(outs[0][:, order], self.valid.y),
+        )
+        return measure(outs[1][:, best], self.test.y)
+
+    def size_alone(self, key: str) -> float:
+        """What the number of nodes or edges tells."""
+        model = make_pipeline(StandardScaler(), LogisticRegression())
+        x, y = [], []
+        for part in [self.data.train, self.data.test]:
+            size = part.graph_attrs[key].double()
+            x.append(torch.stack([size, size.log1p()], dim=1).numpy())
+            y.append(part.graph_attrs['y'])
+        model.fit(x[0], y[0].numpy())
+        return measure(torch.tensor(model.predict_log_proba(x[1])), y[1])
+
+
+def run(dataset: Any, name: str, kind: str, args: Any) -> None:
+    shared = share(dataset, kind)
+    results: Dict[Any, List[Result]] = defaultdict(list)
+    sizes: Dict[Any, List[int]] = defaultdict(list)
+    for seed in args.seeds:
+        task = Task(dataset, shared, kind, seed)
+        train = task.data.train
+        total = int(train.graph_attrs['num_bytes'].sum())
+        full = task.train(train, 'full', args)
+        results['full', 1.0].append(full)
+        sizes['full', 1.0].append(len(train))
+        for key, value in [
+            ('untrained', task.untrained(args.pooling)),
+            ('node count', task.size_alone('num_nodes')),
+            ('edge count', task.size_alone('num_edges')),
+        ]:
+            results[key, 0.0].append(Result(value, value, 0.0))
+            sizes[key, 0.0].append(0)
+        for method, ratio in itertools.product(args.methods, args.budgets):
+            key = (method, ratio)
+            try:
+                part = condense(train, method, int(ratio * total), seed)
+            except ValueError:  # Too small for one graph of each class.
+                continue
+            if len(part) == 0:
+                continue
+            everything = len(part) == len(train) and method != 'patterns'
+            results[key].append(
+                full if everything else task.train(part, method, args)
+            )
+            sizes[key].append(len(part))
+    print_rows(f'{name:<13}{kind:<6}{args.pooling:<6}', results, sizes)
+
+
+def print_rows(label: str, results: Any, sizes: Any) -> None:
+    mean = {
+        key: statistics.mean(r.test for r in runs)
+        for key, runs in results.items()
+    }
+    full = mean['full', 1.0]
+    rival = max(value for key, value in mean.items() if key[1] == 0)
+    for (method, ratio), runs in results.items():
+        test = mean[method, ratio]
+        error = 0.0
+        if len(runs) > 1:
+            error = statistics.stdev(r.test for r in runs) / len(runs) ** 0.5
+        last = statistics.mean(r.last for r in runs)
+        seconds = statistics.mean(r.seconds for r in runs)
+        gain = (test - rival) / max(full - rival, 1e-9)
+        size = statistics.mean(sizes[method, ratio])
+        share_of = f'{ratio:.1%}' if ratio > 0 else '-'
+        print(
+            f'{label}{method:<16}{share_of:>7}{size:>8.0f}{100 * test:>8.1f} ± '
+            f'{100 * error:<4.1f}{100 * last:>7.1f}{gain:>7.2f}{seconds:>9.2f}'
+            f'{len(runs):>6}',
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--root', default='/tmp/pyg')
+    parser.add_argument('--datasets', nargs='+', default=['NCI1'])
+    parser.add_argument('--models', nargs='+', default=['GIN'])
+    parser.add_argument('--methods', nargs='+', default=METHODS)
+    parser.add_argument('--pooling', default='sum')
+    parser.add_argument(
+        '--budgets', nargs='+', type=float, default=[0.001, 0.01, 0.05, 0.1]
+    )
+    parser.add_argument(
+        '--seeds', nargs='+', type=int, default=[10, 11, 12, 13, 14]
+    )
+    parser.add_argument('--num_steps', type=int, default=400)
+    parser.add_argument('--lr', type=float, default=0.001)
+    args = parser.parse_args()
+    print(
+        f'{"set":<13}{"model":<6}{"pool":<6}{"method":<16}{"bytes":>7}'
+        f'{"graphs":>8}{"test":>8}{"":7}{"last":>7}{"gain":>7}{"seconds":>9}'
+        f'{"runs":>6}'
+    )
+    for name in args.datasets:
+        dataset = load(args.root, name)
+        for kind in args.models:
+            run(dataset, name, kind, args)
+
+
+if __name__ == '__main__':
+    main()
