@@ -344,13 +344,13 @@ def run(dataset: Any, name: str, kind: str, args: Any) -> None:
         full = task.train(train, 'full', args)
         results['full', 1.0].append(full)
         sizes['full', 1.0].append(len(train))
-        for key, value in [
+        for rival, value in [
             ('untrained', task.untrained(args.pooling)),
             ('node count', task.size_alone('num_nodes')),
             ('edge count', task.size_alone('num_edges')),
         ]:
-            results[key, 0.0].append(Result(value, value, 0.0))
-            sizes[key, 0.0].append(0)
+            results[rival, 0.0].append(Result(value, value, 0.0))
+            sizes[rival, 0.0].append(0)
         for method, ratio in itertools.product(args.methods, args.budgets):
             key = (method, ratio)
             try:
@@ -383,9 +383,9 @@ def print_rows(label: str, results: Any, sizes: Any) -> None:
         seconds = statistics.mean(r.seconds for r in runs)
         gain = (test - rival) / max(full - rival, 1e-9)
         size = statistics.mean(sizes[method, ratio])
-        share_of = f'{ratio:.1%}' if ratio > 0 else '-'
+        budget = f'{ratio:.1%}' if ratio > 0 else '-'
         print(
-            f'{label}{method:<16}{share_of:>7}{size:>8.0f}{100 * test:>8.1f} ± '
+            f'{label}{method:<16}{budget:>7}{size:>8.0f}{100 * test:>8.1f} ± '
             f'{100 * error:<4.1f}{100 * last:>7.1f}{gain:>7.2f}{seconds:>9.2f}'
             f'{len(runs):>6}',
             flush=True,
