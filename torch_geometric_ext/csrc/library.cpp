@@ -33,7 +33,7 @@ TORCH_LIBRARY(torch_geometric_ext, m) {
       "Tensor? cancel=None) -> (Tensor ptr, Tensor item, Tensor support)");
   m.def(
       "herding(Tensor ptr, Tensor item, Tensor value, Tensor group_ptr, "
-      "int num_candidates) -> Tensor");
+      "int num_candidates, int? num_samples=None) -> Tensor");
   m.def(
       "sparse_linear(Tensor x, Tensor values, Tensor? bias, Tensor rowptr, "
       "Tensor col, Tensor colptr, Tensor row, Tensor perm) -> Tensor");

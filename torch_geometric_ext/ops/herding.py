@@ -1,3 +1,5 @@
+from typing import Optional
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ def herding(
     value: Tensor,
     group_ptr: Tensor,
     num_candidates: int = 1024,
+    num_samples: Optional[int] = None,
 ) -> Tensor:
     r"""Orders the rows of each group such that the mean of the first
     :math:`k` of them is close to the mean of the group, for every :math:`k`.
@@ -36,12 +39,14 @@ def herding(
         group_ptr (torch.Tensor): The boundaries of the groups.
         num_candidates (int, optional): The largest number of rows to choose
             the next one from. (default: :obj:`1024`)
+        num_samples (int, optional): The largest number of rows to choose from
+            each group. (default: all of them)
 
     Shapes:
         - **input:** :obj:`ptr` :math:`(N + 1)`, :obj:`item` and :obj:`value`
           :math:`(Z)`, :obj:`group_ptr` :math:`(G + 1)`, all
           :obj:`torch.int64`
-        - **output:** the rows of each group in their order :math:`(N)`,
+        - **output:** the rows of each group in their order :math:`(N')`,
           :obj:`torch.int64`
 
     Raises:
@@ -57,9 +62,11 @@ def herding(
     """
     if torch_geometric_ext.typing.WITH_EXT:
         return torch.ops.torch_geometric_ext.herding(
-            ptr, item, value, group_ptr, num_candidates
+            ptr, item, value, group_ptr, num_candidates, num_samples
         )
-    return herding_reference(ptr, item, value, group_ptr, num_candidates)
+    return herding_reference(
+        ptr, item, value, group_ptr, num_candidates, num_samples
+    )
 
 
 def herding_reference(
@@ -68,6 +75,7 @@ def herding_reference(
     value: Tensor,
     group_ptr: Tensor,
     num_candidates: int = 1024,
+    num_samples: Optional[int] = None,
 ) -> Tensor:
     """The operator :func:`herding` in plain PyTorch."""
     for name, x in [
@@ -91,6 +99,11 @@ def herding_reference(
             f"herding: 'num_candidates' needs to be positive (got "
             f'{num_candidates})'
         )
+    if num_samples is not None and num_samples < 0:
+        raise ValueError(
+            f"herding: 'num_samples' needs to be non-negative (got "
+            f'{num_samples})'
+        )
     _check_ptr(ptr, item.numel(), 'ptr')
     _check_ptr(group_ptr, ptr.numel() - 1, 'group_ptr')
     row = row_index(ptr)
@@ -107,6 +120,7 @@ def herding_reference(
                 end - begin,
                 columns.numel(),
                 num_candidates,
+                min(end - begin, end if num_samples is None else num_samples),
             )
         )
     return torch.cat(out) if out else ptr.new_empty(0)
@@ -119,6 +133,7 @@ def _herd(
     num_rows: int,
     num_columns: int,
     num_candidates: int,
+    num_samples: int,
 ) -> Tensor:
     def dots(y: Tensor) -> Tensor:
         out = value.new_zeros(num_rows)
@@ -139,9 +154,9 @@ def _herd(
     taken = torch.zeros_like(norm, dtype=torch.bool)
     num_parts = (num_rows + num_candidates - 1) // num_candidates
     part = torch.arange(num_rows, device=norm.device) % max(num_parts, 1)
-    out = torch.empty_like(norm)
+    out = norm.new_empty(num_samples)
     highest_score = torch.iinfo(torch.long).max
-    for j in range(num_rows):
+    for j in range(num_samples):
         score = num_rows * (norm + 2 * with_own) - 2 * (j + 1) * with_sum
         # The first of equal ones, which 'argmin' does not promise:
         score = score.masked_fill(
@@ -176,5 +191,7 @@ if torch_geometric_ext.typing.WITH_EXT:
         value: Tensor,
         group_ptr: Tensor,
         num_candidates: int,
+        num_samples: Optional[int] = None,
     ) -> Tensor:
-        return ptr.new_empty(ptr.numel() - 1)
+        num_rows = torch.library.get_ctx().new_dynamic_size()
+        return ptr.new_empty(num_rows)

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <vector>
 
 namespace torch_geometric_ext {
@@ -46,7 +47,7 @@ struct Candidate {
 // group: the smallest n |x|^2 - 2 x ((j + 1) sum - n taken).
 void herd(
     const Rows& rows, int64_t begin, int64_t end, int64_t num_candidates,
-    std::vector<int64_t>& dense, int64_t* out) {
+    int64_t num_samples, std::vector<int64_t>& dense, int64_t* out) {
   const auto size = end - begin;
   const auto num_parts = (size + num_candidates - 1) / num_candidates;
   std::fill(dense.begin(), dense.end(), 0);
@@ -58,7 +59,7 @@ void herd(
         {row, rows.norm(row), rows.dot(row, dense.data())});
   }
   std::fill(dense.begin(), dense.end(), 0);  // Of the rows taken, from here.
-  for (int64_t j = 0; j < size; j++) {
+  for (int64_t j = 0; j < num_samples; j++) {
     auto& left = parts[j % num_parts];
     size_t best = 0;
     auto lowest = std::numeric_limits<int64_t>::max();
@@ -68,8 +69,8 @@ void herd(
                          2 * (j + 1) * x.with_sum;
       if (score < lowest) lowest = score, best = i;
     }
-    out[begin + j] = left[best].row;
-    rows.add_to(dense.data(), out[begin + j]);
+    out[j] = left[best].row;
+    rows.add_to(dense.data(), out[j]);
     left.erase(left.begin() + best);
   }
 }
@@ -114,7 +115,8 @@ void check_values(const Rows& rows, const at::Tensor& group_ptr) {
 
 at::Tensor herding_cpu(
     const at::Tensor& ptr, const at::Tensor& item, const at::Tensor& value,
-    const at::Tensor& group_ptr, int64_t num_candidates) {
+    const at::Tensor& group_ptr, int64_t num_candidates,
+    std::optional<int64_t> num_samples) {
   check_long(ptr, "ptr");
   check_long(item, "item");
   check_long(value, "value");
@@ -126,6 +128,10 @@ at::Tensor herding_cpu(
       num_candidates > 0,
       "herding: 'num_candidates' needs to be positive (got ", num_candidates,
       ")");
+  TORCH_CHECK_VALUE(
+      num_samples.value_or(0) >= 0,
+      "herding: 'num_samples' needs to be non-negative (got ",
+      num_samples.value_or(0), ")");
   const auto ptr_c = ptr.contiguous(), item_c = item.contiguous(),
              value_c = value.contiguous(), group_c = group_ptr.contiguous();
   check_ptr(ptr_c, item.numel(), "ptr");
@@ -144,12 +150,19 @@ at::Tensor herding_cpu(
 
   const auto num_groups = group_c.numel() - 1;
   const auto* groups = group_c.const_data_ptr<int64_t>();
-  auto out = at::empty({ptr.numel() - 1}, ptr.options());
+  std::vector<int64_t> out_ptr(num_groups + 1);
+  for (int64_t g = 0; g < num_groups; g++) {
+    const auto size = groups[g + 1] - groups[g];
+    out_ptr[g + 1] = out_ptr[g] + std::min(size, num_samples.value_or(size));
+  }
+  auto out = at::empty({out_ptr[num_groups]}, ptr.options());
   auto* out_data = out.mutable_data_ptr<int64_t>();
   at::parallel_for(0, num_groups, 1, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> dense(num_items);
     for (auto g = begin; g < end; g++) {
-      herd(rows, groups[g], groups[g + 1], num_candidates, dense, out_data);
+      herd(
+          rows, groups[g], groups[g + 1], num_candidates,
+          out_ptr[g + 1] - out_ptr[g], dense, out_data + out_ptr[g]);
     }
   });
   return out;
