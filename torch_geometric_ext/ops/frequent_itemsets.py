@@ -41,12 +41,12 @@ def frequent_itemsets(
     and :obj:`max_patterns` only cuts it off: the result is a prefix of every
     longer one. No pattern is missed, and none is returned twice.
 
-    The search follows the patterns best first, holds bitsets of transactions
-    for items only, and drops what :obj:`max_patterns` better patterns are
-    known of. On top of its output, it takes at most 28 bytes for each of
-    :math:`E` items of the transactions, and at most :math:`8 k` bytes for
-    each of :obj:`max_patterns` patterns of :math:`k` items. It runs on CPU,
-    whatever the device of its inputs, and stops if it is interrupted.
+    The search is best first and drops patterns that :obj:`max_patterns`
+    better ones are known of. It holds bitsets of transactions for items, not
+    for patterns. On top of its output, it takes about 30 bytes for each item
+    of a transaction, 60 for each distinct item, and 4 for each item of at
+    most three times :obj:`max_patterns` patterns. It runs on CPU, whatever
+    the device of its inputs, and can be interrupted from the keyboard.
 
     Args:
         ptr (torch.Tensor): The boundaries of the transactions.
@@ -193,6 +193,7 @@ def _check(
         )
     if bool((ptr.diff() < 0).any()):
         raise ValueError("frequent_itemsets: 'ptr' needs to be ascending")
+    item = item.long()
     falls = item.diff() <= 0
     inner = ptr[(ptr > 0) & (ptr < item.numel())]
     falls[inner - 1] = False  # From one transaction to the next.

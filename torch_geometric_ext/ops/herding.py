@@ -29,13 +29,13 @@ def herding(
     rounding. A group of more than :obj:`num_candidates` rows is dealt out to
     equal parts, which offer the next row in turn. Takes :math:`O(Z C)` time
     for groups with :math:`Z` entries and :math:`C` candidates, and 8 bytes for
-    each column, on CPU with a thread for each group.
+    each column and entry, on CPU with a thread for each group.
 
     Args:
         ptr (torch.Tensor): The boundaries of the rows.
         item (torch.Tensor): The columns, in :math:`[0, 2^{31})`, distinct
             within a row.
-        value (torch.Tensor): The values.
+        value (torch.Tensor): The values, below :math:`2^{31}` in magnitude.
         group_ptr (torch.Tensor): The boundaries of the groups.
         num_candidates (int, optional): The largest number of rows to choose
             the next one from. (default: :obj:`1024`)
@@ -104,6 +104,10 @@ def herding_reference(
             f"herding: 'num_samples' needs to be non-negative (got "
             f'{num_samples})'
         )
+    if bool(((item < 0) | (item >= 1 << 31)).any()):
+        raise ValueError("herding: 'item' needs to be in [0, 2^31)")
+    if bool((value.abs() >= 1 << 31).any()):
+        raise ValueError("herding: 'value' needs to be in (-2^31, 2^31)")
     _check_ptr(ptr, item.numel(), 'ptr')
     _check_ptr(group_ptr, ptr.numel() - 1, 'group_ptr')
     row = row_index(ptr)

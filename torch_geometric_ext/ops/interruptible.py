@@ -1,6 +1,6 @@
 """Long operators that can be interrupted from the keyboard."""
 
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import current_thread, main_thread
 from typing import Any, Callable
 
@@ -19,15 +19,12 @@ def interruptible(op: Callable[..., Any], *args: Any) -> Any:
         return op(*args, None)
     cancel = torch.zeros(1, dtype=torch.uint8)
     with ThreadPoolExecutor(1) as executor:
-        future = executor.submit(op, *args, cancel)
         try:
-            while True:
-                try:
-                    # Without a timeout, no interrupt is seen on Windows.
-                    return future.result(timeout=0.1)
-                except TimeoutError:
-                    if future.done():  # One that the operator itself raised.
-                        raise
+            future = executor.submit(op, *args, cancel)
+            # Without a timeout, no interrupt is seen on Windows.
+            while not wait([future], timeout=0.1).done:
+                pass
+            return future.result()
         except BaseException:
             cancel.fill_(1)
             raise

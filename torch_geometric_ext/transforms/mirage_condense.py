@@ -1,7 +1,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ from torch_geometric_ext.transforms.unshare_graphs import (
 
 Condensed = Union[InMemoryDataset, SharedTrees]
 
+NUM_SAMPLES = 1024  # Graphs of each class, at first.
 RESERVED_KEYS = ['root_mask', 'weight']
 
 
@@ -267,10 +268,8 @@ class MirageCondense:
         classes = class_labels(shared.graph_attrs.get('y'))
         _check_keys(shared)
         clock.stop('trees')
-        candidates = self._order(shared, classes)
+        candidates, num_kept = self._select(shared, classes)
         clock.stop('selection')
-        num_kept = self._num_kept(candidates, classes, shared.num_bytes)
-        clock.stop('budget')
         chosen = candidates.index_select(torch.arange(num_kept))
         chosen = _normalize_weights(chosen, classes)
         out = chosen if self.share else unshare_graphs(chosen)
@@ -286,21 +285,34 @@ class MirageCondense:
         )
         return out
 
-    def _order(
+    def _select(
         self,
         shared: SharedTrees,
         classes: ClassLabels,
-    ) -> SharedTrees:
-        """All that may be kept, in the order in which it is."""
+    ) -> Tuple[SharedTrees, int]:
+        """What may be kept, in the order in which it is, and how much is."""
         if self.selection == 'patterns':
             support = resolve_support(self.min_support, classes)
-            return frequent_patterns(shared, classes, support, self.mining)
-        if self.selection == 'herding':
-            order = herding_order(shared, classes.group)
-        else:
+            out = frequent_patterns(shared, classes, support, self.mining)
+            return out, self._num_kept(out, classes, shared.num_bytes)
+        if self.selection == 'random':
             generator = torch.Generator().manual_seed(self.seed)
             order = random_order(classes.group.cpu(), generator)
-        return _reorder(shared, order)
+            out = _reorder(shared, order)
+            return out, self._num_kept(out, classes, shared.num_bytes)
+        # Herding takes its time for each graph, and most budgets are small:
+        num_samples = self.num_graphs or NUM_SAMPLES
+        while True:
+            order = herding_order(shared, classes.group, num_samples)
+            out = _reorder(shared, order)
+            num_kept = self._num_kept(out, classes, shared.num_bytes)
+            if (
+                num_kept < len(out)
+                or self.num_graphs is not None
+                or num_samples >= int(classes.size.max())
+            ):
+                return out, num_kept
+            num_samples *= 8
 
     def _num_kept(
         self,

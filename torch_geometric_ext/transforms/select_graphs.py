@@ -1,6 +1,6 @@
 """Orders in which graphs are kept, the most useful ones first."""
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -25,15 +25,26 @@ def random_order(group: Tensor, generator: torch.Generator) -> Tensor:
     return order[interleave(group[order])]
 
 
-def herding_order(shared: SharedTrees, group: Tensor) -> Tensor:
+def herding_order(
+    shared: SharedTrees,
+    group: Tensor,
+    num_samples: Optional[int] = None,
+) -> Tensor:
     """An order of each group of graphs whose prefixes have the mean numbers of
-    trees of the group (on a logarithmic scale, of all depths), interleaved.
+    trees of the group (on a logarithmic scale, of all depths), interleaved. It
+    may end after a number of graphs of each group.
     """
     order = group.argsort(stable=True)
     ptr, item, value = tree_features(shared)
     ptr, position = take_rows(ptr, order)
-    group_ptr = row_ptr(group.bincount())
-    order = order[herding(ptr, item[position], value[position], group_ptr)]
+    chosen = herding(
+        ptr,
+        item[position],
+        value[position],
+        row_ptr(group.bincount()),
+        num_samples=num_samples,
+    )
+    order = order[chosen]
     return order[interleave(group[order])]
 
 

@@ -11,29 +11,39 @@
 namespace torch_geometric_ext {
 namespace {
 
+constexpr int64_t kLimit = int64_t(1) << 31;
+
 // Sparse rows of integers: sums do not depend on their order, and neither
 // threads nor instruction sets change a result.
+struct Entry {
+  int32_t item;
+  int32_t value;
+};
+
 struct Rows {
   const int64_t* ptr;
-  const int64_t* item;
-  const int64_t* value;
+  std::vector<Entry> entries;
 
   int64_t norm(int64_t row) const {
     int64_t out = 0;
-    for (auto k = ptr[row]; k < ptr[row + 1]; k++) out += value[k] * value[k];
+    for (auto k = ptr[row]; k < ptr[row + 1]; k++) {
+      out += int64_t(entries[k].value) * entries[k].value;
+    }
     return out;
   }
 
   int64_t dot(int64_t row, const int64_t* dense) const {
     int64_t out = 0;
     for (auto k = ptr[row]; k < ptr[row + 1]; k++) {
-      out += value[k] * dense[item[k]];
+      out += entries[k].value * dense[entries[k].item];
     }
     return out;
   }
 
   void add_to(int64_t* dense, int64_t row) const {
-    for (auto k = ptr[row]; k < ptr[row + 1]; k++) dense[item[k]] += value[k];
+    for (auto k = ptr[row]; k < ptr[row + 1]; k++) {
+      dense[entries[k].item] += entries[k].value;
+    }
   }
 };
 
@@ -98,11 +108,7 @@ void check_values(const Rows& rows, const at::Tensor& group_ptr) {
     const auto size = static_cast<double>(ptr[g + 1] - ptr[g]);
     double highest = 0;
     for (auto row = ptr[g]; row < ptr[g + 1]; row++) {
-      double norm = 0;
-      for (auto k = rows.ptr[row]; k < rows.ptr[row + 1]; k++) {
-        norm += static_cast<double>(rows.value[k]) * rows.value[k];
-      }
-      highest = std::max(highest, norm);
+      highest = std::max(highest, static_cast<double>(rows.norm(row)));
     }
     // |x y| <= highest for all pairs, and a score adds up five n^2 of them.
     TORCH_CHECK_VALUE(
@@ -136,15 +142,21 @@ at::Tensor herding_cpu(
              value_c = value.contiguous(), group_c = group_ptr.contiguous();
   check_ptr(ptr_c, item.numel(), "ptr");
   check_ptr(group_c, ptr.numel() - 1, "group_ptr");
-  const Rows rows{
-      ptr_c.const_data_ptr<int64_t>(), item_c.const_data_ptr<int64_t>(),
-      value_c.const_data_ptr<int64_t>()};
   int64_t num_items = 0;
+  Rows rows{ptr_c.const_data_ptr<int64_t>(), {}};
+  rows.entries.reserve(item.numel());
+  const auto* items = item_c.const_data_ptr<int64_t>();
+  const auto* values = value_c.const_data_ptr<int64_t>();
   for (int64_t k = 0; k < item.numel(); k++) {
     TORCH_CHECK_VALUE(
-        rows.item[k] >= 0 && rows.item[k] < (int64_t(1) << 31),
-        "herding: 'item' needs to be in [0, 2^31) (got ", rows.item[k], ")");
-    num_items = std::max(num_items, rows.item[k] + 1);
+        items[k] >= 0 && items[k] < kLimit,
+        "herding: 'item' needs to be in [0, 2^31) (got ", items[k], ")");
+    TORCH_CHECK_VALUE(
+        values[k] > -kLimit && values[k] < kLimit,
+        "herding: 'value' needs to be in (-2^31, 2^31) (got ", values[k], ")");
+    num_items = std::max(num_items, items[k] + 1);
+    rows.entries.push_back(
+        {static_cast<int32_t>(items[k]), static_cast<int32_t>(values[k])});
   }
   check_values(rows, group_c);
 

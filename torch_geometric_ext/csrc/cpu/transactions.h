@@ -60,16 +60,7 @@ class Transactions {
       int64_t min_support)
       : num_transactions(num_transactions),
         num_words((num_transactions + 63) / 64) {
-    std::sort(entries.begin(), entries.end());
-    std::vector<int64_t> start{0};
-    for (int64_t i = 0, next = 0; i < int64_t(entries.size()); i = next) {
-      while (next < int64_t(entries.size()) &&
-             entries[next] >> 32 == entries[i] >> 32) {
-        entries[start.back() + next - i] = entries[next];
-        next++;
-      }
-      if (next - i >= min_support) start.push_back(start.back() + next - i);
-    }
+    const auto start = group(entries, min_support);
     const auto num_items = int64_t(start.size()) - 1;
     column.resize(num_items);
     std::iota(column.begin(), column.end(), 0);
@@ -78,7 +69,6 @@ class Transactions {
       return size(i) > size(j);
     });
 
-    std::vector<int64_t> length(num_transactions);
     rank.resize(num_items);
     for (int64_t r = 0; r < num_items; r++) {
       rank[column[r]] = r;
@@ -86,9 +76,11 @@ class Transactions {
       id.push_back(entries[start[r]] >> 32);
       if (support[r] >= num_words) num_dense++;
     }
-    for (int64_t i = 0; i < start.back(); i++) length[uint32_t(entries[i])]++;
     ptr_.assign(num_transactions + 1, 0);
-    std::partial_sum(length.begin(), length.end(), ptr_.begin() + 1);
+    for (int64_t i = 0; i < start.back(); i++) {
+      ptr_[static_cast<uint32_t>(entries[i]) + 1]++;
+    }
+    std::partial_sum(ptr_.begin(), ptr_.end(), ptr_.begin());
     items_.resize(start.back());
     dense_.assign(num_dense * num_words, 0);
     sparse_ptr_.push_back(0);
@@ -189,6 +181,23 @@ class Transactions {
   std::vector<int64_t> support;  // By rank.
 
  private:
+  // Sorts by item and drops rare ones. Returns the boundaries of the items.
+  static std::vector<int64_t> group(
+      std::vector<uint64_t>& entries, int64_t min_support) {
+    std::sort(entries.begin(), entries.end());
+    std::vector<int64_t> start{0};
+    const auto size = int64_t(entries.size());
+    for (int64_t i = 0, next = 0; i < size; i = next) {
+      const auto item = entries[i] >> 32;
+      while (next < size && entries[next] >> 32 == item) {
+        entries[start.back() + next - i] = entries[next];
+        next++;
+      }
+      if (next - i >= min_support) start.push_back(start.back() + next - i);
+    }
+    return start;
+  }
+
   void add_item(
       int64_t item, const uint64_t* first, const uint64_t* last,
       std::vector<int64_t>& fill) {
