@@ -149,7 +149,10 @@ class MirageCondense:
             trains on them faster. (default: :obj:`False`)
         self_loops (str, optional): See
             :class:`~torch_geometric_ext.transforms.ShareComputationTrees`.
-            (default: :obj:`"keep"`)
+            With :obj:`"keep"`, condensed graphs have a self-loop wherever a
+            node and its neighbor have the same tree. With :obj:`"remove"`,
+            they have none (and some more nodes), as convolutions that replace
+            self-loops by their own need it. (default: :obj:`"keep"`)
         edge_attr (bool, optional): Likewise.
             (default: whether :obj:`gcn_norm` is not set)
         degree_labels (bool, optional): Likewise. (default: :obj:`False`)
@@ -272,7 +275,7 @@ class MirageCondense:
         clock.stop('selection')
         chosen = candidates.index_select(torch.arange(num_kept))
         chosen = _normalize_weights(chosen, classes)
-        out = chosen if self.share else unshare_graphs(chosen)
+        out = chosen if self.share else self._unshare(chosen)
         clock.stop('graphs')
         tensors = _tensors_of(out)
         has_support = self.selection == 'patterns'
@@ -352,7 +355,11 @@ class MirageCondense:
         low = min_unshared_bytes(candidates).cumsum(0)
         size = max(int((low <= budget).sum()), num_classes)
         head = candidates.index_select(torch.arange(size))
-        return unshared_bytes(unshare_graphs(head)).cumsum(0)
+        return unshared_bytes(self._unshare(head)).cumsum(0)
+
+    def _unshare(self, shared: SharedTrees) -> InMemoryDataset:
+        keep = self.gcn_norm or self._share_trees.self_loops == 'keep'
+        return unshare_graphs(shared, self_loops=keep)
 
     def _raise_budget(
         self, name: str, num_classes: int, needed: float

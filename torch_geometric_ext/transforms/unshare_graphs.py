@@ -24,15 +24,20 @@ class _Graphs(NamedTuple):
     edge_label: Tensor
 
 
-def unshare_graphs(shared: SharedTrees) -> InMemoryDataset:
+def unshare_graphs(
+    shared: SharedTrees,
+    self_loops: bool = True,
+) -> InMemoryDataset:
     """Shared trees as plain graphs: each graph holds one node for each of its
     distinct trees, the roots, and further nodes only where a root has a child
     whose tree, of one level less, no other node has.
 
     Nodes of such a graph read the tree they stand for, of its depth: the
-    children of a node stand for trees at least as deep as they are read.
+    children of a node stand for trees at least as deep as they are read. A
+    node whose tree is that of its own child becomes a self-loop, or, if these
+    are not wanted, gets a twin.
     """
-    graphs = _find_nodes(shared)
+    graphs = _find_nodes(shared, self_loops)
     attrs = {'x': shared.node_attrs['x'][graphs.label]}
     edge_index, edge_ptr = graphs.edge_index, graphs.edge_ptr
     edge_attrs = {
@@ -64,7 +69,7 @@ def unshared_bytes(dataset: InMemoryDataset) -> Tensor:
     return out
 
 
-def _find_nodes(shared: SharedTrees) -> _Graphs:
+def _find_nodes(shared: SharedTrees, self_loops: bool) -> _Graphs:
     device = shared.tree.device
     num_graphs = len(shared)
     graph, ids = row_index(shared.graph_ptr), shared.tree.long()
@@ -78,15 +83,10 @@ def _find_nodes(shared: SharedTrees) -> _Graphs:
         begin, ids = ids.numel(), level.own[ids].long()
         code = torch.cat([graph * num_ids + ids, graph[target] * num_ids])
         code[begin:] += child
-        # A child is the first node of its graph that has its tree, or new:
-        distinct, inverse = code.unique(return_inverse=True)
-        node = first_occurrence(inverse, distinct.numel())
-        is_new = node >= begin
-        new = distinct[is_new]
-        node[is_new] = torch.arange(new.numel(), device=device) + begin
+        source, new = _find_children(code, begin, target, self_loops)
         graph = torch.cat([graph, new // num_ids])
         ids = torch.cat([ids, new % num_ids])
-        sources.append(node[inverse[begin:]])
+        sources.append(source)
         targets.append(target)
         if level.edge_label.numel() > 0:
             labels.append(level.edge_label[position])
@@ -109,6 +109,37 @@ def _find_nodes(shared: SharedTrees) -> _Graphs:
         edge_index,
         edge_label[edge_order] if labels else edge_label,
     )
+
+
+def _find_children(
+    code: Tensor,
+    begin: int,
+    target: Tensor,
+    self_loops: bool,
+) -> Tuple[Tensor, Tensor]:
+    """The nodes that are the children of `target`, and the codes of those
+    that are new. Codes are those of all nodes, then of all children.
+    """
+    # A child is the first node of its graph that has its tree, or new:
+    distinct, inverse = code.unique(return_inverse=True)
+    node = first_occurrence(inverse, distinct.numel())
+    is_new = node >= begin
+    new = distinct[is_new]
+    node[is_new] = torch.arange(new.numel(), device=code.device) + begin
+    inverse, own = inverse[begin:], inverse[:begin]
+    source = node[inverse]
+    if self_loops:
+        return source, new
+
+    # Instead of its own parent, it is the last such node, or its twin:
+    position = torch.arange(begin, device=code.device)
+    last = node.scatter_reduce(0, own, position, 'amax')
+    is_loop = source == target
+    twin = inverse[is_loop & (last[inverse] == source)].unique()
+    position = torch.arange(twin.numel(), device=code.device)
+    last[twin] = position + begin + new.numel()
+    source = torch.where(is_loop, last[inverse], source)
+    return source, torch.cat([new, distinct[twin]])
 
 
 def _gcn_norm(
