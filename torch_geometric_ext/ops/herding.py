@@ -110,6 +110,11 @@ def herding_reference(
         raise ValueError("herding: 'value' needs to be in (-2^31, 2^31)")
     _check_ptr(ptr, item.numel(), 'ptr')
     _check_ptr(group_ptr, ptr.numel() - 1, 'group_ptr')
+    outside = item[(item < 0) | (item >= 1 << 31)]
+    if outside.numel() > 0:
+        raise ValueError(
+            f"herding: 'item' needs to be in [0, 2^31) (got {int(outside[0])})"
+        )
     row = row_index(ptr)
     out = []
     for begin, end in zip(group_ptr[:-1].tolist(), group_ptr[1:].tolist()):
@@ -147,13 +152,15 @@ def _herd(
         out = value.new_zeros(num_columns)
         return out.index_add_(0, column, values)
 
-    norm = value.new_zeros(num_rows).index_add_(0, row, value.square())
+    norm = torch.zeros(num_rows, dtype=torch.double, device=value.device)
+    norm.index_add_(0, row, value.double().square())
     highest = float(norm.max()) if num_rows > 0 else 0.0
     if num_rows**2 * highest >= 1e18:
         raise ValueError(
             f"herding: 'value' needs smaller values or groups (got a squared "
             f'norm of {highest} in a group of {num_rows} rows)'
         )
+    norm = norm.long()
     with_sum, with_own = dots(column_sum(value)), torch.zeros_like(norm)
     taken = torch.zeros_like(norm, dtype=torch.bool)
     num_parts = (num_rows + num_candidates - 1) // num_candidates

@@ -59,7 +59,7 @@ void herd(
     const Rows& rows, int64_t begin, int64_t end, int64_t num_candidates,
     int64_t num_samples, std::vector<int64_t>& dense, int64_t* out) {
   const auto size = end - begin;
-  const auto num_parts = (size + num_candidates - 1) / num_candidates;
+  const auto num_parts = size == 0 ? 0 : (size - 1) / num_candidates + 1;
   std::fill(dense.begin(), dense.end(), 0);
   for (auto row = begin; row < end; row++) rows.add_to(dense.data(), row);
   std::vector<std::vector<Candidate>> parts(num_parts);
