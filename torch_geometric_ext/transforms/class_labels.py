@@ -43,12 +43,12 @@ def class_labels(y: Optional[Tensor]) -> ClassLabels:
                 f"'y' needs to be a class for each graph (got NaN for "
                 f'{int(y.isnan().sum())} graphs: leave them out)'
             )
-        if bool((y != y.round()).any()):
+        other = y[y != y.long().to(y.dtype)]
+        if other.numel() > 0:
             raise ValueError(
                 f"'y' needs to be a class, but looks like the target of a "
-                f'regression (got {float(y[y != y.round()][0]):g}: replace it '
-                f'by the number of a bin, such as that of '
-                f"'torch.bucketize')"
+                f'regression (got {float(other[0]):g}: replace it by the '
+                f"number of a bin, such as that of 'torch.bucketize')"
             )
     value, group = y.long().unique(return_inverse=True)
     if value.numel() > MAX_CLASSES:
