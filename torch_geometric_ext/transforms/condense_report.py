@@ -49,7 +49,7 @@ class CondenseReport(NamedTuple):
             support = '-' if row.support is None else f'{row.support:,}'
             lines.append(
                 f'{row.label:>8}{row.num_graphs:>10,}{row.num_trees:>10,}'
-                f'{row.num_patterns:>10,}{support:>10}{row.coverage:>9.1%}'
+                f'{row.num_patterns:>10,}{support:>10}{row.coverage:>10.1%}'
             )
         stages = ', '.join(f'{k} {v:.2f} s' for k, v in self.seconds.items())
         return '\n'.join(
