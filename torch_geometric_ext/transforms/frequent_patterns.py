@@ -147,6 +147,8 @@ def _as_graphs(
     """One graph for each pattern, which holds each of its trees once."""
     y = shared.graph_attrs['y'][classes.first][patterns.group]
     count = torch.ones_like(patterns.tree, dtype=torch.int)
+    num_edges = int(shared.levels[-1].ptr.diff()[patterns.tree].sum())
+    share = (count.numel() + num_edges) / (shared.num_nodes + shared.num_edges)
     return replace(
         shared,
         graph_ptr=patterns.ptr,
@@ -154,4 +156,6 @@ def _as_graphs(
         count=count,
         graph_attrs={'y': y, 'weight': patterns.support.float()},
         num_nodes=count.numel(),
+        num_edges=num_edges,
+        num_bytes=round(shared.num_bytes * share),  # As `index_select` does.
     )
