@@ -10,6 +10,7 @@ from torch_geometric_ext.ops import herding
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 
 RESOLUTION = 1024  # Root mean square norm of a level of counts.
+MAX_NORM = 0.99e9  # Of a row, times those of its group: more leaves 64 bits.
 
 
 def interleave(group: Tensor) -> Tensor:
@@ -36,6 +37,7 @@ def herding_order(
     """
     order = group.argsort(stable=True)
     ptr, item, value = tree_features(shared)
+    value = _limit(ptr, value, group)
     ptr, position = take_rows(ptr, order)
     chosen = herding(
         ptr,
@@ -46,6 +48,17 @@ def herding_order(
     )
     order = order[chosen]
     return order[interleave(group[order])]
+
+
+def _limit(ptr: Tensor, value: Tensor, group: Tensor) -> Tensor:
+    """Lower values in the groups that are too large for exact scores."""
+    row, size = row_index(ptr), group.bincount().double()
+    norm = size.new_zeros(group.numel())
+    norm = norm.index_add_(0, row, value.double().square()).sqrt()
+    excess = torch.ones_like(size).scatter_reduce_(
+        0, group, norm * size[group] / MAX_NORM, 'amax'
+    )
+    return (value / excess[group][row]).long()
 
 
 def tree_features(shared: SharedTrees) -> Tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +74,11 @@ def tree_features(shared: SharedTrees) -> Tuple[Tensor, Tensor, Tensor]:
         code, inverse = (graph * num_ids + ids).unique(return_inverse=True)
         total = torch.zeros_like(code).index_add_(0, inverse, count)
         value = total.double().log1p()
-        scale = RESOLUTION / (value.square().sum() / len(shared)).sqrt()
+        # A sum over the few distinct numbers does not depend on threads:
+        size = total.bincount().double()
+        level = torch.arange(size.numel(), device=size.device)
+        square = (level.double().log1p().square() * size)[size > 0].sum()
+        scale = RESOLUTION / (square / len(shared)).sqrt()
         graphs.append(code // num_ids)
         items.append(code % num_ids + offset)
         values.append((value * scale).round().long())
