@@ -1,6 +1,7 @@
 import hashlib
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torch_geometric_ext.transforms.collated import read_chunks
@@ -11,7 +12,7 @@ def fingerprint(dataset: Any, *settings: Any) -> str:
     out = hashlib.sha256()
     _update(out, settings)
     for chunk in read_chunks(dataset, 0, len(dataset), 4096):
-        _update(out, [chunk.attrs, chunk.node_ptr])
+        _update(out, [chunk.attrs, chunk.ptrs, chunk.node_ptr])
     return out.hexdigest()[:16]
 
 
@@ -19,7 +20,7 @@ def _update(out: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         out.update(f'{value.dtype} {list(value.shape)}'.encode())
-        out.update(value.flatten().view(-1).numpy().tobytes())
+        out.update(value.flatten().view(torch.uint8).numpy())
     elif isinstance(value, dict):
         for key in sorted(value, key=str):
             out.update(str(key).encode())

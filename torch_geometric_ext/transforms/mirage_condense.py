@@ -1,4 +1,6 @@
+import math
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, Union
@@ -235,13 +237,18 @@ class MirageCondense:
                 pattern, or the budget is too small for one graph of each
                 class.
         """
-        if not isinstance(dataset, SharedTrees):
-            check_dataset(dataset, self.__class__.__name__)
+        check_dataset(dataset, self.__class__.__name__)
         if root is None:
             return self._condense(dataset)
         path = self._path(dataset, Path(root))
         if path.exists() and not force_reload:
-            return self._load(path)
+            try:
+                return self._load(path)
+            except Exception as error:  # Whatever an unusable file leads to.
+                warnings.warn(
+                    f"'{path}' is not usable and is written again ({error})",
+                    stacklevel=2,
+                )
         out = self._condense(dataset)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_save(self._state(out), path)
@@ -339,8 +346,8 @@ class MirageCondense:
         num_kept = int((used <= budget).sum())
         if num_kept < num_classes:
             needed: float = int(used[num_classes - 1])
-            if name == 'ratio':
-                needed /= total_bytes
+            if name == 'ratio':  # Rounded up, so that it is enough.
+                needed = math.ceil(1e6 * needed / max(total_bytes, 1) + 1) / 1e6
             self._raise_budget(name, num_classes, needed)
         return num_kept
 
@@ -367,38 +374,46 @@ class MirageCondense:
         raise ValueError(
             f"'{name}' of '{self.__class__.__name__}' is too small for one "
             f'graph of each of {num_classes} classes, which takes '
-            f'{needed:.4g} (got {getattr(self, name)})'
+            f'{needed} (got {getattr(self, name)})'
         )
 
     def _path(self, dataset: Any, root: Path) -> Path:
-        state: Dict[str, Any] = {}
-        if self.discretizer is not None and self.discretizer.fitted:
-            state = self.discretizer.state_dict()
-        settings = [repr(self), repr(self._share_trees), state, self.share]
+        settings = self._settings(dataset)
         if isinstance(dataset, SharedTrees):
-            key = fingerprint([], dataset._state(), *settings)
+            key = fingerprint([], dataset._state(), settings)
         else:
-            key = fingerprint(dataset, *settings)
+            key = fingerprint(dataset, settings)
         return root / f'mirage_{key}.pt'
+
+    def _settings(self, dataset: Any) -> Dict[str, Any]:
+        """All that the result depends on, other than the data set."""
+        out = {**vars(self._share_trees), **vars(self)}
+        for key in ['chunk_size', 'log', '_report', '_share_trees']:
+            del out[key]
+        if self.discretizer is not None:
+            if not (self.discretizer.fitted or type(dataset) is SharedTrees):
+                self.discretizer.fit(dataset)
+            state = self.discretizer.state_dict()
+            out['discretizer'] = [repr(self.discretizer), state]
+        return out
 
     def _state(self, out: Condensed) -> Dict[str, Any]:
         report = self.report()._asdict()
         report['classes'] = [tuple(row) for row in report['classes']]
-        state = {'tensors': _tensors_of(out), 'report': report}
-        if self.discretizer is not None:
-            state['discretizer'] = self.discretizer.state_dict()
-        return state
+        return {'tensors': _tensors_of(out), 'report': report}
 
     def _load(self, path: Path) -> Condensed:
         state = torch.load(path, weights_only=True)
         report = state['report']
         report['classes'] = [ClassReport(*row) for row in report['classes']]
-        self._report = CondenseReport(**report)
-        if self.discretizer is not None:
-            self.discretizer.load_state_dict(state['discretizer'])
+        tensors = state['tensors']
+        out: Condensed
         if self.share:
-            return SharedTrees._from_state(state['tensors'])
-        return as_dataset(**state['tensors'])
+            out = SharedTrees._from_state(tensors)
+        else:
+            out = as_dataset(**tensors)
+        self._report = CondenseReport(**report)
+        return out
 
     def _check(self) -> None:
         name = self.__class__.__name__
@@ -446,6 +461,16 @@ class MirageCondense:
                     f"'dataset' of '{self.__class__.__name__}' needs to be "
                     f"made with the same '{key}' (got {getattr(shared, key)}, "
                     f'expected {getattr(self, key)})'
+                )
+        share_trees = self._share_trees
+        for key, value, found in [
+            ('self_loops', 'remove', shared.has_self_loops),
+            ('edge_attr', False, len(shared.edge_attrs) > 0),
+        ]:
+            if found and getattr(share_trees, key) == value:
+                raise ValueError(
+                    f"'dataset' of '{self.__class__.__name__}' needs to be "
+                    f'made with {key}={value!r}'
                 )
 
     def __repr__(self) -> str:
