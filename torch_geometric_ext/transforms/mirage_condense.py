@@ -347,7 +347,9 @@ class MirageCondense:
         if num_kept < num_classes:
             needed: float = int(used[num_classes - 1])
             if name == 'ratio':  # Rounded up, so that it is enough.
-                needed = math.ceil(1e6 * needed / max(total_bytes, 1) + 1) / 1e6
+                needed = (
+                    math.ceil(1e6 * needed / max(total_bytes, 1) + 1) / 1e6
+                )
             self._raise_budget(name, num_classes, needed)
         return num_kept
 
