@@ -1,4 +1,3 @@
-import math
 import time
 import warnings
 from dataclasses import replace
@@ -17,14 +16,11 @@ from torch_geometric_ext.transforms.class_labels import (
     ClassLabels,
     class_labels,
 )
+from torch_geometric_ext.transforms.condense_budget import CondenseBudget
 from torch_geometric_ext.transforms.condense_report import (
     ClassReport,
     CondenseReport,
     report_classes,
-)
-from torch_geometric_ext.transforms.condensed_bytes import (
-    min_unshared_bytes,
-    shared_bytes,
 )
 from torch_geometric_ext.transforms.discretize import Discretize
 from torch_geometric_ext.transforms.fingerprint import fingerprint
@@ -45,7 +41,6 @@ from torch_geometric_ext.transforms.share_computation_trees import (
 from torch_geometric_ext.transforms.unshare_graphs import (
     as_dataset,
     unshare_graphs,
-    unshared_bytes,
 )
 
 Condensed = Union[InMemoryDataset, SharedTrees]
@@ -88,15 +83,16 @@ class MirageCondense:
       class. Numbers, sizes and labels of trees stay those of real graphs.
     * :obj:`"random"`: graphs of each class at random, to compare.
     * :obj:`"patterns"`: sets of trees that occur together in many graphs of a
-      class, each set as one graph, as in the `"Mirage: Model-Agnostic Graph
+      class, each set as one graph with nothing but :obj:`y`, as in the `"Mirage: Model-Agnostic Graph
       Distillation for Graph Classification"
       <https://arxiv.org/abs/2310.09486>`_ paper.
 
     Each condensed graph has a :obj:`weight`, in proportion to the support of
     its pattern (equal for graphs); weights of a class sum to its share of the
     data set. To draw graphs in proportion to it, use
-    :obj:`WeightedRandomSampler(small.weight, num_samples)`; to weigh the loss,
-    multiply that of each graph by :obj:`batch.weight * len(small)`.
+    :obj:`WeightedRandomSampler(small.weight, num_samples)` (or
+    :obj:`small.graph_attrs["weight"]`, if :obj:`share` is set); to weigh the
+    loss, multiply that of each graph by :obj:`batch.weight * len(small)`.
 
     A budget keeps the longest prefix of one order of graphs, in which classes
     take turns as long as they last: a larger budget adds graphs to those of a
@@ -111,6 +107,11 @@ class MirageCondense:
         benchmarks). The default therefore keeps multisets of real graphs.
         Patterns that are frequent in several classes are kept unless
         :obj:`exclusive` is set, and trees of a pattern share equal subtrees.
+
+    .. note::
+        Plain batch normalization sees each node of a condensed graph once,
+        however often it counts. With :obj:`share`,
+        :class:`~torch_geometric_ext.nn.TreeBatchNorm` counts.
 
     Takes the time of finding trees, and :math:`O(Z)` for each thousand graphs
     of :math:`Z` distinct trees in all (:obj:`"herding"`). Memory stays in
@@ -128,7 +129,8 @@ class MirageCondense:
         num_graphs (int, optional): The largest number of condensed graphs.
             (default: :obj:`None`)
         ratio (float, optional): The largest share of the bytes of the tensors
-            of the data set. (default: :obj:`None`)
+            of the data set, all of its attributes included.
+            (default: :obj:`None`)
         gcn_norm (bool, optional): If set to :obj:`True`, trees tell the
             degrees of their leaves, and condensed graphs carry self-loops and
             :obj:`edge_weight`, with which
@@ -199,10 +201,7 @@ class MirageCondense:
             discretizer=discretizer,
         )
         self.num_layers = num_layers
-        self.min_support = min_support
-        self.num_bytes = num_bytes
-        self.num_graphs = num_graphs
-        self.ratio = ratio
+        self.budget = CondenseBudget(min_support, num_bytes, num_graphs, ratio)
         self.gcn_norm = gcn_norm
         self.selection = selection
         self.mining = MiningSettings(closed, exclusive, max_patterns)
@@ -302,7 +301,7 @@ class MirageCondense:
     ) -> Tuple[SharedTrees, int]:
         """What may be kept, in the order in which it is, and how much is."""
         if self.selection == 'patterns':
-            support = resolve_support(self.min_support, classes)
+            support = resolve_support(self.budget.min_support, classes)
             out = frequent_patterns(shared, classes, support, self.mining)
             return out, self._num_kept(out, classes, shared.num_bytes)
         if self.selection == 'random':
@@ -311,14 +310,14 @@ class MirageCondense:
             out = _reorder(shared, order)
             return out, self._num_kept(out, classes, shared.num_bytes)
         # Herding takes its time for each graph, and most budgets are small:
-        num_samples = self.num_graphs or NUM_SAMPLES
+        num_samples = self.budget.num_graphs or NUM_SAMPLES
         while True:
             order = herding_order(shared, classes.group, num_samples)
             out = _reorder(shared, order)
             num_kept = self._num_kept(out, classes, shared.num_bytes)
             if (
                 num_kept < len(out)
-                or self.num_graphs is not None
+                or self.budget.num_graphs is not None
                 or num_samples >= int(classes.size.max())
             ):
                 return out, num_kept
@@ -330,54 +329,15 @@ class MirageCondense:
         classes: ClassLabels,
         total_bytes: int,
     ) -> int:
-        """The longest prefix within the budget."""
+        unshare = None if self.share else self._unshare
         num_classes = classes.value.numel()
-        if self.min_support is not None:
-            return len(candidates)
-        if self.num_graphs is not None:
-            if self.num_graphs < num_classes:
-                self._raise_budget('num_graphs', num_classes, num_classes)
-            return min(self.num_graphs, len(candidates))
-        name, budget = 'num_bytes', self.num_bytes
-        if self.ratio is not None:
-            name, budget = 'ratio', int(self.ratio * total_bytes)
-        assert budget is not None
-        used = self._used_bytes(candidates, budget, num_classes)
-        num_kept = int((used <= budget).sum())
-        if num_kept < num_classes:
-            needed: float = int(used[num_classes - 1])
-            if name == 'ratio':  # Rounded up, so that it is enough.
-                needed = (
-                    math.ceil(1e6 * needed / max(total_bytes, 1) + 1) / 1e6
-                )
-            self._raise_budget(name, num_classes, needed)
-        return num_kept
-
-    def _used_bytes(
-        self,
-        candidates: SharedTrees,
-        budget: int,
-        num_classes: int,
-    ) -> Tensor:
-        if self.share:
-            return shared_bytes(candidates)
-        low = min_unshared_bytes(candidates).cumsum(0)
-        size = max(int((low <= budget).sum()), num_classes)
-        head = candidates.index_select(torch.arange(size))
-        return unshared_bytes(self._unshare(head)).cumsum(0)
+        return self.budget.num_kept(
+            candidates, num_classes, total_bytes, unshare
+        )
 
     def _unshare(self, shared: SharedTrees) -> InMemoryDataset:
         keep = self.gcn_norm or self._share_trees.self_loops == 'keep'
         return unshare_graphs(shared, self_loops=keep)
-
-    def _raise_budget(
-        self, name: str, num_classes: int, needed: float
-    ) -> None:
-        raise ValueError(
-            f"'{name}' of '{self.__class__.__name__}' is too small for one "
-            f'graph of each of {num_classes} classes, which takes '
-            f'{needed} (got {getattr(self, name)})'
-        )
 
     def _path(self, dataset: Any, root: Path) -> Path:
         settings = self._settings(dataset)
@@ -419,35 +379,15 @@ class MirageCondense:
 
     def _check(self) -> None:
         name = self.__class__.__name__
-        budgets = {
-            key: getattr(self, key)
-            for key in ['min_support', 'num_bytes', 'num_graphs', 'ratio']
-        }
-        given = [key for key, value in budgets.items() if value is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"'{name}' needs exactly one of {list(budgets)} (got "
-                f'{given or "none"})'
-            )
+        self.budget.check(name)
         if self.selection not in ['herding', 'random', 'patterns']:
             raise ValueError(
                 f"'selection' of '{name}' needs to be 'herding', 'random' or "
                 f"'patterns' (got '{self.selection}')"
             )
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise ValueError(
-                f"'ratio' of '{name}' needs to be in (0, 1] (got {self.ratio})"
-            )
-        for key in ['num_bytes', 'num_graphs']:
-            value = budgets[key]
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(
-                    f"'{key}' of '{name}' needs to be a positive integer (got "
-                    f'{value})'
-                )
         self.mining.check(name)
         if self.selection != 'patterns' and (
-            self.min_support is not None
+            self.budget.min_support is not None
             or self.mining.closed
             or self.mining.exclusive
         ):
@@ -476,13 +416,10 @@ class MirageCondense:
                 )
 
     def __repr__(self) -> str:
-        settings = {
-            key: getattr(self, key)
-            for key in ['min_support', 'num_bytes', 'num_graphs', 'ratio']
-            if getattr(self, key) is not None
-        }
         args = [f'num_layers={self.num_layers}']
-        args += [f'{key}={value}' for key, value in settings.items()]
+        args += [
+            f'{key}={value}' for key, value in self.budget.given().items()
+        ]
         args += [f"selection='{self.selection}'", f'share={self.share}']
         return f'{self.__class__.__name__}({", ".join(args)})'
 
