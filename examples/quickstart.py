@@ -4,9 +4,13 @@ First, with fewer graphs in each epoch: compares training on all graphs with
 its honest rivals (half the epochs, a new random part of the graphs in each
 epoch) and with `GDeRSampler`. Then, with every distinct computation tree once:
 compares full batches of plain graphs with `SharedTreeLoader`, which gives the
-same gradients (in double precision, lest rounding hides that). Last, with a
+same gradients (in double precision, lest rounding hides that). Third, with a
 tenth and a twentieth of the weights: compares a wide dense model with a narrow
 one of as many weights, and with the wide model, sparse from the first step.
+Last, on a twentieth of the bytes of the data set: compares molecules at random
+with what `MirageCondense` keeps, as plain graphs and as shared trees. An epoch
+draws from them about as often as from all molecules, in as many steps or one
+less.
 
 All methods of a seed start from the same weights. Accuracies are those of the
 last epoch; nothing is selected on the test set.
@@ -14,13 +18,14 @@ last epoch; nothing is selected on the test set.
 
 import argparse
 import time
-from typing import Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import WeightedRandomSampler
 from torch_geometric import seed_everything
 from torch_geometric.data import Data, Dataset
 from torch_geometric.loader import DataLoader
@@ -45,9 +50,14 @@ from torch_geometric_ext.nn import (
     sparsify,
 )
 from torch_geometric_ext.sparsity import RigL
-from torch_geometric_ext.transforms import ShareComputationTrees
+from torch_geometric_ext.transforms import (
+    MirageCondense,
+    ShareComputationTrees,
+)
 from torch_geometric_ext.typing import WITH_EXT
 from torch_geometric_ext.utils import count_macs
+
+CONDENSED_RATIO = 0.05
 
 
 class Net(torch.nn.Module):
@@ -88,6 +98,7 @@ class Method(NamedTuple):
     dtype: torch.dtype = torch.float
     hidden_channels: int = 64
     sparsity: float = 0.0
+    condense: Optional[str] = None
 
 
 class Result(NamedTuple):
@@ -130,7 +141,9 @@ def train(
     loader: Iterable = DataLoader(
         dataset, method.batch_size, shuffle=sampler is None, sampler=sampler
     )
-    if method.share is not None:
+    if method.condense is not None:
+        loader = condensed_loader(method, dataset, seed)
+    elif method.share is not None:
         transform = ShareComputationTrees(method.num_layers, edge_attr=False)
         loader = SharedTreeLoader(transform(dataset), method.batch_size)
     elif method.batch_size >= len(dataset):
@@ -164,6 +177,38 @@ def train(
     batch = next(iter(DataLoader(test_dataset, batch_size=len(test_dataset))))
     num_macs = count_macs(model.eval(), batch).training / batch.num_graphs
     return Result(test(model, batch), num_graphs, num_macs, seconds)
+
+
+def condensed_loader(
+    method: Method, dataset: IndexedDataset, seed: int
+) -> DataLoader:
+    """Draws from a share of the bytes that the network reads."""
+    graphs: Any = [
+        Data(x=data.x, edge_index=data.edge_index, y=data.y)
+        for data in dataset
+    ]
+    share = method.share is not None
+    if method.condense == 'molecules':
+        graphs = [graphs[i] for i in torch.randperm(len(graphs))]
+        sizes = [sum(x.nbytes for _, x in data) for data in graphs]
+        used = torch.tensor(sizes).cumsum(0)
+        graphs = graphs[: int((used <= CONDENSED_RATIO * used[-1]).sum())]
+        weight = torch.ones(len(graphs))
+    else:
+        condense = MirageCondense(
+            method.num_layers,
+            ratio=CONDENSED_RATIO,
+            selection=method.condense or 'herding',
+            share=share,
+            seed=seed,
+        )
+        graphs = condense(graphs)
+        weight = graphs.graph_attrs['weight'] if share else graphs.weight
+    # A mini-batch of one graph may be one node, which has no variance:
+    num_draws = len(dataset) // method.batch_size * method.batch_size
+    sampler = WeightedRandomSampler(weight, num_draws)
+    kind = SharedTreeLoader if share else DataLoader
+    return kind(graphs, method.batch_size, sampler=sampler)
 
 
 @torch.no_grad()
@@ -233,7 +278,21 @@ def make_tables(args: argparse.Namespace, size: int) -> List[List[Method]]:
         wide._replace(name='dense, 1/20 of weights', hidden_channels=57),
         wide._replace(name='RigL, 1/20', sparsity=0.95),
     ]
-    return [fewer, shared, sparse]
+    full = Method(
+        'full data', max(args.epochs // 4, 1), batch_size=128, num_layers=2
+    )
+    condensed = [
+        full,
+        full._replace(name='random, 5% of bytes', condense='molecules'),
+        full._replace(name='Mirage, 5%', condense='herding'),
+        full._replace(
+            name='random, shared, 5%', condense='random', share='all'
+        ),
+        full._replace(
+            name='Mirage, shared, 5%', condense='herding', share='all'
+        ),
+    ]
+    return [fewer, shared, sparse, condensed]
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         'shared, level-wise',
     ]
     assert out[17] == '2 layers, 256 channels, 1 epochs, batches of 64'
-    assert names[18:] == [
+    assert names[18:24] == [
         'method',
         'dense',
         'dense, 1/10 of weights',
@@ -41,7 +41,16 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         'dense, 1/20 of weights',
         'RigL, 1/20',
     ]
-    for table in [out[3:10], out[12:16], out[18:]]:
+    assert out[25] == '2 layers, 64 channels, 1 epochs, batches of 128'
+    assert names[26:] == [
+        'method',
+        'full data',
+        'random, 5% of bytes',
+        'Mirage, 5%',
+        'random, shared, 5%',
+        'Mirage, shared, 5%',
+    ]
+    for table in [out[3:10], out[12:16], out[18:24], out[26:]]:
         assert len({len(line) for line in table}) == 1  # Aligned.
     # Budgets are exact, also with a warning-free single epoch:
     assert [line.split()[-4] for line in out[4:10]] == [
@@ -52,6 +61,10 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     assert results[0].split()[:3] == results[1].split()[:3]
     assert results[1] == results[2] and '0.0 ± 0.0' in results[1]
     # A tenth of the weights, a tenth of the multiply-adds:
-    macs = [float(line.split()[-3]) for line in out[19:]]
+    macs = [float(line.split()[-3]) for line in out[19:24]]
     assert 0.08 < macs[2] / macs[0] < 0.12
     assert 0.04 < macs[4] / macs[0] < 0.06
+    # Nearly as many draws from a twentieth of the bytes:
+    assert [line.split()[-4] for line in out[27:]] == [
+        '1,025', '1,024', '1,024', '1,024', '1,024',
+    ]  # fmt: skip
