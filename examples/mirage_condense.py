@@ -119,7 +119,9 @@ def run(seed: int, args: argparse.Namespace) -> Dict[str, List[float]]:
     graphs = [graphs[i] for i in order]
     graphs, valid = graphs[:size], Batch.from_data_list(graphs[size:])
     test = Batch.from_data_list(load(args.root, 'test'))
-    parts = {'all molecules': (graphs, num_bytes(graphs))}
+    parts: Dict[str, Tuple[Any, int]] = {
+        'all molecules': (graphs, num_bytes(graphs))
+    }
     for name, share in [('mirage, shared', True), ('mirage, plain', False)]:
         condense = MirageCondense(NUM_LAYERS, ratio=args.ratio, share=share)
         small = condense(graphs)

@@ -193,7 +193,7 @@ def condensed_loader(
         sizes = [sum(x.nbytes for _, x in data) for data in graphs]
         used = torch.tensor(sizes).cumsum(0)
         graphs = graphs[: int((used <= CONDENSED_RATIO * used[-1]).sum())]
-        weight = torch.ones(len(graphs))
+        weight: Any = torch.ones(len(graphs))
     else:
         condense = MirageCondense(
             method.num_layers,

@@ -69,9 +69,9 @@ plt.legend()
 plt.show()
 
 # %%
-# A twentieth of the 4,005 trees of depth 2 covers nearly half of the nodes. The
-# deeper the trees, the rarer each of them: condensing is for networks of two or
-# three layers.
+# A twentieth of the 4,005 trees of depth 2 covers nearly half of the nodes.
+# The deeper the trees, the rarer each of them: condensing is for networks of
+# two or three layers.
 #
 # Condense
 # --------
