@@ -248,8 +248,8 @@ print(f'patterns, 5 % of bytes: {train(patterns, seed=0):.1f} %')
 
 # %%
 # They are not the default. A set forgets how often a tree occurs, and a
-# pattern is far smaller than the molecules it occurs in, so that a network that
-# adds up nodes learns from sizes that few test molecules have:
+# pattern is far smaller than the molecules it occurs in: a network that
+# adds up nodes then learns from sizes that few test molecules have:
 mean = patterns.root_count.sum() / len(patterns)
 plain = sum(data.num_nodes for data in train_dataset) / len(train_dataset)
 print(f'roots of a pattern: {mean:.1f}, atoms of a molecule: {plain:.1f}')
