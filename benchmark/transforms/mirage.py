@@ -58,6 +58,7 @@ from torch_geometric_ext.transforms.unshare_graphs import unshare_graphs
 
 NUM_LAYERS = 2
 EVERY = 20  # Steps between evaluations.
+SELF_LOOPS = {'GAT': 'remove', 'GCN': 'remove'}
 MOLECULES = ['BACE', 'BBBP', 'HIV']
 METHODS = [
     'mirage-shared',
@@ -166,7 +167,7 @@ def share(dataset: Any, kind: str) -> SharedTrees:
     transform = ShareComputationTrees(
         NUM_LAYERS,
         gcn_norm=kind == 'GCN',
-        self_loops='remove' if kind == 'GAT' else 'keep',
+        self_loops=SELF_LOOPS.get(kind, 'keep'),
         edge_attr=False,
         degree_labels=True,
     )
@@ -195,7 +196,7 @@ def split(shared: SharedTrees, seed: int) -> Split:
 
 
 def condense(
-    train: SharedTrees, method: str, budget: int, seed: int
+    train: SharedTrees, kind: str, method: str, budget: int, seed: int
 ) -> SharedTrees:
     """The graphs that fit into the budget as the method stores them. Here,
     they are stored as shared trees.
@@ -205,7 +206,12 @@ def condense(
     def run(**kwargs: Any) -> Any:
         # No more than labels is kept beside the trees, and counted:
         condense = MirageCondense(
-            NUM_LAYERS, gcn_norm=train.gcn_norm, seed=seed, **kwargs
+            NUM_LAYERS,
+            gcn_norm=kind == 'GCN',
+            self_loops=SELF_LOOPS.get(kind, 'keep'),
+            edge_attr=False,
+            seed=seed,
+            **kwargs,
         )
         return condense(replace(train, graph_attrs=labels))
 
@@ -354,7 +360,7 @@ def run(dataset: Any, name: str, kind: str, args: Any) -> None:
         for method, ratio in itertools.product(args.methods, args.budgets):
             key = (method, ratio)
             try:
-                part = condense(train, method, int(ratio * total), seed)
+                part = condense(train, kind, method, int(ratio * total), seed)
             except ValueError:  # Too small for one graph of each class.
                 continue
             if len(part) == 0:

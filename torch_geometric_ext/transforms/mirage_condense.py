@@ -83,8 +83,8 @@ class MirageCondense:
       class. Numbers, sizes and labels of trees stay those of real graphs.
     * :obj:`"random"`: graphs of each class at random, to compare.
     * :obj:`"patterns"`: sets of trees that occur together in many graphs of a
-      class, each set as one graph with nothing but :obj:`y`, as in the `"Mirage: Model-Agnostic Graph
-      Distillation for Graph Classification"
+      class, each set as one graph with nothing but :obj:`y`, as in the
+      `"Mirage: Model-Agnostic Graph Distillation for Graph Classification"
       <https://arxiv.org/abs/2310.09486>`_ paper.
 
     Each condensed graph has a :obj:`weight`, in proportion to the support of
