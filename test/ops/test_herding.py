@@ -173,7 +173,7 @@ def test_herding_refuses_large_values(ext, high):
     ptr, item = torch.tensor([0, 1, 2]), torch.tensor([0, 0])
     groups = torch.tensor([0, 2])
     value = torch.tensor([high, 1])
-    match = "'value' needs smaller values .* in a group of 2 rows"
+    match = r"'value' needs (smaller values .* of 2 rows|.* \(-2\^31, 2\^31\))"
     with pytest.raises(ValueError, match=match):
         herding(ptr, item, value, groups)
     # The largest ones that are accepted give exact scores:
@@ -194,3 +194,16 @@ def test_herding_device(device):
     out = herding(*(x.to(device) for x in args), 5)
     assert out.device == torch.empty(0, device=device).device
     assert torch.equal(out.cpu(), expected)
+
+
+def test_herding_num_samples(ext):
+    ptr, item, value, groups = random_rows([8, 0, 3], seed=3)
+    order = herding(ptr, item, value, groups, 4)
+    for num_samples in [0, 2, 5, 100]:
+        out = herding(ptr, item, value, groups, 4, num_samples)
+        expected = [
+            part[:num_samples] for part in order.split(groups.diff().tolist())
+        ]
+        assert torch.equal(out, torch.cat(expected))
+    with pytest.raises(ValueError, match=r"'num_samples' .* \(got -1\)"):
+        herding(ptr, item, value, groups, 4, -1)

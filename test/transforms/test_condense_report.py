@@ -40,7 +40,7 @@ def test_report_of_graphs(graphs):
     # trees have children, a label, and a weight:
     assert report.num_condensed_bytes == 4 * 13 + (1 + 3 + 1) * 16 + 3 * 12
     assert report.ratio == report.num_condensed_bytes / BEFORE
-    assert list(report.seconds) == ['trees', 'selection', 'budget', 'graphs']
+    assert list(report.seconds) == ['trees', 'selection', 'graphs']
     assert min(report.seconds.values()) > 0
 
 

@@ -104,17 +104,16 @@ def herding_reference(
             f"herding: 'num_samples' needs to be non-negative (got "
             f'{num_samples})'
         )
-    if bool(((item < 0) | (item >= 1 << 31)).any()):
-        raise ValueError("herding: 'item' needs to be in [0, 2^31)")
-    if bool((value.abs() >= 1 << 31).any()):
-        raise ValueError("herding: 'value' needs to be in (-2^31, 2^31)")
     _check_ptr(ptr, item.numel(), 'ptr')
     _check_ptr(group_ptr, ptr.numel() - 1, 'group_ptr')
-    outside = item[(item < 0) | (item >= 1 << 31)]
-    if outside.numel() > 0:
-        raise ValueError(
-            f"herding: 'item' needs to be in [0, 2^31) (got {int(outside[0])})"
-        )
+    for name, x, low in [('item', item, 0), ('value', value, -(1 << 31) + 1)]:
+        outside = x[(x < low) | (x >= 1 << 31)]
+        if outside.numel() > 0:
+            bounds = '[0, 2^31)' if low == 0 else '(-2^31, 2^31)'
+            raise ValueError(
+                f"herding: '{name}' needs to be in {bounds} (got "
+                f'{int(outside[0])})'
+            )
     row = row_index(ptr)
     out = []
     for begin, end in zip(group_ptr[:-1].tolist(), group_ptr[1:].tolist()):

@@ -1,29 +1,31 @@
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
-from torch import Tensor
 from torch_geometric.data import InMemoryDataset
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.data.atomic_save import atomic_save, file_bytes
+from torch_geometric_ext.data.atomic_save import file_bytes
 from torch_geometric_ext.data.shared_trees import num_bytes
-from torch_geometric_ext.ops.ragged import take_rows
 from torch_geometric_ext.transforms.class_labels import (
     ClassLabels,
     class_labels,
 )
 from torch_geometric_ext.transforms.condense_budget import CondenseBudget
+from torch_geometric_ext.transforms.condense_cache import (
+    Condensed,
+    cache_path,
+    load_condensed,
+    save_condensed,
+    tensors_of,
+)
 from torch_geometric_ext.transforms.condense_report import (
-    ClassReport,
     CondenseReport,
     report_classes,
 )
 from torch_geometric_ext.transforms.discretize import Discretize
-from torch_geometric_ext.transforms.fingerprint import fingerprint
 from torch_geometric_ext.transforms.frequent_patterns import (
     MiningSettings,
     Support,
@@ -32,18 +34,15 @@ from torch_geometric_ext.transforms.frequent_patterns import (
 )
 from torch_geometric_ext.transforms.select_graphs import (
     herding_order,
+    normalize_weights,
     random_order,
+    reorder,
 )
 from torch_geometric_ext.transforms.share_computation_trees import (
     ShareComputationTrees,
     check_dataset,
 )
-from torch_geometric_ext.transforms.unshare_graphs import (
-    as_dataset,
-    unshare_graphs,
-)
-
-Condensed = Union[InMemoryDataset, SharedTrees]
+from torch_geometric_ext.transforms.unshare_graphs import unshare_graphs
 
 NUM_SAMPLES = 1024  # Graphs of each class, at first.
 RESERVED_KEYS = ['root_mask', 'weight']
@@ -239,18 +238,18 @@ class MirageCondense:
         check_dataset(dataset, self.__class__.__name__)
         if root is None:
             return self._condense(dataset)
-        path = self._path(dataset, Path(root))
+        path = cache_path(root, dataset, self._settings(dataset))
         if path.exists() and not force_reload:
             try:
-                return self._load(path)
+                out, self._report = load_condensed(path)
+                return out
             except Exception as error:  # Whatever an unusable file leads to.
                 warnings.warn(
                     f"'{path}' is not usable and is written again ({error})",
                     stacklevel=2,
                 )
         out = self._condense(dataset)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_save(self._state(out), path)
+        save_condensed(out, self.report(), path)
         return out
 
     def report(self) -> CondenseReport:
@@ -280,10 +279,10 @@ class MirageCondense:
         candidates, num_kept = self._select(shared, classes)
         clock.stop('selection')
         chosen = candidates.index_select(torch.arange(num_kept))
-        chosen = _normalize_weights(chosen, classes)
+        chosen = normalize_weights(chosen, classes)
         out = chosen if self.share else self._unshare(chosen)
         clock.stop('graphs')
-        tensors = _tensors_of(out)
+        tensors = tensors_of(out)
         has_support = self.selection == 'patterns'
         self._report = CondenseReport(
             report_classes(shared, candidates, num_kept, classes, has_support),
@@ -307,13 +306,13 @@ class MirageCondense:
         if self.selection == 'random':
             generator = torch.Generator().manual_seed(self.seed)
             order = random_order(classes.group.cpu(), generator)
-            out = _reorder(shared, order)
+            out = reorder(shared, order)
             return out, self._num_kept(out, classes, shared.num_bytes)
         # Herding takes its time for each graph, and most budgets are small:
         num_samples = self.budget.num_graphs or NUM_SAMPLES
         while True:
             order = herding_order(shared, classes.group, num_samples)
-            out = _reorder(shared, order)
+            out = reorder(shared, order)
             num_kept = self._num_kept(out, classes, shared.num_bytes)
             if (
                 num_kept < len(out)
@@ -339,14 +338,6 @@ class MirageCondense:
         keep = self.gcn_norm or self._share_trees.self_loops == 'keep'
         return unshare_graphs(shared, self_loops=keep)
 
-    def _path(self, dataset: Any, root: Path) -> Path:
-        settings = self._settings(dataset)
-        if isinstance(dataset, SharedTrees):
-            key = fingerprint([], dataset._state(), settings)
-        else:
-            key = fingerprint(dataset, settings)
-        return root / f'mirage_{key}.pt'
-
     def _settings(self, dataset: Any) -> Dict[str, Any]:
         """All that the result depends on, other than the data set."""
         out = {**vars(self._share_trees), **vars(self)}
@@ -357,24 +348,6 @@ class MirageCondense:
                 self.discretizer.fit(dataset)
             state = self.discretizer.state_dict()
             out['discretizer'] = [repr(self.discretizer), state]
-        return out
-
-    def _state(self, out: Condensed) -> Dict[str, Any]:
-        report = self.report()._asdict()
-        report['classes'] = [tuple(row) for row in report['classes']]
-        return {'tensors': _tensors_of(out), 'report': report}
-
-    def _load(self, path: Path) -> Condensed:
-        state = torch.load(path, weights_only=True)
-        report = state['report']
-        report['classes'] = [ClassReport(*row) for row in report['classes']]
-        tensors = state['tensors']
-        out: Condensed
-        if self.share:
-            out = SharedTrees._from_state(tensors)
-        else:
-            out = as_dataset(**tensors)
-        self._report = CondenseReport(**report)
         return out
 
     def _check(self) -> None:
@@ -437,36 +410,6 @@ class _Clock:
         self.seconds[stage], self._last = now - self._last, now
 
 
-def _reorder(shared: SharedTrees, order: Tensor) -> SharedTrees:
-    """All graphs in another order, with equal weights."""
-    order = order.to(shared.tree.device)
-    graph_ptr, entry = take_rows(shared.graph_ptr, order)
-    graph_attrs = {key: x[order] for key, x in shared.graph_attrs.items()}
-    graph_attrs['weight'] = torch.ones(order.numel(), device=order.device)
-    return replace(
-        shared,
-        graph_ptr=graph_ptr,
-        tree=shared.tree[entry],
-        count=shared.count[entry],
-        graph_attrs=graph_attrs,
-    )
-
-
-def _normalize_weights(
-    chosen: SharedTrees,
-    classes: ClassLabels,
-) -> SharedTrees:
-    """Lets the weights of each class sum to its share of the data set."""
-    weight = chosen.graph_attrs['weight'].double()
-    group = classes.of(chosen.graph_attrs['y'])
-    share = classes.size / classes.group.numel()
-    total = torch.zeros_like(share, dtype=torch.double)
-    total.index_add_(0, group, weight)
-    weight = weight * (share / total)[group]
-    graph_attrs = {**chosen.graph_attrs, 'weight': weight.float()}
-    return replace(chosen, graph_attrs=graph_attrs)
-
-
 def _check_keys(shared: SharedTrees) -> None:
     for key in RESERVED_KEYS:
         if key in shared.graph_attrs:
@@ -474,9 +417,3 @@ def _check_keys(shared: SharedTrees) -> None:
                 f"'dataset' needs graphs without an attribute '{key}', which "
                 f'condensed graphs have'
             )
-
-
-def _tensors_of(out: Condensed) -> Dict[str, Any]:
-    if isinstance(out, SharedTrees):
-        return out._state()
-    return {'attrs': out._data.to_dict(), 'slices': out.slices}

@@ -1,5 +1,6 @@
 """Orders in which graphs are kept, the most useful ones first."""
 
+from dataclasses import replace
 from typing import Optional, Tuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.ops import herding
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
+from torch_geometric_ext.transforms.class_labels import ClassLabels
 
 RESOLUTION = 1024  # Root mean square norm of a level of counts.
 MAX_NORM = 0.99e9  # Of a row, times those of its group: more leaves 64 bits.
@@ -99,3 +101,33 @@ def rank_in_group(group: Tensor) -> Tensor:
     position = torch.arange(order.numel(), device=order.device)
     rank[order] = position - ptr[group[order]]
     return rank
+
+
+def reorder(shared: SharedTrees, order: Tensor) -> SharedTrees:
+    """All graphs in another order, with equal weights."""
+    order = order.to(shared.tree.device)
+    graph_ptr, entry = take_rows(shared.graph_ptr, order)
+    graph_attrs = {key: x[order] for key, x in shared.graph_attrs.items()}
+    graph_attrs['weight'] = torch.ones(order.numel(), device=order.device)
+    return replace(
+        shared,
+        graph_ptr=graph_ptr,
+        tree=shared.tree[entry],
+        count=shared.count[entry],
+        graph_attrs=graph_attrs,
+    )
+
+
+def normalize_weights(
+    chosen: SharedTrees,
+    classes: ClassLabels,
+) -> SharedTrees:
+    """Lets the weights of each class sum to its share of the data set."""
+    weight = chosen.graph_attrs['weight'].double()
+    group = classes.of(chosen.graph_attrs['y'])
+    share = classes.size / classes.group.numel()
+    total = torch.zeros_like(share, dtype=torch.double)
+    total.index_add_(0, group, weight)
+    weight = weight * (share / total)[group]
+    graph_attrs = {**chosen.graph_attrs, 'weight': weight.float()}
+    return replace(chosen, graph_attrs=graph_attrs)

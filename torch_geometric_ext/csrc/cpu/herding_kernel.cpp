@@ -108,7 +108,12 @@ void check_values(const Rows& rows, const at::Tensor& group_ptr) {
     const auto size = static_cast<double>(ptr[g + 1] - ptr[g]);
     double highest = 0;
     for (auto row = ptr[g]; row < ptr[g + 1]; row++) {
-      highest = std::max(highest, static_cast<double>(rows.norm(row)));
+      double norm = 0;  // Which may leave 64 bits.
+      for (auto k = rows.ptr[row]; k < rows.ptr[row + 1]; k++) {
+        const double value = rows.entries[k].value;
+        norm += value * value;
+      }
+      highest = std::max(highest, norm);
     }
     // |x y| <= highest for all pairs, and a score adds up five n^2 of them.
     TORCH_CHECK_VALUE(
