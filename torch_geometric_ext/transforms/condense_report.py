@@ -1,3 +1,4 @@
+import time
 from typing import Dict, List, NamedTuple, Optional
 
 import torch
@@ -5,6 +6,19 @@ import torch
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.ops.ragged import row_index
 from torch_geometric_ext.transforms.class_labels import ClassLabels
+
+
+class Clock:
+    """Seconds between stops."""
+
+    def __init__(self) -> None:
+        self.seconds: Dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """Ends a stage."""
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
 
 
 class ClassReport(NamedTuple):

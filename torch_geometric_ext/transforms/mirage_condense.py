@@ -1,4 +1,3 @@
-import time
 import warnings
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, Union
@@ -22,6 +21,7 @@ from torch_geometric_ext.transforms.condense_cache import (
     tensors_of,
 )
 from torch_geometric_ext.transforms.condense_report import (
+    Clock,
     CondenseReport,
     report_classes,
 )
@@ -168,6 +168,15 @@ class MirageCondense:
     Raises:
         ValueError: If an argument is out of its range, or not exactly one of
             support and budgets is given.
+
+    .. code-block:: python
+
+        >>> from torch_geometric.data import Data
+        >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+        >>> graph = Data(x=torch.ones(3, 1), edge_index=path, y=0)
+        >>> small = MirageCondense(num_layers=2, num_graphs=1)(10 * [graph])
+        >>> small[0].root_count  # The ends share a tree.
+        tensor([2, 1])
     """
 
     def __init__(
@@ -267,7 +276,7 @@ class MirageCondense:
         return self._report
 
     def _condense(self, dataset: Any) -> Condensed:
-        clock = _Clock()
+        clock = Clock()
         shared = dataset
         if isinstance(dataset, SharedTrees):
             self._check_shared(dataset)
@@ -370,22 +379,15 @@ class MirageCondense:
             )
 
     def _check_shared(self, shared: SharedTrees) -> None:
-        for key in ['num_layers', 'gcn_norm']:
-            if getattr(shared, key) != getattr(self, key):
-                raise ValueError(
-                    f"'dataset' of '{self.__class__.__name__}' needs to be "
-                    f"made with the same '{key}' (got {getattr(shared, key)}, "
-                    f'expected {getattr(self, key)})'
-                )
-        share_trees = self._share_trees
+        name = f"'dataset' of '{self.__class__.__name__}'"
+        self._share_trees._check_depth(shared, name)
         for key, value, found in [
             ('self_loops', 'remove', shared.has_self_loops),
             ('edge_attr', False, len(shared.edge_attrs) > 0),
         ]:
-            if found and getattr(share_trees, key) == value:
+            if found and getattr(self._share_trees, key) == value:
                 raise ValueError(
-                    f"'dataset' of '{self.__class__.__name__}' needs to be "
-                    f'made with {key}={value!r}'
+                    f'{name} needs to be made with {key}={value!r}'
                 )
 
     def __repr__(self) -> str:
@@ -395,19 +397,6 @@ class MirageCondense:
         ]
         args += [f"selection='{self.selection}'", f'share={self.share}']
         return f'{self.__class__.__name__}({", ".join(args)})'
-
-
-class _Clock:
-    """Seconds between stops."""
-
-    def __init__(self) -> None:
-        self.seconds: Dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        """Ends a stage."""
-        now = time.perf_counter()
-        self.seconds[stage], self._last = now - self._last, now
 
 
 def _check_keys(shared: SharedTrees) -> None:

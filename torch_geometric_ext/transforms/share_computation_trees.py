@@ -247,11 +247,14 @@ class ShareComputationTrees:
             raise TypeError(
                 f"'known' needs to be 'SharedTrees' (got {type(known)})"
             )
+        self._check_depth(known, "'known'")
+
+    def _check_depth(self, shared: SharedTrees, name: str) -> None:
         for key in ['num_layers', 'gcn_norm']:
-            if getattr(known, key) != getattr(self, key):
+            if getattr(shared, key) != getattr(self, key):
                 raise ValueError(
-                    f"'known' needs to be made with the same '{key}' (got "
-                    f'{getattr(known, key)}, expected {getattr(self, key)})'
+                    f"{name} needs to be made with the same '{key}' (got "
+                    f'{getattr(shared, key)}, expected {getattr(self, key)})'
                 )
 
     def __repr__(self) -> str:
