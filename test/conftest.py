@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -45,3 +46,11 @@ def tu_dataset(tmp_path):
         return TUDataset(str(tmp_path), name)
 
     return load
+
+
+@pytest.fixture
+def interrupts():
+    """Lets Ctrl-C interrupt, which processes in the background ignore."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)

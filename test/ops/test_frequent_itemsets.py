@@ -201,7 +201,7 @@ def test_frequent_itemsets_equal_mlxtend(ext, closed, min_support):
 
 
 @withKernels
-def test_frequent_itemsets_can_be_interrupted():
+def test_frequent_itemsets_can_be_interrupted(interrupts):
     noise = torch.rand(200, 100, generator=torch.Generator().manual_seed(0))
     row, col = (noise < 0.9).nonzero().t()
     ptr = row_ptr(torch.bincount(row))

@@ -17,7 +17,7 @@ def test_interruptible_results():
         interruptible(fail)
 
 
-def test_interruptible_is_interrupted():
+def test_interruptible_is_interrupted(interrupts):
     stopped = []
 
     def wait(cancel):
