@@ -156,6 +156,31 @@ class SharedTrees:
         num_nodes, num_edges = int(count.sum()), int((count * degree).sum())
 
         tree, kept = _renumber(ids, self.num_trees[-1])
+        levels, node_labels, edge_labels = self._select_levels(kept)
+        share = (num_nodes + num_edges) / max(
+            self.num_nodes + self.num_edges, 1
+        )
+        return replace(
+            self,
+            node_attrs={k: v[node_labels] for k, v in self.node_attrs.items()},
+            edge_attrs={k: v[edge_labels] for k, v in self.edge_attrs.items()},
+            levels=levels,
+            graph_ptr=graph_ptr,
+            tree=tree.int(),
+            count=count,
+            graph_attrs={k: v[graph_idx] for k, v in self.graph_attrs.items()},
+            num_nodes=num_nodes,
+            num_edges=num_edges,
+            num_bytes=round(self.num_bytes * share),
+        )
+
+    def _select_levels(
+        self,
+        kept: Tensor,
+    ) -> Tuple[List[TreeLevel], Tensor, Tensor]:
+        """What trees of the highest level are made of: their levels, and the
+        labels of nodes and edges in them.
+        """
         levels, edge_labels = [], []
         for level, size in zip(self.levels[::-1], self.num_trees[-2::-1]):
             ptr, position = take_rows(level.ptr, kept)
@@ -167,32 +192,15 @@ class SharedTrees:
                 edge_label = edge_label[position]
             edge_labels.append(edge_label.long())
             levels.append(TreeLevel(own.int(), ptr, child.int(), edge_label))
-        edge_attrs = self.edge_attrs
-        if edge_attrs:
-            size = next(iter(edge_attrs.values())).size(0)
-            all_labels, kept_labels = _renumber(torch.cat(edge_labels), size)
-            edge_attrs = {k: v[kept_labels] for k, v in edge_attrs.items()}
-            sizes = [label.numel() for label in edge_labels]
-            levels = [
-                level._replace(edge_label=label.int())
-                for level, label in zip(levels, all_labels.split(sizes))
-            ]
-        share = (num_nodes + num_edges) / max(
-            self.num_nodes + self.num_edges, 1
-        )
-        return replace(
-            self,
-            node_attrs={k: v[kept] for k, v in self.node_attrs.items()},
-            edge_attrs=edge_attrs,
-            levels=levels[::-1],
-            graph_ptr=graph_ptr,
-            tree=tree.int(),
-            count=count,
-            graph_attrs={k: v[graph_idx] for k, v in self.graph_attrs.items()},
-            num_nodes=num_nodes,
-            num_edges=num_edges,
-            num_bytes=round(self.num_bytes * share),
-        )
+
+        size = max((len(x) for x in self.edge_attrs.values()), default=0)
+        labels, kept_labels = _renumber(torch.cat(edge_labels), size)
+        sizes = [label.numel() for label in edge_labels]
+        levels = [
+            level._replace(edge_label=label.int())
+            for level, label in zip(levels, labels.split(sizes))
+        ]
+        return levels[::-1], kept, kept_labels
 
     def save(self, path: Union[str, Path]) -> None:
         """Writes everything to a file, which is complete or not there.

@@ -34,7 +34,9 @@ class CondenseBudget(NamedTuple):
                 f"'{name}' needs exactly one of {list(self._fields)} (got "
                 f'{list(given) or "none"})'
             )
-        if self.ratio is not None and not 0 < self.ratio <= 1:
+        if self.ratio is not None and (
+            not isinstance(self.ratio, (int, float)) or not 0 < self.ratio <= 1
+        ):
             raise ValueError(
                 f"'ratio' of '{name}' needs to be in (0, 1] (got {self.ratio})"
             )
