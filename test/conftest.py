@@ -1,10 +1,14 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import hypothesis
 import pytest
+import torch.distributed as dist
 from torch_geometric.datasets import TUDataset
 
 import torch_geometric_ext.typing
@@ -54,3 +58,41 @@ def interrupts():
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
+def run_ranks(tmp_path):
+    """Runs a test file as a script on two ranks of `torch.distributed`."""
+
+    def run(script):
+        # Ranks meet in a store that outlives them: that of a file is removed
+        # by the first rank that ends, while others still look for it.
+        store = dist.TCPStore(
+            'localhost', 0, wait_for_workers=False, is_master=True
+        )
+        env = dict(
+            os.environ,
+            MASTER_ADDR='localhost',
+            MASTER_PORT=str(store.port),
+            TORCHELASTIC_USE_AGENT_STORE='True',
+            WORLD_SIZE='2',
+        )
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, script, str(tmp_path)],
+                env=dict(env, RANK=str(rank)),
+            )
+            for rank in range(2)
+        ]
+        end = time.monotonic() + 200
+        try:
+            while not all(rank.poll() == 0 for rank in ranks):
+                codes = [rank.poll() for rank in ranks]
+                assert not any(codes), f'a rank failed: {codes}'
+                assert time.monotonic() < end, f'a rank hangs: {codes}'
+                time.sleep(0.05)
+        finally:
+            for rank in ranks:
+                rank.kill()
+
+    return run

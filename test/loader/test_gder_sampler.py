@@ -1,5 +1,4 @@
 import copy
-import subprocess
 import sys
 import warnings
 
@@ -310,10 +309,9 @@ def test_errors():
     assert sampler.state_dict()['graph_idx'].numel() == 0  # Nothing recorded.
 
 
-def run_rank(rank, path):
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{path}/store', rank=rank, world_size=2
-    )
+def run_rank(path):
+    torch.distributed.init_process_group('gloo')
+    rank = torch.distributed.get_rank()
     torch.set_num_threads(1)
     trainer = Trainer(num_graphs=61)
     assert trainer.sampler.num_replicas == 2 and trainer.sampler.rank == rank
@@ -337,12 +335,8 @@ def run_rank(rank, path):
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks(tmp_path):
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)])
-        for rank in range(2)
-    ]
-    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+def test_two_ranks(run_ranks, tmp_path):
+    run_ranks(__file__)
     (first, state, again), (second, other, _) = (
         torch.load(tmp_path / f'{rank}.pt') for rank in range(2)
     )
@@ -358,4 +352,4 @@ def test_two_ranks(tmp_path):
 
 
 if __name__ == '__main__':
-    run_rank(int(sys.argv[1]), sys.argv[2])
+    run_rank(sys.argv[1])

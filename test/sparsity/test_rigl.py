@@ -1,4 +1,3 @@
-import subprocess
 import sys
 
 import pytest
@@ -238,10 +237,9 @@ class Trainer:
         return [(layer.index, layer.values.detach()) for layer in self.layers]
 
 
-def run_rank(rank, path):
-    dist.init_process_group(
-        'gloo', init_method=f'file://{path}/store', rank=rank, world_size=2
-    )
+def run_rank(path):
+    dist.init_process_group('gloo')
+    rank = dist.get_rank()
     torch.set_num_threads(1)
     out = {}
     for policy in [SET, RigL]:
@@ -255,12 +253,8 @@ def run_rank(rank, path):
     dist.destroy_process_group()
 
 
-def test_two_ranks(tmp_path):
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)])
-        for rank in range(2)
-    ]
-    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+def test_two_ranks(run_ranks, tmp_path):
+    run_ranks(__file__)
     first, second = (torch.load(tmp_path / f'{r}.pt') for r in range(2))
     for policy in [SET, RigL]:
         trainer = Trainer(policy)
@@ -278,7 +272,7 @@ def test_two_ranks(tmp_path):
 
 
 if __name__ == '__main__':
-    run_rank(int(sys.argv[1]), sys.argv[2])
+    run_rank(sys.argv[1])
 
 
 @pytest.mark.parametrize('scale', [float('nan'), float('inf'), 1e30])

@@ -1,5 +1,4 @@
 import copy
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -449,13 +448,9 @@ def test_device(gcn_norm, device):
     assert out.num_trees == expected.num_trees
 
 
-def run_rank(rank, world_size, path):
-    torch.distributed.init_process_group(
-        'gloo',
-        init_method=f'file://{path}/init',
-        rank=rank,
-        world_size=world_size,
-    )
+def run_rank(path):
+    torch.distributed.init_process_group('gloo')
+    rank = torch.distributed.get_rank()
     shared = share(make_graphs(25), distributed=True, chunk_size=4)
     shared.save(f'{path}/{rank}.pt')
     one = share(make_graphs(1), distributed=True)  # Less than one a rank.
@@ -469,16 +464,10 @@ def run_rank(rank, world_size, path):
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_find_the_same_trees(tmp_path):
+def test_ranks_find_the_same_trees(run_ranks, tmp_path):
     from torch_geometric_ext.data import SharedTrees
 
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), '2', str(tmp_path)]
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    run_ranks(__file__)
     expected = share(make_graphs(25))
     for rank in range(2):
         out = SharedTrees.load(Path(tmp_path, f'{rank}.pt'))
@@ -486,4 +475,4 @@ def test_ranks_find_the_same_trees(tmp_path):
 
 
 if __name__ == '__main__':
-    run_rank(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    run_rank(sys.argv[1])
