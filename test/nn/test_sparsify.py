@@ -8,7 +8,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.nn import SparseLinear, densify, sparsify
-from torch_geometric_ext.nn.sparsify import _seed
+from torch_geometric_ext.nn.named_seed import named_seed
 
 EDGE_INDEX = torch.tensor(
     [[0, 1, 2, 3, 4, 5, 0, 2, 4, 1], [1, 2, 3, 4, 5, 0, 3, 5, 1, 4]]
@@ -214,7 +214,7 @@ def test_global_generator_is_left_alone():
 
 
 def test_seeds_are_the_same_in_every_process():
-    assert _seed(0, 'convs.0.lin') == 29236586169133970
+    assert named_seed(0, 'convs.0.lin') == 29236586169133970
 
 
 def test_ignored():

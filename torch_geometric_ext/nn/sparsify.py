@@ -1,28 +1,9 @@
-import hashlib
-import logging
 import math
 import warnings
-from collections import Counter
-from typing import (
-    Any,
-    Dict,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
-    Set,
-    Tuple,
-    Type,
-    TypeVar,
-    Union,
-)
+from typing import Dict, Sequence
 
 import torch
-import torch_geometric.nn
 from torch.nn import Module
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.parameter import UninitializedParameter
-from torch_geometric.nn.models import PMLP
 
 from torch_geometric_ext.nn.dense.distribution import layer_densities
 from torch_geometric_ext.nn.dense.pattern import random_index
@@ -31,26 +12,14 @@ from torch_geometric_ext.nn.dense.sparse_linear import (
     SparseLinear,
 )
 from torch_geometric_ext.nn.dense.sparse_parameters import is_lazy
-
-T = TypeVar('T', bound=Module)
-
-LINEARS: Tuple[Type[DenseLinear], ...] = (
-    torch.nn.Linear,
-    torch_geometric.nn.Linear,
+from torch_geometric_ext.nn.linear_layers import (
+    Ignored,
+    check_initialized,
+    find_layers,
+    swap_layers,
+    swappable_linears,
 )
-FORWARDS = [cls.forward for cls in LINEARS]
-
-# Modules that multiply by the weights of their layers, never calling them:
-READERS: Tuple[Type[Module], ...] = (PMLP,)
-
-HOOKS = [
-    '_forward_hooks',
-    '_forward_pre_hooks',
-    '_backward_hooks',
-    '_backward_pre_hooks',
-]
-
-Ignored = Union[str, Module, Type[Module]]
+from torch_geometric_ext.nn.named_seed import named_seed
 
 
 def sparsify(
@@ -136,44 +105,24 @@ def sparsify(
         >>> model.convs[1].lin
         Linear(64, 7, bias=False)
     """
-    names = _find(model, LINEARS)
-    chosen = _ignored(model, ignored)
-    reasons = {
-        linear: reason
-        for linear, reason in _obstacles(model, list(names)).items()
-        if linear not in chosen
-    }
-    layers = [
-        linear
-        for linear in names
-        if linear not in chosen and linear not in reasons
-    ]
-    _check_initialized([names[x] for x in layers if _waits(x.weight)])
-    skipped = ', '.join(f"'{names[x]}' ({why})" for x, why in reasons.items())
-    if len(layers) == 0:
-        raise ValueError(
-            f"'model' needs a linear layer to swap that is not ignored (left "
-            f'dense: {skipped or "none"})'
-        )
+    layers = swappable_linears(model, ignored)
     densities = layer_densities(
         [(linear.weight.size(1), linear.weight.size(0)) for linear in layers],
         sparsity,
         distribution,
         min_fan_in=min_fan_in,
     )
-    swaps: Dict[Module, SparseLinear] = {}
-    for linear, density in zip(layers, densities):
-        swaps[linear] = _sparse(linear, density, _seed(seed, names[linear]))
-    empty = [names[x] for x in layers if swaps[x].values.numel() == 0]
+    swaps: Dict[DenseLinear, SparseLinear] = {}
+    for (linear, name), density in zip(layers.items(), densities):
+        swaps[linear] = _sparse(linear, density, named_seed(seed, name))
+    empty = [layers[x] for x in swaps if swaps[x].values.numel() == 0]
     if len(empty) > 0:
         warnings.warn(
             f"'sparsity={sparsity}' leaves no weight in {empty}; lower it, or "
             f'ignore them',
             stacklevel=2,
         )
-    if skipped:
-        logging.getLogger(__name__).info(f'Left dense: {skipped}')
-    return _swap(model, swaps)
+    return swap_layers(model, swaps)
 
 
 def densify(model: Module) -> Module:
@@ -202,110 +151,11 @@ def densify(model: Module) -> Module:
         >>> densify(model).lins[0]
         Linear(64, 64, bias=True)
     """
-    names = _find(model, (SparseLinear,))
+    names = find_layers(model, (SparseLinear,))
     if len(names) == 0:
         raise ValueError("'model' needs a 'SparseLinear' to swap (got none)")
-    _check_initialized([names[layer] for layer in names if is_lazy(layer)])
-    return _swap(model, {layer: layer.to_dense() for layer in names})
-
-
-def _find(model: Module, classes: Tuple[Type[T], ...]) -> Dict[T, str]:
-    """The modules of some classes, with their (first) names."""
-    return {
-        module: name
-        for name, module in model.named_modules()
-        if isinstance(module, classes)
-    }
-
-
-def _ignored(model: Module, ignored: Sequence[Ignored]) -> Set[Module]:
-    """The linear layers in modules given by name, object or class."""
-    if isinstance(ignored, (str, Module)):
-        raise TypeError(
-            f"'ignored' needs to be a sequence of names, modules and classes "
-            f'(got {ignored!r})'
-        )
-    modules = list(model.named_modules(remove_duplicate=False))
-    out: Set[Module] = set()
-    for entry in ignored:
-        if isinstance(entry, str):
-            roots = [module for name, module in modules if name == entry]
-        elif isinstance(entry, type):
-            roots = [
-                module for _, module in modules if isinstance(module, entry)
-            ]
-        else:
-            roots = [module for _, module in modules if module is entry]
-        found = {layer for root in roots for layer in _find(root, LINEARS)}
-        if len(found) == 0:
-            raise ValueError(
-                f"'ignored' needs to name modules that are or contain a "
-                f'linear layer (got {entry!r})'
-            )
-        out |= found
-    return out
-
-
-def _obstacles(
-    model: Module, linears: List[DenseLinear]
-) -> Dict[DenseLinear, str]:
-    """Why layers can not be swapped."""
-    read = {
-        linear
-        for reader in _find(model, READERS)
-        for linear in _find(reader, LINEARS)
-    }
-    owners = Counter(
-        id(param)
-        for module in model.modules()
-        for param in module._parameters.values()
-        if param is not None
-    )
-    out: Dict[DenseLinear, str] = {}
-    for linear in linears:
-        reason = _obstacle(linear, linear in read)
-        if reason is None:
-            params = linear._parameters.values()
-            if any(owners[id(param)] > 1 for param in params):
-                reason = 'shares a parameter with another module'
-        if reason is not None:
-            out[linear] = reason
-    return out
-
-
-def _obstacle(linear: DenseLinear, is_read: bool) -> Optional[str]:
-    # `torch.nn.MultiheadAttention` marks what it never calls by a class:
-    if is_read or isinstance(linear, NonDynamicallyQuantizableLinear):
-        return 'its weight is read by another module'
-    if type(linear).forward not in FORWARDS:
-        return "overrides 'forward'"
-    if set(linear._parameters) != {'weight', 'bias'}:
-        return 'its weight is parametrized'
-    if _waits(linear.weight):  # Its own hook is gone once it is initialized.
-        return None
-    if any(getattr(linear, name) for name in HOOKS):
-        return 'has hooks'
-    if linear.weight.numel() == 0:
-        return 'has no weights'
-    return None
-
-
-def _waits(weight: torch.Tensor) -> bool:
-    return isinstance(weight, UninitializedParameter)
-
-
-def _check_initialized(names: List[str]) -> None:
-    if len(names) > 0:
-        raise ValueError(
-            f"'model' needs to be initialized; run one forward pass first "
-            f'(got lazy layers {names})'
-        )
-
-
-def _seed(seed: int, name: str) -> int:
-    """A seed for each name, the same in every process."""
-    digest = hashlib.sha256(f'{seed}:{name}'.encode()).digest()
-    return int.from_bytes(digest[:7], 'little')
+    check_initialized([names[layer] for layer in names if is_lazy(layer)])
+    return swap_layers(model, {layer: layer.to_dense() for layer in names})
 
 
 @torch.no_grad()
@@ -317,13 +167,3 @@ def _sparse(linear: DenseLinear, density: float, seed: int) -> SparseLinear:
     out = SparseLinear.from_dense(linear, index=index)
     out.values.mul_(math.sqrt(numel / max(size, 1)))
     return out
-
-
-def _swap(model: Module, swaps: Mapping[Any, Module]) -> Module:
-    if model in swaps:
-        return swaps[model]
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            if child in swaps:
-                module._modules[name] = swaps[child]
-    return model

@@ -1,3 +1,8 @@
+from .graph_lottery_pruner import GraphLotteryPruner, number_edges
 from .macs import count_macs
+from .ticket import Ticket
 
-__all__ = functions = ['count_macs']
+__all__ = ['GraphLotteryPruner', 'Ticket', 'count_macs', 'number_edges']
+
+functions = ['count_macs', 'number_edges']
+classes = [name for name in __all__ if name not in functions]

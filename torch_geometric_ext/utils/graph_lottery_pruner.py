@@ -1,0 +1,462 @@
+import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Callable, Iterable, List, Optional, Sequence, Union
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import MessagePassing
+
+from torch_geometric_ext.nn.linear_layers import Ignored, swappable_linears
+from torch_geometric_ext.utils.lottery.checkpoint import Checkpoint
+from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
+from torch_geometric_ext.utils.lottery.search import Search, Settings
+from torch_geometric_ext.utils.lottery.stage import Progress, Stage
+from torch_geometric_ext.utils.lottery.task import (
+    CustomTask,
+    Evaluate,
+    LossFunction,
+    NodeTask,
+    Task,
+    check_node_task,
+)
+from torch_geometric_ext.utils.lottery.weight_masks import (
+    build_model,
+    clear_caches,
+)
+from torch_geometric_ext.utils.macs import count_macs
+from torch_geometric_ext.utils.ticket import Ticket
+
+METHODS = ['fast', 'imp', 'one_shot', 'random']
+TRAINED = ['retrained', 'search']
+EDGE_SCORES = ['degree', 'learned']
+
+
+class GraphLotteryPruner:
+    r"""Finds a sub-network and a sub-graph that still do the job, as in the
+    `"Fast Track to Winning Tickets: Repowering One-Shot Pruning for Graph
+    Neural Networks" <https://arxiv.org/abs/2412.07605>`_ and `"A Unified
+    Lottery Ticket Hypothesis for Graph Neural Networks"
+    <https://arxiv.org/abs/2102.06790>`_ papers.
+
+    .. code-block:: python
+
+        pruner = GraphLotteryPruner(
+            model, weight_sparsity=0.98, edge_sparsity=0.35
+        )
+        ticket = pruner.fit(data)
+        small_model, small_data = ticket.apply(model, data)
+
+    Works on any model of linear layers and
+    :class:`~torch_geometric.nn.conv.MessagePassing`, which is not changed.
+    What :obj:`method="fast"` does:
+
+    1. The dense model is trained.
+    2. In one shot, the weights of largest magnitude are kept, compared over
+       all layers, and the edges of nodes with few others: in rounds, edges
+       :math:`(u, v)` of the largest :math:`d_u d_v` leave the graph, by the
+       degrees of what is left.
+    3. From their initial values on, the kept weights are trained on the
+       pruned graph, while some move: the smallest leave, and the same number
+       comes back, as zeros, where the gradient is largest
+       (:class:`~torch_geometric_ext.sparsity.RigL`).
+    4. The weights that were kept at the best validation metric are trained
+       again, from their initial values on. The ticket holds the result of
+       this step or of the one before, whichever measures better.
+
+    In steps 3 and 4, weights are those of
+    :class:`~torch_geometric_ext.nn.SparseLinear`, and edges that left are not
+    there: each step gets cheaper. Where the nodes of a graph are classified,
+    the share :obj:`distill` of the loss is the cross-entropy with the
+    predictions of the dense model, on all nodes: this is what lets a graph
+    lose edges without losing accuracy.
+
+    The rivals: :obj:`"one_shot"` leaves step 3 out, :obj:`"random"` keeps
+    weights and edges at random, and :obj:`"imp"` prunes iteratively: a fifth
+    of the weights and a twentieth of the edges leave in each round, which
+    trains from the initial weights on, until the target is reached.
+
+    .. note::
+        Deviations from the first paper: edges are ranked by degrees alone
+        (its degree term), and do not move: learned scores
+        (:obj:`edge_score="learned"`, with its penalties) choose worse edges.
+        Weights are ranked over all layers, and grow by the gradient of one
+        step. Distillation is not part of it. Deviations from the second one:
+        weights are ranked by magnitude, not by learned masks.
+
+    .. note::
+        Pruned edges are removed from the graph, never multiplied by zero:
+        normalization, means, maxima and attention are those of the pruned
+        graph. In undirected graphs, both directions of an edge leave
+        together. Self-loops stay.
+
+    Args:
+        model (torch.nn.Module): The model, which may be lazy.
+        weight_sparsity (float, optional): The share of weights of linear
+            layers to remove, in :math:`[0, 1)`. (default: :obj:`0.0`)
+        edge_sparsity (float, optional): The share of edges to remove, in
+            :math:`[0, 1)`. (default: :obj:`0.0`)
+        method (str, optional): :obj:`"fast"`, :obj:`"imp"`,
+            :obj:`"one_shot"` or :obj:`"random"`. (default: :obj:`"fast"`)
+        ignored (Sequence[str, torch.nn.Module or type], optional): Layers to
+            leave dense: by name, as a module, or by class, each with all it
+            contains. (default: :obj:`()`)
+        edge_score (str, optional): How edges are ranked: by degrees
+            (:obj:`"degree"`), or by factors of their messages that are
+            learned with the dense model (:obj:`"learned"`).
+            (default: :obj:`"degree"`)
+        seed (int, optional): Seed of all that is random.
+            (default: :obj:`0`)
+        pretrain_epochs (int, optional): Number of epochs of step 1.
+            (default: :obj:`60`)
+        search_epochs (int, optional): Number of epochs of step 3.
+            (default: :obj:`100`)
+        retrain_epochs (int, optional): Number of epochs of step 4, and of
+            each round of :obj:`"imp"`. (default: :obj:`100`)
+        update_every (int, optional): Number of optimizer steps between moves.
+            (default: :obj:`5`)
+        drop_fraction (float, optional): The share of weights that move at
+            first, in :math:`(0, 1]`. (default: :obj:`0.5`)
+        distill (float, optional): The share of the loss that compares with
+            the dense model, in :math:`[0, 1]`. (default: :obj:`0.8`)
+        optimizer (Callable, optional): Makes the optimizer of parameters. By
+            default, :class:`torch.optim.Adam` with a learning rate of 0.01
+            and a weight decay of 0.0005. (default: :obj:`None`)
+        evaluate_every (int, optional): Number of epochs between evaluations.
+            (default: :obj:`2`)
+        patience (int, optional): Number of evaluations without a better one
+            after which a step ends. (default: :obj:`None`)
+        log (bool, optional): If set to :obj:`True`, will show a progress bar.
+            (default: :obj:`False`)
+
+    Raises:
+        ValueError: If an argument is out of its range, or there is nothing
+            to prune.
+        TypeError: If :obj:`model` is no module.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        *,
+        weight_sparsity: float = 0.0,
+        edge_sparsity: float = 0.0,
+        method: str = 'fast',
+        ignored: Sequence[Ignored] = (),
+        edge_score: str = 'degree',
+        seed: int = 0,
+        pretrain_epochs: int = 60,
+        search_epochs: int = 100,
+        retrain_epochs: int = 100,
+        update_every: int = 5,
+        drop_fraction: float = 0.5,
+        distill: float = 0.8,
+        optimizer: Optional[Callable[[Iterable[Any]], Optimizer]] = None,
+        evaluate_every: int = 2,
+        patience: Optional[int] = None,
+        log: bool = False,
+    ) -> None:
+        if not isinstance(model, Module):
+            raise TypeError(
+                f"'model' of 'GraphLotteryPruner' needs to be a "
+                f"'torch.nn.Module' (got {type(model)})"
+            )
+        self.settings = Settings(
+            weight_sparsity=weight_sparsity,
+            edge_sparsity=edge_sparsity,
+            method=method,
+            edge_score=edge_score,
+            seed=seed,
+            pretrain_epochs=pretrain_epochs,
+            search_epochs=search_epochs,
+            retrain_epochs=retrain_epochs,
+            update_every=update_every,
+            drop_fraction=drop_fraction,
+            distill=distill,
+            evaluate_every=evaluate_every,
+            patience=patience,
+        )
+        _check(self.settings)
+        if edge_sparsity > 0 and not any(
+            isinstance(module, MessagePassing) for module in model.modules()
+        ):
+            raise ValueError(
+                f"'model' of 'GraphLotteryPruner' needs to pass messages to "
+                f"have edges pruned (got no 'MessagePassing' in "
+                f"'{model.__class__.__name__}')"
+            )
+        self.model = model
+        self.ignored = ignored
+        self.optimizer = optimizer or _adam
+        self.log = log
+
+    def fit(
+        self,
+        data: Any,
+        loss_fn: Optional[LossFunction] = None,
+        evaluate: Optional[Evaluate] = None,
+        *,
+        callbacks: Sequence[Callable[[Progress], None]] = (),
+        checkpoint: Optional[Union[str, Path]] = None,
+        checkpoint_every: int = 10,
+    ) -> Ticket:
+        r"""Finds a ticket.
+
+        Without :obj:`loss_fn`, the nodes of :obj:`data` are classified:
+        :obj:`y` holds their classes, and :obj:`train_mask` and
+        :obj:`val_mask` say which of them to train on and to measure the
+        accuracy of. The model is called with :obj:`x` and :obj:`edge_index`,
+        and with :obj:`edge_weight` and :obj:`edge_attr` if it takes them.
+
+        Args:
+            data (torch_geometric.data.Data or iterable): A graph, or a loader
+                of mini-batches. To prune edges of the latter, mini-batches
+                need to hold the global numbers :obj:`e_id` of their edges, as
+                those of :class:`~torch_geometric.loader.NeighborLoader` do,
+                or as :func:`~torch_geometric_ext.utils.number_edges` gives
+                them to a list of graphs.
+            loss_fn (Callable, optional): Returns the loss to minimize of a
+                model and a graph or mini-batch, whose pruned edges are gone.
+                (default: :obj:`None`)
+            evaluate (Callable, optional): Returns the validation metric (the
+                higher, the better) of a model and the pruned graph, or all
+                mini-batches. Gradients are off, and the model is in
+                evaluation mode. (default: :obj:`None`)
+            callbacks (Sequence[Callable], optional): Are told the progress
+                after each evaluation (:obj:`stage`, :obj:`epoch`,
+                :obj:`num_epochs`, :obj:`metric`, :obj:`best`).
+                (default: :obj:`()`)
+            checkpoint (str or Path, optional): A file that holds the state of
+                the search. If it is there, the search goes on from it, with
+                the same result as without an interruption.
+                (default: :obj:`None`)
+            checkpoint_every (int, optional): Number of evaluations between
+                writes of this file. (default: :obj:`10`)
+
+        Raises:
+            ValueError: If the graph lacks something, there is nothing to
+                prune, or the checkpoint is of another search.
+        """
+        if (loss_fn is None) != (evaluate is None):
+            raise ValueError(
+                "'loss_fn' and 'evaluate' need to be given together"
+            )
+        if loss_fn is None or evaluate is None:
+            check_node_task(data)
+            task: Task = NodeTask(data)
+        else:
+            task = CustomTask(data, loss_fn, evaluate)
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        devices = list({x.device for x in tensors if x.is_cuda})
+        with torch.random.fork_rng(devices):
+            return self._fit(
+                data, task, callbacks, checkpoint, checkpoint_every
+            )
+
+    def _fit(
+        self,
+        data: Any,
+        task: Task,
+        callbacks: Sequence[Callable[[Progress], None]],
+        path: Optional[Union[str, Path]],
+        every: int,
+    ) -> Ticket:
+        settings = self.settings
+        template = self._template(task)
+        names: List[str] = []
+        if settings.weight_sparsity > 0:
+            names = list(swappable_linears(template, self.ignored).values())
+        pairs = self._pairs(data) if settings.edge_sparsity > 0 else None
+
+        file: Optional[Checkpoint] = None
+        bar = _ProgressBar() if self.log else None
+
+        def observe(stage: Stage) -> None:
+            for callback in callbacks:
+                callback(stage.progress)
+            if bar is not None:
+                bar.update(stage.progress)
+            if file is not None:
+                file.update(stage)
+
+        search = Search(
+            template, task, names, pairs, self.optimizer, settings, observe
+        )
+        if path is not None:
+            file = Checkpoint(path, search, every)
+            file.resume()
+        found = search.run()
+        if file is not None:
+            file.write()
+        if bar is not None:
+            bar.close()
+
+        edge_mask = None
+        if pairs is not None and found.pairs is not None:
+            edge_mask = pairs.edge_mask(found.pairs)
+        # The weights of both are trained on the same ticket:
+        final = max(
+            (search.done[x] for x in TRAINED if x in search.done),
+            key=lambda outcome: outcome.metric,
+        ).best
+        small = search.task if edge_mask is None else task.pruned(edge_mask)
+        return Ticket(
+            weight_masks={
+                f'{name}.weight': mask for name, mask in found.masks.items()
+            },
+            edge_mask=edge_mask,
+            initial_state=search.initial,
+            final_state=final.state,
+            metrics={key: x.metric for key, x in search.done.items()},
+            history={key: x.history for key, x in search.done.items()},
+            seconds=search.seconds,
+            macs=(
+                _macs(template, task),
+                _macs(build_model(template, final), small),
+            ),
+        )
+
+    def _template(self, task: Task) -> Module:
+        """A copy of the model that knows its sizes and no graph."""
+        model = copy.deepcopy(self.model)
+        clear_caches(model)
+        if any(is_lazy(x) for x in model.parameters()):
+            torch.manual_seed(self.settings.seed)
+            with torch.no_grad():
+                task.loss(model.eval(), next(iter(task.batches())))
+            clear_caches(model)
+        return model
+
+    def _pairs(self, data: Any) -> EdgePairs:
+        graph = data
+        if not isinstance(data, Data):
+            graph = getattr(data, 'data', None)
+        if graph is None and hasattr(data, 'dataset'):
+            graph = Batch.from_data_list(list(data.dataset))
+            ids: Optional[Tensor] = graph.get('e_id')
+            if ids is None or ids.tolist() != list(range(graph.num_edges)):
+                raise ValueError(
+                    "graphs of 'data' need to number their edges by 'e_id' "
+                    "to be pruned; 'number_edges' does that"
+                )
+        if graph is None or graph.get('edge_index') is None:
+            raise ValueError(
+                f"'data' needs to hold 'edge_index' to have edges pruned "
+                f'(got {data})'
+            )
+        pairs = EdgePairs(graph.edge_index, graph.num_nodes)
+        if pairs.num_pairs == 0:
+            raise ValueError(
+                "'data' needs edges that are no self-loops to prune (got none)"
+            )
+        return pairs
+
+
+def number_edges(graphs: Iterable[Data]) -> List[Data]:
+    """Copies graphs and numbers all their edges by :obj:`e_id`, for
+    :class:`~torch_geometric_ext.utils.GraphLotteryPruner` to prune them in
+    mini-batches.
+
+    Args:
+        graphs (Iterable[torch_geometric.data.Data]): The graphs.
+
+    Example:
+        >>> edge_index = torch.tensor([[0, 1], [1, 0]])
+        >>> graphs = [Data(edge_index=edge_index, num_nodes=2)] * 2
+        >>> [data.e_id.tolist() for data in number_edges(graphs)]
+        [[0, 1], [2, 3]]
+    """
+    out, begin = [], 0
+    for data in graphs:
+        data, end = copy.copy(data), begin + data.num_edges
+        data.e_id = torch.arange(begin, end, device=data.edge_index.device)
+        out.append(data)
+        begin = end
+    return out
+
+
+def _adam(params: Iterable[Any]) -> Optimizer:
+    return torch.optim.Adam(params, lr=0.01, weight_decay=5e-4)
+
+
+def _macs(model: Module, task: Task) -> int:
+    batch = next(iter(task.batches()))
+    return count_macs(_Loss(model, task), batch).forward
+
+
+class _Loss(Module):
+    """The loss of a model as a module, to be counted."""
+
+    def __init__(self, model: Module, task: Task) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.task = task
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.task.loss(self.model, batch)
+
+    def __deepcopy__(self, memo: Any) -> '_Loss':
+        return _Loss(copy.deepcopy(self.model, memo), self.task)
+
+
+class _ProgressBar:
+    """One bar for each stage."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.stage = ''
+
+    def update(self, progress: Progress) -> None:
+        from tqdm.auto import tqdm
+
+        if progress.stage != self.stage:
+            self.close()
+            self.stage = progress.stage
+            self.bar = tqdm(total=progress.num_epochs, desc=progress.stage)
+        self.bar.update(progress.epoch - self.bar.n)
+        self.bar.set_postfix(best=f'{progress.best:.4f}')
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _check(settings: Settings) -> None:
+    values = asdict(settings)
+    for key in ['weight_sparsity', 'edge_sparsity']:
+        if not 0 <= values[key] < 1:
+            _raise(key, 'in [0, 1)', values[key])
+    if settings.weight_sparsity == settings.edge_sparsity == 0:
+        raise ValueError(
+            "'weight_sparsity' or 'edge_sparsity' of 'GraphLotteryPruner' "
+            'needs to be above zero (got none)'
+        )
+    if settings.method not in METHODS:
+        _raise('method', f'one of {METHODS}', settings.method)
+    if settings.edge_score not in EDGE_SCORES:
+        _raise('edge_score', f'one of {EDGE_SCORES}', settings.edge_score)
+    for key in [
+        'pretrain_epochs',
+        'search_epochs',
+        'retrain_epochs',
+        'update_every',
+        'evaluate_every',
+        'patience',
+    ]:
+        if values[key] is not None and values[key] < 1:
+            _raise(key, 'at least one', values[key])
+    if not 0 < settings.drop_fraction <= 1:
+        _raise('drop_fraction', 'in (0, 1]', settings.drop_fraction)
+    if not 0 <= settings.distill <= 1:
+        _raise('distill', 'in [0, 1]', settings.distill)
+
+
+def _raise(key: str, expected: str, value: Any) -> None:
+    raise ValueError(
+        f"'{key}' of 'GraphLotteryPruner' needs to be {expected} "
+        f'(got {value!r})'
+    )

@@ -1,0 +1,274 @@
+import math
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from torch_geometric_ext.nn.named_seed import named_seed
+from torch_geometric_ext.sparsity import RigL
+from torch_geometric_ext.sparsity.ranking import top_mask
+from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
+from torch_geometric_ext.utils.lottery.edge_scores import (
+    crowded_pairs,
+    random_pairs,
+)
+from torch_geometric_ext.utils.lottery.soft_edges import SoftEdges
+from torch_geometric_ext.utils.lottery.stage import Outcome, Stage
+from torch_geometric_ext.utils.lottery.task import Task
+from torch_geometric_ext.utils.lottery.weight_masks import (
+    Masks,
+    Weights,
+    build_model,
+    global_masks,
+    random_masks,
+)
+
+IMP_WEIGHT_RATE = 0.2  # Shares of what is left that leave in a round.
+IMP_EDGE_RATE = 0.05
+
+
+@dataclass
+class Settings:
+    """The arguments of a search, as explained in
+    :class:`~torch_geometric_ext.utils.GraphLotteryPruner`.
+    """
+
+    weight_sparsity: float
+    edge_sparsity: float
+    method: str
+    edge_score: str
+    seed: int
+    pretrain_epochs: int
+    search_epochs: int
+    retrain_epochs: int
+    update_every: int
+    drop_fraction: float
+    distill: float
+    evaluate_every: int
+    patience: Optional[int]
+
+
+class Candidate(NamedTuple):
+    """What a ticket may look like: the weights and pairs that exist."""
+
+    masks: Masks
+    pairs: Optional[Tensor]
+
+
+class Search:
+    """Looks for a ticket in stages, each of which trains a model.
+
+    Args:
+        template (torch.nn.Module): The dense model, with initial weights.
+        task (Task): What the ticket is to be good at.
+        names (List[str]): The layers to prune.
+        pairs (EdgePairs, optional): The edges to prune.
+        optimizer (Callable): Makes an optimizer of parameters.
+        settings (Settings): All else.
+        observe (Callable): Is told after each evaluation.
+    """
+
+    def __init__(
+        self,
+        template: Module,
+        task: Task,
+        names: List[str],
+        pairs: Optional[EdgePairs],
+        optimizer: Callable[[Iterable[Any]], Optimizer],
+        settings: Settings,
+        observe: Callable[[Stage], None],
+    ) -> None:
+        self.template = template
+        self.task = task
+        self.names = names
+        self.pairs = pairs
+        self.optimizer = optimizer
+        self.settings = settings
+        self.observe = observe
+        self.initial = {
+            key: x.detach().clone() for key, x in template.state_dict().items()
+        }
+        weights = [self.initial[f'{name}.weight'] for name in names]
+        self.num_weights = sum(weight.numel() for weight in weights)
+        # What a checkpoint holds:
+        self.done: Dict[str, Outcome] = {}
+        self.round = 0
+        self.candidate = Candidate({}, self._all_pairs())
+        self.seconds: Dict[str, float] = {}
+        self.pending: Optional[Dict[str, Any]] = None
+
+    def run(self) -> Candidate:
+        """Runs what has not been done yet. The outcomes are in :obj:`done`,
+        the last one as :obj:`"retrained"`.
+        """
+        method = self.settings.method
+        epochs = self.settings.pretrain_epochs
+        if method == 'imp':
+            epochs = self.settings.retrain_epochs
+        edges = self._soft_edges('dense')
+        dense = self.stage(
+            'dense', Candidate({}, self._all_pairs()), epochs, edges
+        )
+        if self.settings.distill > 0:
+            teacher = build_model(self.template, dense.best)
+            self.task = self.task.distilled(teacher, self.settings.distill)
+        if method == 'imp':
+            candidate = self._imp(dense)
+        elif method == 'random':
+            candidate = self._random()
+        else:
+            candidate = self._one_shot(dense)
+        if method == 'fast' and candidate.masks:
+            found = self.stage(
+                'search', candidate, self.settings.search_epochs, moves=True
+            )
+            candidate = candidate._replace(masks=found.best.masks)
+        self.stage('retrained', candidate, self.settings.retrain_epochs)
+        return candidate
+
+    def _one_shot(self, dense: Outcome) -> Candidate:
+        return Candidate(
+            self._masks(dense.last, self._num_weights()),
+            self._keep_pairs(self._all_pairs(), self._num_pairs(), dense),
+        )
+
+    def _random(self) -> Candidate:
+        masks, pairs = {}, self._all_pairs()
+        generator = self._generator('random')
+        if self.names:
+            weights = Weights(self.initial, {})
+            size = self._num_weights()
+            masks = random_masks(weights, self.names, size, generator)
+        if pairs is not None:
+            pairs = random_pairs(pairs, self._num_pairs(), generator)
+        return Candidate(masks, pairs)
+
+    def _imp(self, outcome: Outcome) -> Candidate:
+        num_rounds = max(
+            _num_rounds(self.settings.weight_sparsity, IMP_WEIGHT_RATE),
+            _num_rounds(self.settings.edge_sparsity, IMP_EDGE_RATE),
+        )
+        while self.round < num_rounds:
+            number = self.round + 1
+            name = f'round {number}'
+            if self.round > 0:
+                edges = self._soft_edges(name)
+                outcome = self.stage(
+                    name,
+                    self.candidate,
+                    self.settings.retrain_epochs,
+                    edges,
+                    keep=False,
+                )
+            left = (1 - IMP_WEIGHT_RATE) ** number
+            size = max(round(left * self.num_weights), self._num_weights())
+            masks = self._masks(outcome.last, size)
+            pairs = self.candidate.pairs
+            if pairs is not None:
+                left = (1 - IMP_EDGE_RATE) ** number
+                size = max(round(left * pairs.numel()), self._num_pairs())
+                pairs = self._keep_pairs(pairs, size, outcome)
+            self.candidate, self.round = Candidate(masks, pairs), number
+        return self.candidate
+
+    def stage(
+        self,
+        name: str,
+        candidate: Candidate,
+        num_epochs: int,
+        edges: Optional[SoftEdges] = None,
+        *,
+        moves: bool = False,
+        keep: bool = True,
+    ) -> Outcome:
+        """Trains a candidate from the initial weights, unless that has been
+        done.
+        """
+        if name in self.done:
+            return self.done[name]
+        torch.manual_seed(named_seed(self.settings.seed, name))
+        weights = Weights(self.initial, candidate.masks)
+        model = build_model(self.template, weights)
+        task = self.task
+        if candidate.pairs is not None and self.pairs is not None:
+            task = task.pruned(self.pairs.edge_mask(candidate.pairs))
+        optimizer = self.optimizer(model.parameters())
+        if edges is not None:
+            optimizer.add_param_group(
+                {'params': [edges.score], 'weight_decay': 0.0}
+            )
+        stage = Stage(
+            name,
+            model,
+            task,
+            optimizer,
+            num_epochs,
+            edges=edges,
+            evaluate_every=self.settings.evaluate_every,
+            patience=self.settings.patience,
+        )
+        if moves:
+            stage.scheduler = RigL(
+                model,
+                optimizer,
+                num_steps=num_epochs * task.num_batches,
+                update_every=self.settings.update_every,
+                drop_fraction=self.settings.drop_fraction,
+            )
+        if self.pending is not None and self.pending['name'] == name:
+            stage.load_state_dict(self.pending)
+        self.pending = None
+        outcome = stage.run(self.observe)
+        self.seconds[name] = outcome.seconds
+        if keep:
+            self.done[name] = outcome
+        return outcome
+
+    def _masks(self, weights: Weights, size: int) -> Masks:
+        return global_masks(weights, self.names, size) if self.names else {}
+
+    def _keep_pairs(
+        self, mask: Optional[Tensor], size: int, outcome: Outcome
+    ) -> Optional[Tensor]:
+        if mask is None or self.pairs is None:
+            return None
+        if outcome.scores is not None:
+            score = outcome.scores.abs() + 1  # What has left is below.
+            return top_mask(score.masked_fill(~mask, 0), size)
+        generator = self._generator(f'pairs {self.round}')
+        return crowded_pairs(self.pairs, mask, size, generator)
+
+    def _soft_edges(self, name: str) -> Optional[SoftEdges]:
+        mask = self.candidate.pairs
+        if self.settings.edge_score != 'learned' or mask is None:
+            return None
+        if self.pairs is None:
+            return None
+        generator = self._generator(f'scores of {name}')
+        return SoftEdges(self.pairs, mask, generator)
+
+    def _all_pairs(self) -> Optional[Tensor]:
+        if self.pairs is None:
+            return None
+        ends = self.pairs.ends
+        return ends.new_ones(self.pairs.num_pairs, dtype=torch.bool)
+
+    def _num_weights(self) -> int:
+        return round((1 - self.settings.weight_sparsity) * self.num_weights)
+
+    def _num_pairs(self) -> int:
+        assert self.pairs is not None
+        return round((1 - self.settings.edge_sparsity) * self.pairs.num_pairs)
+
+    def _generator(self, name: str) -> torch.Generator:
+        seed = named_seed(self.settings.seed, name)
+        return torch.Generator().manual_seed(seed)
+
+
+def _num_rounds(sparsity: float, rate: float) -> int:
+    if sparsity == 0:
+        return 0
+    return math.ceil(math.log(1 - sparsity) / math.log(1 - rate) - 1e-9)

@@ -1,0 +1,219 @@
+import copy
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, Callable, Collection, Iterator, List, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+from torch_geometric.data import Data
+
+EDGE_KEYS = ['edge_weight', 'edge_attr']
+
+# `loss_fn(model, batch)` and `evaluate(model, data)`:
+LossFunction = Callable[[Module, Any], Tensor]
+Evaluate = Callable[[Module, Any], float]
+
+
+def prune_edges(data: Any, edge_mask: Tensor) -> Any:
+    """A copy of a graph or mini-batch with some of its edges, which are
+    numbered by :obj:`e_id` if there is one.
+    """
+    edge_mask = edge_mask.to(data.edge_index.device)
+    if 'e_id' in data:
+        edge_mask = edge_mask[data.e_id.to(edge_mask.device)]
+    return copy.copy(data).edge_subgraph(edge_mask)
+
+
+class Task(ABC):
+    """What a ticket is to be good at: a loss to train by, and a metric."""
+
+    @abstractmethod
+    def batches(self) -> Collection[Any]:
+        """What one epoch trains on."""
+
+    @property
+    def num_batches(self) -> int:
+        """Number of mini-batches of an epoch."""
+        return len(self.batches())
+
+    @abstractmethod
+    def loss(self, model: Module, batch: Any) -> Tensor:
+        """The loss of a mini-batch."""
+
+    @abstractmethod
+    def evaluate(self, model: Module) -> float:
+        """The validation metric, the higher the better."""
+
+    @abstractmethod
+    def pruned(self, edge_mask: Tensor) -> 'Task':
+        """The same task on the graph that some edges are left of."""
+
+    def distilled(self, teacher: Module, share: float) -> 'Task':
+        """The same task, with a share of the loss against the predictions of
+        a model, if there are any to compare.
+        """
+        return self
+
+
+class NodeTask(Task):
+    """Classification of the nodes of one graph, in full batches.
+
+    Args:
+        data (Data): The graph, with labels and masks.
+        targets (torch.Tensor, optional): The probabilities that a model is
+            to come close to, on all nodes. (default: :obj:`None`)
+        share (float, optional): Their share of the loss.
+            (default: :obj:`0.0`)
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        targets: Optional[Tensor] = None,
+        share: float = 0.0,
+    ) -> None:
+        self.data = data
+        self.targets = targets
+        self.share = share
+
+    def batches(self) -> Collection[Any]:  # noqa: D102
+        return [self.data]
+
+    def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
+        out = call(model, batch)
+        mask = batch.train_mask
+        loss = F.cross_entropy(out[mask], batch.y[mask])
+        if self.targets is None:
+            return loss
+        other = F.cross_entropy(out, self.targets)
+        return (1 - self.share) * loss + self.share * other
+
+    @torch.no_grad()
+    def evaluate(self, model: Module) -> float:  # noqa: D102
+        mask = self.data.val_mask
+        out = call(model.eval(), self.data)[mask].argmax(dim=-1)
+        return float((out == self.data.y[mask]).float().mean())
+
+    def pruned(self, edge_mask: Tensor) -> 'NodeTask':  # noqa: D102
+        data = prune_edges(self.data, edge_mask)
+        return NodeTask(data, self.targets, self.share)
+
+    @torch.no_grad()
+    def distilled(  # noqa: D102
+        self, teacher: Module, share: float
+    ) -> 'NodeTask':
+        targets = call(teacher.eval(), self.data).softmax(dim=-1)
+        return NodeTask(self.data, targets, share)
+
+
+class CustomTask(Task):
+    """A loss and a metric of the user, on a graph or the mini-batches of a
+    loader.
+
+    Args:
+        data (Any): The graph or the loader.
+        loss_fn (Callable): Gives the loss, from a model and a mini-batch.
+        evaluate_fn (Callable): Gives the metric, from a model and the graph
+            (or all mini-batches).
+        edge_mask (torch.Tensor, optional): The edges that are left.
+            (default: :obj:`None`)
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        loss_fn: LossFunction,
+        evaluate_fn: Evaluate,
+        edge_mask: Optional[Tensor] = None,
+    ) -> None:
+        self.data = data
+        self.loss_fn = loss_fn
+        self.evaluate_fn = evaluate_fn
+        self.edge_mask = edge_mask
+
+    def batches(self) -> Collection[Any]:  # noqa: D102
+        if isinstance(self.data, Data):
+            return [self.data]
+        return _Pruned(self.data, self.edge_mask)
+
+    def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
+        return self.loss_fn(model, batch)
+
+    @torch.no_grad()
+    def evaluate(self, model: Module) -> float:  # noqa: D102
+        data = self.data if isinstance(self.data, Data) else self.batches()
+        return float(self.evaluate_fn(model.eval(), data))
+
+    def pruned(self, edge_mask: Tensor) -> 'CustomTask':  # noqa: D102
+        data = self.data
+        if isinstance(data, Data):
+            data = prune_edges(data, edge_mask)
+        return CustomTask(data, self.loss_fn, self.evaluate_fn, edge_mask)
+
+
+class _Pruned(Collection[Any]):
+    """The mini-batches of a loader, without the edges that left."""
+
+    def __init__(
+        self, loader: Collection[Any], mask: Optional[Tensor]
+    ) -> None:
+        self.loader = loader
+        self.mask = mask
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            if self.mask is not None:
+                batch = prune_edges(batch, self.mask)
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __contains__(self, batch: object) -> bool:
+        return False
+
+
+def call(model: Module, data: Data) -> Tensor:
+    """Calls a model with the features and edges of a graph, and what it takes
+    of their weights and features.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    kwargs = {
+        key: data[key]
+        for key in EDGE_KEYS
+        if key in accepted and data.get(key) is not None
+    }
+    return model(data.x, data.edge_index, **kwargs)
+
+
+def check_node_task(data: Any) -> None:
+    """Raises if a graph lacks what a classification of its nodes needs."""
+    missing: List[str] = [
+        key
+        for key in ['x', 'edge_index', 'y', 'train_mask', 'val_mask']
+        if data.get(key) is None
+    ]
+    if missing:
+        raise ValueError(
+            f"'data' needs to hold {missing} to classify its nodes; for any "
+            f"other task, give 'loss_fn' and 'evaluate' (got {data})"
+        )
+    y = data.y
+    if y.dim() != 1 or y.is_floating_point() or y.size(0) != data.num_nodes:
+        raise ValueError(
+            f"'y' of 'data' needs to hold one class for each of the "
+            f"{data.num_nodes} nodes; for any other task, give 'loss_fn' and "
+            f"'evaluate' (got {list(y.shape)} of {y.dtype})"
+        )
+    for key in ['train_mask', 'val_mask']:
+        mask = data[key]
+        if mask.dtype != torch.bool or mask.shape != y.shape:
+            raise ValueError(
+                f"'{key}' of 'data' needs to be of torch.bool and of shape "
+                f'{list(y.shape)}, one split (got {mask.dtype} and '
+                f'{list(mask.shape)})'
+            )
+        if not mask.any():
+            raise ValueError(f"'{key}' of 'data' selects no node")

@@ -1,0 +1,249 @@
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_geometric_ext.data.atomic_save import atomic_save
+from torch_geometric_ext.utils.lottery.task import prune_edges
+from torch_geometric_ext.utils.lottery.weight_masks import (
+    Weights,
+    build_model,
+    clear_caches,
+)
+
+VERSION = 1
+
+
+@dataclass(repr=False)
+class Ticket:
+    r"""A sub-network and a sub-graph, as found by
+    :class:`~torch_geometric_ext.utils.GraphLotteryPruner`.
+
+    .. code-block:: python
+
+        model, data = ticket.apply(model, data)
+        out = model(data.x, data.edge_index)
+
+    Attributes:
+        weight_masks (Dict[str, torch.Tensor]): The weights that exist, by the
+            name of their parameter (bool, of its shape). What is not named,
+            exists.
+        edge_mask (torch.Tensor, optional): The edges that exist (bool, of
+            shape :math:`[|\mathcal{E}|]`), or :obj:`None` for all.
+        initial_state (Dict[str, torch.Tensor]): The state of the dense model
+            before training.
+        final_state (Dict[str, torch.Tensor]): The state of the trained
+            ticket, with zeros for weights that do not exist: of the search or
+            of the training after it, whichever measures better.
+        metrics (Dict[str, float]): The best validation metric of each stage:
+            of the :obj:`"dense"` model, while connections moved
+            (:obj:`"search"`, if they did), and of the :obj:`"retrained"`
+            ticket.
+        history (Dict[str, List[float]]): All validation metrics of these.
+        seconds (Dict[str, float]): How long these took.
+        macs (Tuple[int, int]): The multiply-adds of the forward pass before
+            and after, as counted by
+            :func:`~torch_geometric_ext.utils.count_macs`.
+    """
+
+    weight_masks: Dict[str, Tensor]
+    edge_mask: Optional[Tensor]
+    initial_state: Dict[str, Tensor]
+    final_state: Dict[str, Tensor]
+    metrics: Dict[str, float]
+    history: Dict[str, List[float]]
+    seconds: Dict[str, float]
+    macs: Tuple[int, int]
+
+    @property
+    def weight_sparsity(self) -> float:
+        """The share of weights that do not exist, of all layers pruned."""
+        return _sparsity(list(self.weight_masks.values()))
+
+    @property
+    def edge_sparsity(self) -> float:
+        """The share of edges that do not exist."""
+        return _sparsity([] if self.edge_mask is None else [self.edge_mask])
+
+    def apply(
+        self,
+        model: Module,
+        data: Any = None,
+        *,
+        sparse: bool = False,
+        weights: str = 'retrained',
+    ) -> Tuple[Module, Any]:
+        r"""Returns a pruned copy of a model and of a graph. The arguments
+        stay what they are.
+
+        Args:
+            model (torch.nn.Module): The model that was searched, or another
+                one of the same parameters.
+            data (torch_geometric.data.Data, optional): The graph, or a
+                mini-batch with the global numbers :obj:`e_id` of its edges.
+                (default: :obj:`None`)
+            sparse (bool, optional): If set to :obj:`True`, pruned layers are
+                :class:`~torch_geometric_ext.nn.SparseLinear`, in which other
+                weights do not exist; else, ordinary layers with zeros.
+                (default: :obj:`False`)
+            weights (str, optional): The weights of the trained ticket
+                (:obj:`"retrained"`), or those to train it from
+                (:obj:`"initial"`). (default: :obj:`"retrained"`)
+
+        Returns:
+            The model, in evaluation mode, and the graph (:obj:`None`, if
+            there was none).
+
+        Raises:
+            ValueError: If the model, the graph or :obj:`weights` does not
+                fit.
+        """
+        states = {
+            'retrained': self.final_state,
+            'initial': self.initial_state,
+        }
+        if weights not in states:
+            raise ValueError(
+                f"'weights' needs to be one of {list(states)} "
+                f'(got {weights!r})'
+            )
+        model = _materialized(model, states[weights])
+        check_model(self.initial_state, model)
+        if data is not None and self.edge_mask is not None:
+            _check_edges(data, self.edge_mask)
+            data = prune_edges(data, self.edge_mask)
+        elif data is not None:
+            data = copy.copy(data)
+        state = {
+            key: x * self.weight_masks[key].to(x.device)
+            if key in self.weight_masks
+            else x
+            for key, x in states[weights].items()
+        }
+        masks = {
+            key[: -len('.weight')]: mask
+            for key, mask in self.weight_masks.items()
+            if sparse
+        }
+        return build_model(model, Weights(state, masks)).eval(), data
+
+    def save(self, path: Union[str, Path]) -> None:
+        """Writes the ticket to a file, which is complete or not there.
+
+        Args:
+            path (str or Path): The file.
+        """
+        state = {'version': VERSION, **vars(self)}
+        atomic_save({**state, 'macs': list(self.macs)}, path)
+
+    @classmethod
+    def load(
+        cls, path: Union[str, Path], model: Optional[Module] = None
+    ) -> 'Ticket':
+        """Reads a ticket from a file.
+
+        Args:
+            path (str or Path): The file.
+            model (torch.nn.Module, optional): The model that the ticket needs
+                to fit. (default: :obj:`None`)
+
+        Raises:
+            ValueError: If the file holds no ticket, or one of another model.
+        """
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        if not isinstance(state, dict) or state.pop('version', 0) != VERSION:
+            raise ValueError(
+                f"'path' needs to be a file of 'Ticket.save', version "
+                f"{VERSION} (got '{path}')"
+            )
+        if model is not None:
+            check_model(state['initial_state'], model)
+        return cls(**{**state, 'macs': tuple(state['macs'])})
+
+    def plot(self, data: Any = None) -> Any:
+        """Draws the validation metric of all stages and, given the graph, the
+        distribution of its degrees before and after. Needs
+        :obj:`matplotlib`.
+
+        Args:
+            data (torch_geometric.data.Data, optional): The graph.
+                (default: :obj:`None`)
+
+        Returns:
+            The figure.
+        """
+        from torch_geometric_ext.utils.lottery.plot import plot_ticket
+
+        return plot_ticket(self, data)
+
+    def __repr__(self) -> str:
+        rows = [
+            ('weights', _kept(list(self.weight_masks.values()))),
+            (
+                'edges',
+                _kept([] if self.edge_mask is None else [self.edge_mask]),
+            ),
+            ('MACs', _change(*self.macs)),
+            *[(key, f'{x:.4f}') for key, x in self.metrics.items()],
+            ('seconds', f'{sum(self.seconds.values()):.1f}'),
+        ]
+        lines = [f'  {key:<10}{value}' for key, value in rows]
+        return '\n'.join(['Ticket(', *lines, ')'])
+
+
+def check_model(state: Dict[str, Tensor], model: Module) -> None:
+    """Raises if a model has other parameters than a state."""
+    own = {key: list(x.shape) for key, x in model.state_dict().items()}
+    given = {key: list(x.shape) for key, x in state.items()}
+    if own != given:
+        keys = sorted(set(own) | set(given))
+        key = next(x for x in keys if own.get(x) != given.get(x))
+        raise ValueError(
+            f"'model' needs to have the parameters of the ticket (expected "
+            f"{given.get(key)} for '{key}', got {own.get(key)})"
+        )
+
+
+def _materialized(model: Module, state: Dict[str, Tensor]) -> Module:
+    """A copy whose lazy layers, if any, know their sizes."""
+    model = copy.deepcopy(model)
+    clear_caches(model)
+    if any(torch.nn.parameter.is_lazy(x) for x in model.parameters()):
+        model.load_state_dict(state, strict=False)
+    return model
+
+
+def _check_edges(data: Any, edge_mask: Tensor) -> None:
+    if 'e_id' not in data and data.num_edges != edge_mask.numel():
+        raise ValueError(
+            f"'data' needs to have the {edge_mask.numel()} edges of the "
+            f"graph that was searched, or their numbers 'e_id' (got "
+            f'{data.num_edges} edges)'
+        )
+
+
+def _sparsity(masks: List[Tensor]) -> float:
+    total = sum(mask.numel() for mask in masks)
+    return (
+        1 - sum(int(mask.sum()) for mask in masks) / max(total, 1)
+        if total
+        else 0.0
+    )
+
+
+def _kept(masks: List[Tensor]) -> str:
+    if not masks:
+        return 'all'
+    return _change(
+        sum(mask.numel() for mask in masks),
+        sum(int(mask.sum()) for mask in masks),
+    )
+
+
+def _change(before: int, after: int) -> str:
+    share = 1 - after / max(before, 1)
+    return f'{before:,} -> {after:,} ({share:.1%} less)'
