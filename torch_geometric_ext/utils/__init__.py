@@ -1,5 +1,6 @@
-from .graph_lottery_pruner import GraphLotteryPruner, number_edges
+from .graph_lottery_pruner import GraphLotteryPruner
 from .macs import count_macs
+from .number_edges import number_edges
 from .ticket import Ticket
 
 __all__ = ['GraphLotteryPruner', 'Ticket', 'count_macs', 'number_edges']

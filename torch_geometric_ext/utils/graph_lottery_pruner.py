@@ -1,5 +1,4 @@
 import copy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Iterable, List, Optional, Sequence, Union
 
@@ -14,7 +13,12 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric_ext.nn.linear_layers import Ignored, swappable_linears
 from torch_geometric_ext.utils.lottery.checkpoint import Checkpoint
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
-from torch_geometric_ext.utils.lottery.search import Search, Settings
+from torch_geometric_ext.utils.lottery.progress_bar import ProgressBar
+from torch_geometric_ext.utils.lottery.search import Search
+from torch_geometric_ext.utils.lottery.settings import (
+    Settings,
+    check_settings,
+)
 from torch_geometric_ext.utils.lottery.stage import Progress, Stage
 from torch_geometric_ext.utils.lottery.task import (
     CustomTask,
@@ -31,9 +35,7 @@ from torch_geometric_ext.utils.lottery.weight_masks import (
 from torch_geometric_ext.utils.macs import count_macs
 from torch_geometric_ext.utils.ticket import Ticket
 
-METHODS = ['fast', 'imp', 'one_shot', 'random']
 TRAINED = ['retrained', 'search']
-EDGE_SCORES = ['degree', 'learned']
 
 
 class GraphLotteryPruner:
@@ -180,7 +182,7 @@ class GraphLotteryPruner:
             evaluate_every=evaluate_every,
             patience=patience,
         )
-        _check(self.settings)
+        check_settings(self.settings)
         if edge_sparsity > 0 and not any(
             isinstance(module, MessagePassing) for module in model.modules()
         ):
@@ -273,7 +275,7 @@ class GraphLotteryPruner:
         pairs = self._pairs(data) if settings.edge_sparsity > 0 else None
 
         file: Optional[Checkpoint] = None
-        bar = _ProgressBar() if self.log else None
+        bar = ProgressBar() if self.log else None
 
         def observe(stage: Stage) -> None:
             for callback in callbacks:
@@ -356,29 +358,6 @@ class GraphLotteryPruner:
         return pairs
 
 
-def number_edges(graphs: Iterable[Data]) -> List[Data]:
-    """Copies graphs and numbers all their edges by :obj:`e_id`, for
-    :class:`~torch_geometric_ext.utils.GraphLotteryPruner` to prune them in
-    mini-batches.
-
-    Args:
-        graphs (Iterable[torch_geometric.data.Data]): The graphs.
-
-    Example:
-        >>> edge_index = torch.tensor([[0, 1], [1, 0]])
-        >>> graphs = [Data(edge_index=edge_index, num_nodes=2)] * 2
-        >>> [data.e_id.tolist() for data in number_edges(graphs)]
-        [[0, 1], [2, 3]]
-    """
-    out, begin = [], 0
-    for data in graphs:
-        data, end = copy.copy(data), begin + data.num_edges
-        data.e_id = torch.arange(begin, end, device=data.edge_index.device)
-        out.append(data)
-        begin = end
-    return out
-
-
 def _adam(params: Iterable[Any]) -> Optimizer:
     return torch.optim.Adam(params, lr=0.01, weight_decay=5e-4)
 
@@ -401,62 +380,3 @@ class _Loss(Module):
 
     def __deepcopy__(self, memo: Any) -> '_Loss':
         return _Loss(copy.deepcopy(self.model, memo), self.task)
-
-
-class _ProgressBar:
-    """One bar for each stage."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.stage = ''
-
-    def update(self, progress: Progress) -> None:
-        from tqdm.auto import tqdm
-
-        if progress.stage != self.stage:
-            self.close()
-            self.stage = progress.stage
-            self.bar = tqdm(total=progress.num_epochs, desc=progress.stage)
-        self.bar.update(progress.epoch - self.bar.n)
-        self.bar.set_postfix(best=f'{progress.best:.4f}')
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-def _check(settings: Settings) -> None:
-    values = asdict(settings)
-    for key in ['weight_sparsity', 'edge_sparsity']:
-        if not 0 <= values[key] < 1:
-            _raise(key, 'in [0, 1)', values[key])
-    if settings.weight_sparsity == settings.edge_sparsity == 0:
-        raise ValueError(
-            "'weight_sparsity' or 'edge_sparsity' of 'GraphLotteryPruner' "
-            'needs to be above zero (got none)'
-        )
-    if settings.method not in METHODS:
-        _raise('method', f'one of {METHODS}', settings.method)
-    if settings.edge_score not in EDGE_SCORES:
-        _raise('edge_score', f'one of {EDGE_SCORES}', settings.edge_score)
-    for key in [
-        'pretrain_epochs',
-        'search_epochs',
-        'retrain_epochs',
-        'update_every',
-        'evaluate_every',
-        'patience',
-    ]:
-        if values[key] is not None and values[key] < 1:
-            _raise(key, 'at least one', values[key])
-    if not 0 < settings.drop_fraction <= 1:
-        _raise('drop_fraction', 'in (0, 1]', settings.drop_fraction)
-    if not 0 <= settings.distill <= 1:
-        _raise('distill', 'in [0, 1]', settings.distill)
-
-
-def _raise(key: str, expected: str, value: Any) -> None:
-    raise ValueError(
-        f"'{key}' of 'GraphLotteryPruner' needs to be {expected} "
-        f'(got {value!r})'
-    )

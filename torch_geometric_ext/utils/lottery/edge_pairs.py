@@ -30,7 +30,7 @@ class EdgePairs:
         index = (~self.is_loop).nonzero().flatten()
         row, col = row[index], col[index]
         key = torch.minimum(row, col) * num_nodes + torch.maximum(row, col)
-        forward, backward = row < col, row > col
+        forward = row < col
         rank, (num_forward, num_backward), group = _ranks(key, forward)
         self.undirected = bool((num_forward == num_backward).all())
 
@@ -45,7 +45,6 @@ class EdgePairs:
         else:
             self.pair[index] = torch.arange(index.numel(), device=key.device)
             self.ends = torch.stack([row, col])
-        del backward
 
     @property
     def num_pairs(self) -> int:

@@ -1,5 +1,4 @@
 import math
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
 
 import torch
@@ -15,6 +14,7 @@ from torch_geometric_ext.utils.lottery.edge_scores import (
     crowded_pairs,
     random_pairs,
 )
+from torch_geometric_ext.utils.lottery.settings import Settings
 from torch_geometric_ext.utils.lottery.soft_edges import SoftEdges
 from torch_geometric_ext.utils.lottery.stage import Outcome, Stage
 from torch_geometric_ext.utils.lottery.task import Task
@@ -28,27 +28,6 @@ from torch_geometric_ext.utils.lottery.weight_masks import (
 
 IMP_WEIGHT_RATE = 0.2  # Shares of what is left that leave in a round.
 IMP_EDGE_RATE = 0.05
-
-
-@dataclass
-class Settings:
-    """The arguments of a search, as explained in
-    :class:`~torch_geometric_ext.utils.GraphLotteryPruner`.
-    """
-
-    weight_sparsity: float
-    edge_sparsity: float
-    method: str
-    edge_score: str
-    seed: int
-    pretrain_epochs: int
-    search_epochs: int
-    retrain_epochs: int
-    update_every: int
-    drop_fraction: float
-    distill: float
-    evaluate_every: int
-    patience: Optional[int]
 
 
 class Candidate(NamedTuple):
@@ -260,7 +239,8 @@ class Search:
         return round((1 - self.settings.weight_sparsity) * self.num_weights)
 
     def _num_pairs(self) -> int:
-        assert self.pairs is not None
+        if self.pairs is None:
+            return 0
         return round((1 - self.settings.edge_sparsity) * self.pairs.num_pairs)
 
     def _generator(self, name: str) -> torch.Generator:

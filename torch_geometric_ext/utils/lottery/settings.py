@@ -1,0 +1,64 @@
+from dataclasses import asdict, dataclass
+from typing import Any, Optional
+
+METHODS = ['fast', 'imp', 'one_shot', 'random']
+EDGE_SCORES = ['degree', 'learned']
+
+
+@dataclass
+class Settings:
+    """The arguments of a search, as explained in
+    :class:`~torch_geometric_ext.utils.GraphLotteryPruner`.
+    """
+
+    weight_sparsity: float
+    edge_sparsity: float
+    method: str
+    edge_score: str
+    seed: int
+    pretrain_epochs: int
+    search_epochs: int
+    retrain_epochs: int
+    update_every: int
+    drop_fraction: float
+    distill: float
+    evaluate_every: int
+    patience: Optional[int]
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises if an argument is out of its range."""
+    values = asdict(settings)
+    for key in ['weight_sparsity', 'edge_sparsity']:
+        if not 0 <= values[key] < 1:
+            _raise(key, 'in [0, 1)', values[key])
+    if settings.weight_sparsity == settings.edge_sparsity == 0:
+        raise ValueError(
+            "'weight_sparsity' or 'edge_sparsity' of 'GraphLotteryPruner' "
+            'needs to be above zero (got none)'
+        )
+    if settings.method not in METHODS:
+        _raise('method', f'one of {METHODS}', settings.method)
+    if settings.edge_score not in EDGE_SCORES:
+        _raise('edge_score', f'one of {EDGE_SCORES}', settings.edge_score)
+    for key in [
+        'pretrain_epochs',
+        'search_epochs',
+        'retrain_epochs',
+        'update_every',
+        'evaluate_every',
+        'patience',
+    ]:
+        if values[key] is not None and values[key] < 1:
+            _raise(key, 'at least one', values[key])
+    if not 0 < settings.drop_fraction <= 1:
+        _raise('drop_fraction', 'in (0, 1]', settings.drop_fraction)
+    if not 0 <= settings.distill <= 1:
+        _raise('distill', 'in [0, 1]', settings.distill)
+
+
+def _raise(key: str, expected: str, value: Any) -> None:
+    raise ValueError(
+        f"'{key}' of 'GraphLotteryPruner' needs to be {expected} "
+        f'(got {value!r})'
+    )
