@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch_geometric.data import Batch, Data
 from torch_geometric.nn import MessagePassing
 
+from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.nn.linear_layers import Ignored, swappable_linears
 from torch_geometric_ext.utils.lottery.checkpoint import Checkpoint
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
@@ -26,11 +26,14 @@ from torch_geometric_ext.utils.lottery.task import (
     LossFunction,
     NodeTask,
     Task,
+    check_data,
     check_node_task,
+    whole_graph,
 )
 from torch_geometric_ext.utils.lottery.weight_masks import (
     build_model,
     clear_caches,
+    weight_key,
 )
 from torch_geometric_ext.utils.macs import count_macs
 from torch_geometric_ext.utils.ticket import Ticket
@@ -168,8 +171,8 @@ class GraphLotteryPruner:
                 f"'torch.nn.Module' (got {type(model)})"
             )
         self.settings = Settings(
-            weight_sparsity=weight_sparsity,
-            edge_sparsity=edge_sparsity,
+            weight_sparsity=float(weight_sparsity),
+            edge_sparsity=float(edge_sparsity),
             method=method,
             edge_score=edge_score,
             seed=seed,
@@ -183,6 +186,11 @@ class GraphLotteryPruner:
             patience=patience,
         )
         check_settings(self.settings)
+        if any(isinstance(x, SparseLinear) for x in model.modules()):
+            raise ValueError(
+                "'model' of 'GraphLotteryPruner' needs to be dense (got a "
+                "'SparseLinear'); 'densify' makes it so"
+            )
         if edge_sparsity > 0 and not any(
             isinstance(module, MessagePassing) for module in model.modules()
         ):
@@ -247,13 +255,20 @@ class GraphLotteryPruner:
             raise ValueError(
                 "'loss_fn' and 'evaluate' need to be given together"
             )
+        if checkpoint_every < 1:
+            raise ValueError(
+                f"'checkpoint_every' needs to be at least one (got "
+                f'{checkpoint_every})'
+            )
+        check_data(data)
         if loss_fn is None or evaluate is None:
-            check_node_task(data)
+            check_node_task(data, self.model)
             task: Task = NodeTask(data)
         else:
             task = CustomTask(data, loss_fn, evaluate)
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        devices = list({x.device for x in tensors if x.is_cuda})
+        devices = []
+        if torch.cuda.is_initialized():  # Seeds are for all of them:
+            devices = list(range(torch.cuda.device_count()))
         with torch.random.fork_rng(devices):
             return self._fit(
                 data, task, callbacks, checkpoint, checkpoint_every
@@ -291,11 +306,13 @@ class GraphLotteryPruner:
         if path is not None:
             file = Checkpoint(path, search, every)
             file.resume()
-        found = search.run()
+        try:
+            found = search.run()
+        finally:
+            if bar is not None:
+                bar.close()
         if file is not None:
             file.write()
-        if bar is not None:
-            bar.close()
 
         edge_mask = None
         if pairs is not None and found.pairs is not None:
@@ -308,7 +325,7 @@ class GraphLotteryPruner:
         small = search.task if edge_mask is None else task.pruned(edge_mask)
         return Ticket(
             weight_masks={
-                f'{name}.weight': mask for name, mask in found.masks.items()
+                weight_key(name): mask for name, mask in found.masks.items()
             },
             edge_mask=edge_mask,
             initial_state=search.initial,
@@ -317,8 +334,8 @@ class GraphLotteryPruner:
             history={key: x.history for key, x in search.done.items()},
             seconds=search.seconds,
             macs=(
-                _macs(template, task),
-                _macs(build_model(template, final), small),
+                self._macs(template, task),
+                self._macs(build_model(template, final), small),
             ),
         )
 
@@ -333,23 +350,13 @@ class GraphLotteryPruner:
             clear_caches(model)
         return model
 
+    def _macs(self, model: Module, task: Task) -> int:
+        torch.manual_seed(self.settings.seed)  # The same batch before, after.
+        batch = next(iter(task.batches()))
+        return count_macs(_Loss(model, task), batch).forward
+
     def _pairs(self, data: Any) -> EdgePairs:
-        graph = data
-        if not isinstance(data, Data):
-            graph = getattr(data, 'data', None)
-        if graph is None and hasattr(data, 'dataset'):
-            graph = Batch.from_data_list(list(data.dataset))
-            ids: Optional[Tensor] = graph.get('e_id')
-            if ids is None or ids.tolist() != list(range(graph.num_edges)):
-                raise ValueError(
-                    "graphs of 'data' need to number their edges by 'e_id' "
-                    "to be pruned; 'number_edges' does that"
-                )
-        if graph is None or graph.get('edge_index') is None:
-            raise ValueError(
-                f"'data' needs to hold 'edge_index' to have edges pruned "
-                f'(got {data})'
-            )
+        graph = whole_graph(data)
         pairs = EdgePairs(graph.edge_index, graph.num_nodes)
         if pairs.num_pairs == 0:
             raise ValueError(
@@ -360,11 +367,6 @@ class GraphLotteryPruner:
 
 def _adam(params: Iterable[Any]) -> Optimizer:
     return torch.optim.Adam(params, lr=0.01, weight_decay=5e-4)
-
-
-def _macs(model: Module, task: Task) -> int:
-    batch = next(iter(task.batches()))
-    return count_macs(_Loss(model, task), batch).forward
 
 
 class _Loss(Module):

@@ -3,13 +3,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
 
 from torch_geometric_ext.data.atomic_save import atomic_save
+from torch_geometric_ext.utils.lottery.checkpoint import load_state
 from torch_geometric_ext.utils.lottery.task import prune_edges
 from torch_geometric_ext.utils.lottery.weight_masks import (
+    Masks,
     Weights,
     build_model,
     clear_caches,
@@ -18,7 +20,7 @@ from torch_geometric_ext.utils.lottery.weight_masks import (
 VERSION = 1
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)  # Tensors are not to be compared.
 class Ticket:
     r"""A sub-network and a sub-graph, as found by
     :class:`~torch_geometric_ext.utils.GraphLotteryPruner`.
@@ -111,25 +113,21 @@ class Ticket:
                 f"'weights' needs to be one of {list(states)} "
                 f'(got {weights!r})'
             )
-        model = _materialized(model, states[weights])
         check_model(self.initial_state, model)
+        model = _materialized(model, self.initial_state)
         if data is not None and self.edge_mask is not None:
-            _check_edges(data, self.edge_mask)
             data = prune_edges(data, self.edge_mask)
         elif data is not None:
             data = copy.copy(data)
-        state = {
-            key: x * self.weight_masks[key].to(x.device)
-            if key in self.weight_masks
-            else x
-            for key, x in states[weights].items()
-        }
         masks = {
             key[: -len('.weight')]: mask
             for key, mask in self.weight_masks.items()
-            if sparse
         }
-        return build_model(model, Weights(state, masks)).eval(), data
+        state = states[weights]
+        model = build_model(model, Weights(state, masks if sparse else {}))
+        if not sparse:
+            _set_zeros(model, masks)
+        return model.eval(), data
 
     def save(self, path: Union[str, Path]) -> None:
         """Writes the ticket to a file, which is complete or not there.
@@ -154,8 +152,8 @@ class Ticket:
         Raises:
             ValueError: If the file holds no ticket, or one of another model.
         """
-        state = torch.load(path, map_location='cpu', weights_only=True)
-        if not isinstance(state, dict) or state.pop('version', 0) != VERSION:
+        state = load_state(path)
+        if state.pop('version', 0) != VERSION:
             raise ValueError(
                 f"'path' needs to be a file of 'Ticket.save', version "
                 f"{VERSION} (got '{path}')"
@@ -197,8 +195,11 @@ class Ticket:
 
 def check_model(state: Dict[str, Tensor], model: Module) -> None:
     """Raises if a model has other parameters than a state."""
-    own = {key: list(x.shape) for key, x in model.state_dict().items()}
     given = {key: list(x.shape) for key, x in state.items()}
+    own = {
+        key: given.get(key, []) if is_lazy(x) else list(x.shape)
+        for key, x in model.state_dict().items()
+    }
     if own != given:
         keys = sorted(set(own) | set(given))
         key = next(x for x in keys if own.get(x) != given.get(x))
@@ -208,22 +209,19 @@ def check_model(state: Dict[str, Tensor], model: Module) -> None:
         )
 
 
+def _set_zeros(model: Module, masks: Masks) -> None:
+    for name, mask in masks.items():
+        weight = model.get_submodule(name).get_parameter('weight')
+        weight.data.masked_fill_(~mask.to(weight.device), 0)
+
+
 def _materialized(model: Module, state: Dict[str, Tensor]) -> Module:
     """A copy whose lazy layers, if any, know their sizes."""
     model = copy.deepcopy(model)
     clear_caches(model)
-    if any(torch.nn.parameter.is_lazy(x) for x in model.parameters()):
-        model.load_state_dict(state, strict=False)
+    if any(is_lazy(x) for x in model.parameters()):
+        model.load_state_dict(state)
     return model
-
-
-def _check_edges(data: Any, edge_mask: Tensor) -> None:
-    if 'e_id' not in data and data.num_edges != edge_mask.numel():
-        raise ValueError(
-            f"'data' needs to have the {edge_mask.numel()} edges of the "
-            f"graph that was searched, or their numbers 'e_id' (got "
-            f'{data.num_edges} edges)'
-        )
 
 
 def _sparsity(masks: List[Tensor]) -> float:

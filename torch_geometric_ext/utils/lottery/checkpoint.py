@@ -1,3 +1,5 @@
+import hashlib
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
@@ -5,6 +7,7 @@ from typing import Any, Dict, Optional, Union
 import torch
 
 from torch_geometric_ext.data.atomic_save import atomic_save
+from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.search import Candidate, Search
 from torch_geometric_ext.utils.lottery.stage import Outcome, Stage
 from torch_geometric_ext.utils.lottery.weight_masks import Weights
@@ -29,7 +32,7 @@ class Checkpoint:
             'settings': asdict(search.settings),
             'names': search.names,
             'sizes': [list(x.shape) for x in search.initial.values()],
-            'pairs': 0 if search.pairs is None else search.pairs.num_pairs,
+            'graph': None if search.pairs is None else _digest(search.pairs),
         }
         self._count = 0
 
@@ -66,8 +69,8 @@ class Checkpoint:
             return
         search = self.search
         device = next(iter(search.initial.values())).device
-        state = torch.load(self.path, map_location='cpu', weights_only=True)
-        if not isinstance(state, dict) or state.get('config') != self.config:
+        state = load_state(self.path)
+        if state.get('config') != self.config:
             raise ValueError(
                 f"'checkpoint' needs to be of a search with the same "
                 f'arguments, model and graph; remove it to start anew (got '
@@ -84,6 +87,19 @@ class Checkpoint:
         search.round = state['round']
         search.candidate = Candidate(*_to(state['candidate'], device))
         search.pending = state['stage']
+
+
+def load_state(path: Union[str, Path]) -> Dict[str, Any]:
+    """Reads a file onto the CPU: nothing, if it is not one of this package."""
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _digest(pairs: EdgePairs) -> str:
+    return hashlib.sha256(pairs.ends.cpu().numpy().tobytes()).hexdigest()
 
 
 def _lists(value: Any) -> Any:

@@ -31,9 +31,9 @@ def crowded_pairs(
         degree = kept.new_zeros(pairs.num_nodes)
         degree.scatter_add_(0, u, kept).scatter_add_(0, v, kept)
         # Noise is below a degree, and only sorts what is equal:
-        score = 1 / (degree[u] * degree[v] + noise).clamp_(min=0.5)
+        score = -(degree[u] * degree[v] + noise)
         step = round(num_kept + (size - num_kept) * i / NUM_ROUNDS)
-        mask = top_mask(score.masked_fill(~mask, -1), step)
+        mask = top_mask(score.masked_fill(~mask, -torch.inf), step)
     return mask
 
 

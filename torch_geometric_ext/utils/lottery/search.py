@@ -24,6 +24,7 @@ from torch_geometric_ext.utils.lottery.weight_masks import (
     build_model,
     global_masks,
     random_masks,
+    weight_key,
 )
 
 IMP_WEIGHT_RATE = 0.2  # Shares of what is left that leave in a round.
@@ -70,8 +71,14 @@ class Search:
         self.initial = {
             key: x.detach().clone() for key, x in template.state_dict().items()
         }
-        weights = [self.initial[f'{name}.weight'] for name in names]
+        weights = [self.initial[weight_key(name)] for name in names]
         self.num_weights = sum(weight.numel() for weight in weights)
+        if self._num_weights() < len(names):
+            raise ValueError(
+                f"'weight_sparsity={settings.weight_sparsity}' leaves "
+                f'{self._num_weights()} weights, but there are {len(names)} '
+                f'layers that need one each; lower it, or ignore layers'
+            )
         # What a checkpoint holds:
         self.done: Dict[str, Outcome] = {}
         self.round = 0

@@ -1,4 +1,4 @@
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Tuple
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.edge_scores import spread_penalty
 from torch_geometric_ext.utils.lottery.task import LossFunction
+from torch_geometric_ext.utils.lottery.weight_masks import clear_caches
 
 
 class SoftEdges(Module):
@@ -45,17 +46,17 @@ class SoftEdges(Module):
         self.edge_mask = pairs.edge_mask(mask)
         noise = torch.randn(pairs.num_pairs, generator=generator)
         self.score = Parameter(1 + 1e-4 * noise.to(mask.device))
-        self._weight: Optional[Tensor] = None  # Of edges but self-loops.
 
     def loss(self, loss_fn: LossFunction, model: Module, batch: Any) -> Tensor:
         """The loss with soft edges, and what spreads their scores."""
+        clear_caches(model)  # They would hold messages of other scores.
         handles = self._attach(model, batch)
         try:
             loss = loss_fn(model, batch)
         finally:
             for handle in handles:
                 handle.remove()
-            self._weight = None
+            clear_caches(model)
         score = self.score[self.mask]
         if score.numel() > 1:
             loss = loss + self.l1 * score.abs().mean()
@@ -67,11 +68,12 @@ class SoftEdges(Module):
             pair = self.pair[batch.e_id.to(self.pair.device)]
         else:
             pair = self.pair[self.edge_mask]
-        self._weight = self.score[pair[pair >= 0]]
+        between = pair >= 0
+        edge_index = batch.edge_index[:, between]
+        hook = _Hook(edge_index, self.score[pair[between]])
         handles: List[RemovableHandle] = []
         for module in model.modules():
             if isinstance(module, MessagePassing):
-                hook = _Hook(self._weight)
                 handles += [
                     module.register_propagate_forward_pre_hook(hook.enter),
                     module.register_message_forward_hook(hook.multiply),
@@ -82,7 +84,8 @@ class SoftEdges(Module):
 class _Hook:
     """Multiplies the messages of a layer by the weights of its edges."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, edge_index: Tensor, weight: Tensor) -> None:
+        self.edge_index = edge_index
         self.weight = weight
         self.scale = weight
 
@@ -97,6 +100,11 @@ class _Hook:
                 f'learn scores of edges (got {type(edge_index)})'
             )
         between = edge_index[0] != edge_index[1]
+        if not torch.equal(edge_index[:, between], self.edge_index):
+            raise NotImplementedError(
+                f"'{module}' needs to pass messages along all edges of the "
+                f'graph, in their order, to learn scores of edges'
+            )
         scale = self.weight.new_ones(between.numel())
         self.scale = scale.masked_scatter(between, self.weight)
 

@@ -136,6 +136,13 @@ class Stage:
 
     def evaluate(self) -> None:
         """Measures, and remembers what is better than before."""
+        params = [x.isfinite().all() for x in self.model.parameters()]
+        if not torch.stack(params).all():
+            raise ValueError(
+                f"the training of 'model' diverged (got parameters that are "
+                f"not finite in epoch {self.epoch} of stage '{self.name}'); "
+                f'lower the learning rate'
+            )
         metric = self.task.evaluate(self.model)
         if math.isnan(metric):
             raise ValueError("'evaluate' needs to return a number (got nan)")

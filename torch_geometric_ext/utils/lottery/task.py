@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data, HeteroData
+from torch_geometric.utils import select
 
 EDGE_KEYS = ['edge_weight', 'edge_attr']
 
@@ -18,12 +19,28 @@ Evaluate = Callable[[Module, Any], float]
 
 def prune_edges(data: Any, edge_mask: Tensor) -> Any:
     """A copy of a graph or mini-batch with some of its edges, which are
-    numbered by :obj:`e_id` if there is one.
+    numbered by :obj:`e_id` if there is one. Labels of edges stay.
     """
     edge_mask = edge_mask.to(data.edge_index.device)
     if 'e_id' in data:
         edge_mask = edge_mask[data.e_id.to(edge_mask.device)]
-    return copy.copy(data).edge_subgraph(edge_mask)
+    elif data.num_edges != edge_mask.numel():
+        raise ValueError(
+            f"'data' needs to have the {edge_mask.numel()} edges of the "
+            f"graph that was searched, or their numbers 'e_id' (got "
+            f'{data.num_edges} edges)'
+        )
+    out = copy.copy(data)
+    for key, value in data:
+        # PyG takes 'e_id' for a feature of nodes if there are as many:
+        if key == 'e_id':
+            out[key] = value[edge_mask]
+        elif data.is_edge_attr(key) and not key.startswith('edge_label'):
+            dim = data.__cat_dim__(key, value)
+            out[key] = select(value, edge_mask, dim)
+    if out.num_nodes != data.num_nodes:  # It is inferred from edges.
+        out.num_nodes = data.num_nodes
+    return out
 
 
 class Task(ABC):
@@ -188,8 +205,63 @@ def call(model: Module, data: Data) -> Tensor:
     return model(data.x, data.edge_index, **kwargs)
 
 
-def check_node_task(data: Any) -> None:
-    """Raises if a graph lacks what a classification of its nodes needs."""
+def whole_graph(data: Any) -> Data:
+    """The graph whose edges mini-batches number by :obj:`e_id`."""
+    graph, ids = data, None
+    if not isinstance(data, Data):
+        graph = getattr(data, 'data', None)
+        if graph is None and hasattr(data, 'dataset'):
+            graph = Batch.from_data_list(list(data.dataset))
+            ids = graph.get('e_id', torch.empty(0))
+    if not isinstance(graph, Data) or graph.get('edge_index') is None:
+        raise ValueError(
+            f"'data' needs to hold 'edge_index' to have edges pruned, and a "
+            f"loader its graph as 'data' or its graphs as 'dataset' (got "
+            f'{data})'
+        )
+    if isinstance(data, Data):
+        ids = data.get('e_id')
+    numbers = torch.arange(graph.num_edges)
+    if ids is not None and not torch.equal(ids.cpu().long(), numbers):
+        raise ValueError(
+            "graphs of 'data' need to number their edges by 'e_id' to be "
+            "pruned; 'number_edges' does that"
+        )
+    return graph
+
+
+def check_data(data: Any) -> None:
+    """Raises if there is neither a graph nor a loader."""
+    if isinstance(data, HeteroData):
+        raise NotImplementedError(
+            "'data' needs to be homogeneous; 'to_homogeneous' makes it so "
+            "(got a 'HeteroData')"
+        )
+    if not isinstance(data, Data) and not (
+        hasattr(data, '__iter__') and hasattr(data, '__len__')
+    ):
+        raise TypeError(
+            f"'data' needs to be a 'Data' or a loader with a length (got "
+            f'{type(data)})'
+        )
+
+
+def check_node_task(data: Any, model: Module) -> None:
+    """Raises if a graph or a model lacks what a classification of its nodes
+    needs.
+    """
+    if not isinstance(data, Data):
+        raise ValueError(
+            f"a loader as 'data' needs 'loss_fn' and 'evaluate' (got "
+            f'{type(data)})'
+        )
+    try:
+        inspect.signature(model.forward).bind(None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"'model' needs to be called with 'x' and 'edge_index'; for any "
+            f"other, give 'loss_fn' and 'evaluate' ({error})"
+        ) from error
     missing: List[str] = [
         key
         for key in ['x', 'edge_index', 'y', 'train_mask', 'val_mask']

@@ -31,34 +31,41 @@ def global_masks(weights: Weights, names: List[str], size: int) -> Masks:
     """Keeps the :obj:`size` largest magnitudes of the layers that are named,
     compared over all of them, among those that exist.
     """
-    dense = {name: weights.state[f'{name}.weight'] for name in names}
-    score = torch.cat(
-        [
-            x.abs().masked_fill(~weights.masks[name], -1).flatten()
-            if name in weights.masks
-            else x.abs().flatten()
-            for name, x in dense.items()
-        ]
-    )
-    masks = top_mask(score, size).split([x.numel() for x in dense.values()])
-    return {
-        name: mask.view_as(dense[name]) for name, mask in zip(dense, masks)
-    }
+    scores = {name: weights.state[weight_key(name)].abs() for name in names}
+    for name, mask in weights.masks.items():
+        scores[name].masked_fill_(~mask, -1)
+    return _top_masks(scores, size)
 
 
 def random_masks(
     weights: Weights, names: List[str], size: int, generator: torch.Generator
 ) -> Masks:
     """Keeps :obj:`size` weights of the layers that are named, at random."""
-    dense = {name: weights.state[f'{name}.weight'] for name in names}
-    sizes = [x.numel() for x in dense.values()]
-    index = torch.randperm(sum(sizes), generator=generator)[:size]
-    mask = torch.zeros(sum(sizes), dtype=torch.bool)
-    mask[index] = True
+    scores = {}
+    for name in names:
+        weight = weights.state[weight_key(name)]
+        score = torch.rand(weight.shape, generator=generator)
+        scores[name] = score.to(weight.device)
+    return _top_masks(scores, size)
+
+
+def _top_masks(scores: Dict[str, Tensor], size: int) -> Masks:
+    """Keeps the largest scores, and the largest one of each layer: without
+    any weight, its outputs would not depend on its inputs.
+    """
+    sizes = [x.numel() for x in scores.values()]
+    score = torch.cat([x.flatten() for x in scores.values()])
+    for part in score.split(sizes):
+        part[part.argmax()] = torch.inf
+    masks = top_mask(score, size).split(sizes)
     return {
-        name: part.view(x.shape).to(x.device)
-        for part, (name, x) in zip(mask.split(sizes), dense.items())
+        name: mask.view_as(x) for mask, (name, x) in zip(masks, scores.items())
     }
+
+
+def weight_key(name: str) -> str:
+    """The name of the weight of a layer, which may be the model itself."""
+    return f'{name}.weight'.lstrip('.')
 
 
 def build_model(template: Module, weights: Weights) -> Module:
@@ -66,14 +73,12 @@ def build_model(template: Module, weights: Weights) -> Module:
     model = copy.deepcopy(template)
     model.load_state_dict(weights.state)
     clear_caches(model)
-    linears = {name: model.get_submodule(name) for name in weights.masks}
-    return swap_layers(
-        model,
-        {
-            linear: SparseLinear.from_dense(linear, mask=weights.masks[name])
-            for name, linear in linears.items()
-        },
-    )
+    swaps: Dict[Module, Module] = {}
+    for name, mask in weights.masks.items():
+        linear = model.get_submodule(name)
+        mask = mask.to(linear.get_parameter('weight').device)
+        swaps[linear] = SparseLinear.from_dense(linear, mask=mask)
+    return swap_layers(model, swaps)
 
 
 def read_weights(model: Module) -> Weights:
