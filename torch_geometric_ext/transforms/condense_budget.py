@@ -38,11 +38,12 @@ class CondenseBudget(NamedTuple):
             not isinstance(self.ratio, (int, float)) or not 0 < self.ratio <= 1
         ):
             raise ValueError(
-                f"'ratio' of '{name}' needs to be in (0, 1] (got {self.ratio})"
+                f"'ratio' of '{name}' needs to be a number in (0, 1] (got "
+                f'{self.ratio!r})'
             )
         for key in ['num_bytes', 'num_graphs']:
             value = getattr(self, key)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(
                     f"'{key}' of '{name}' needs to be a positive integer (got "
                     f'{value})'
