@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import is_sparse
 
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.edge_scores import spread_penalty
@@ -94,7 +95,7 @@ class _Hook:
         add and remove self-loops, but keep other edges in their order.
         """
         edge_index = inputs[0]
-        if not isinstance(edge_index, Tensor) or edge_index.is_sparse:
+        if is_sparse(edge_index):
             raise NotImplementedError(
                 f"'edge_index' of '{module}' needs to be a dense tensor to "
                 f'learn scores of edges (got {type(edge_index)})'
