@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
@@ -91,10 +92,14 @@ class Checkpoint:
 
 def load_state(path: Union[str, Path]) -> Dict[str, Any]:
     """Reads a file onto the CPU: nothing, if it is not one of this package."""
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError):
-        return {}
+    with open(path, 'rb') as file:
+        if not zipfile.is_zipfile(file):
+            return {}
+        file.seek(0)
+        try:
+            state = torch.load(file, map_location='cpu', weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError):
+            return {}
     return state if isinstance(state, dict) else {}
 
 

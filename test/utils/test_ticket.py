@@ -1,0 +1,245 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.nn import LazyLinear, Linear, Module, Sequential
+from torch_geometric.data import Data
+from torch_geometric.nn import GCN, GCNConv
+from torch_geometric.testing import withCUDA, withPackage
+
+from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.utils import GraphLotteryPruner, Ticket
+
+SHORT = dict(
+    weight_sparsity=0.75,
+    edge_sparsity=0.4,
+    pretrain_epochs=3,
+    search_epochs=6,
+    retrain_epochs=3,
+    update_every=2,
+)
+
+
+def graph(device=None):
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.randint(10, (2, 20), generator=generator)
+    edges = edges[:, edges[0] != edges[1]]
+    y = torch.arange(10) % 2
+    x = torch.randn(10, 4, generator=generator) + y.view(-1, 1)
+    mask = torch.arange(10) < 5
+    return Data(
+        x=x,
+        edge_index=torch.cat([edges, edges.flip(0)], dim=1),
+        y=y,
+        train_mask=mask,
+        val_mask=~mask,
+    ).to(device)
+
+
+def build(hidden_channels=8, in_channels=4):
+    return GCN(in_channels, hidden_channels, 2, 2, norm='batch_norm')
+
+
+@pytest.fixture(scope='module')
+def found():
+    torch.manual_seed(0)
+    model, data = build(), graph()
+    model(data.x, data.edge_index)  # Statistics to start from.
+    return GraphLotteryPruner(model, **SHORT).fit(data), model, data
+
+
+def lists(value):
+    return {key: x.tolist() for key, x in value.items()}
+
+
+@pytest.mark.parametrize('weights', ['retrained', 'initial'])
+def test_ticket_apply(found, weights):
+    ticket, model, data = found
+    model = model.train()
+    before, data_before = lists(model.state_dict()), lists(data.to_dict())
+    dense, small = ticket.apply(model, data, weights=weights)
+    sparse, other = ticket.apply(model, data, weights=weights, sparse=True)
+    assert not dense.training and not sparse.training and model.training
+    assert lists(small.to_dict()) == lists(other.to_dict())
+    assert small.num_edges == int(ticket.edge_mask.sum()) < data.num_edges
+    out = dense(small.x, small.edge_index)
+    expected = sparse(small.x, small.edge_index)
+    assert torch.allclose(out, expected, atol=1e-5)
+
+    state = {'retrained': ticket.final_state, 'initial': ticket.initial_state}[
+        weights
+    ]
+    for key, x in dense.state_dict().items():
+        mask = ticket.weight_masks.get(key, torch.ones_like(x))
+        assert torch.equal(x, state[key] * mask)
+    layers = [x for x in sparse.modules() if isinstance(x, SparseLinear)]
+    num_kept = sum(int(x.sum()) for x in ticket.weight_masks.values())
+    assert sum(x.values.numel() for x in layers) == num_kept
+
+    # What comes back does not depend on the ticket or the arguments:
+    for x in [*dense.parameters(), *sparse.parameters(), small.x]:
+        x.data = x.data + 1
+    small.edge_index = None
+    assert lists(model.state_dict()) == before
+    assert lists(data.to_dict()) == data_before
+    assert ticket.apply(model)[1] is None
+
+
+def test_ticket_final_state(found):
+    ticket, model, data = found
+    assert ticket.initial_state.keys() == model.state_dict().keys()
+    for key, mask in ticket.weight_masks.items():
+        assert (ticket.final_state[key][~mask] == 0).all()
+    key = 'norms.0.module.running_mean'
+    assert lists(ticket.initial_state) == lists(model.state_dict())
+    assert not torch.equal(ticket.final_state[key], ticket.initial_state[key])
+
+
+def test_ticket_save_load(found, tmp_path):
+    ticket, model, data = found
+    path = tmp_path / 'ticket.pt'
+    ticket.save(path)
+    assert [x.name for x in tmp_path.iterdir()] == ['ticket.pt']
+    state = torch.load(path, weights_only=True)
+    assert state['version'] == 1
+    other = Ticket.load(path, model)
+    for key, value in vars(ticket).items():
+        loaded = getattr(other, key)
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(loaded, value)
+        elif isinstance(next(iter(value)), str):
+            assert str(loaded) == str(value)
+        else:
+            assert loaded == value
+    assert str(other) == str(ticket)
+    out = [
+        x.apply(model, data)[0](data.x, data.edge_index)
+        for x in [ticket, other]
+    ]
+    assert torch.equal(*out)
+    assert Ticket.load(path, build(in_channels=-1)) is not None
+    with pytest.raises(FileNotFoundError):
+        ticket.save(tmp_path / 'none' / 'ticket.pt')
+
+
+def test_ticket_load_errors(found, tmp_path):
+    ticket, model, data = found
+    path = tmp_path / 'ticket.pt'
+    ticket.save(path)
+    match = "'model' needs to have the parameters of the ticket"
+    for other in [build(9), Linear(4, 2), build(9, in_channels=-1)]:
+        with pytest.raises(ValueError, match=match):
+            Ticket.load(path, other)
+        with pytest.raises(ValueError, match=match):
+            ticket.apply(other)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(
+        ValueError, match="needs to be a file of 'Ticket.save'"
+    ):
+        Ticket.load(path)
+    for state in [{'version': 0}, [1], {}]:
+        torch.save(state, path)
+        with pytest.raises(ValueError, match='version 1 '):
+            Ticket.load(path)
+    with pytest.raises(FileNotFoundError):
+        Ticket.load(tmp_path / 'none.pt')
+
+
+def test_ticket_apply_errors(found):
+    ticket, model, data = found
+    with pytest.raises(ValueError, match="'weights' needs to be one of"):
+        ticket.apply(model, data, weights='final')
+    small = data.edge_subgraph(torch.arange(4))
+    with pytest.raises(ValueError, match=r'needs to have the .* 4 edges\)'):
+        ticket.apply(model, small)
+    small.e_id = torch.arange(4)
+    out = ticket.apply(model, small)[1]
+    assert out.num_edges == int(ticket.edge_mask[:4].sum())
+
+
+class Lazy(Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = GCNConv(-1, 8)
+        self.lin = Sequential(LazyLinear(8), LazyLinear(2))
+
+    def forward(self, x, edge_index):
+        return self.lin(self.conv(x, edge_index).relu())
+
+
+def test_ticket_lazy():
+    data = graph()
+    ticket = GraphLotteryPruner(Lazy(), **SHORT).fit(data)
+    outs = []
+    for sparse in [False, True]:
+        model, small = ticket.apply(Lazy(), data, sparse=sparse)
+        outs.append(model(small.x, small.edge_index))
+    assert torch.allclose(*outs, atol=1e-5)
+
+
+@pytest.mark.parametrize('sparse', [False, True])
+def test_ticket_models_are_ordinary(found, sparse):
+    ticket, model, data = found
+    model, small = ticket.apply(model, data, sparse=sparse)
+    expected = model(small.x, small.edge_index)
+    assert expected.requires_grad
+    for other in [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]:
+        assert torch.equal(other(small.x, small.edge_index), expected)
+        other.load_state_dict(model.state_dict())
+        optimizer = torch.optim.Adam(other.parameters())
+        other(small.x, small.edge_index).sum().backward()
+        optimizer.step()
+
+
+def test_ticket_repr(found):
+    ticket = found[0]
+    assert ticket.weight_sparsity == 0.75
+    assert ticket.edge_sparsity == pytest.approx(0.4, abs=0.03)
+    lines = str(ticket).splitlines()
+    assert lines[0] == 'Ticket(' and lines[-1] == ')'
+    assert lines[1] == '  weights   48 -> 12 (75.0% less)'
+    keys = [line.split()[0] for line in lines[2:-1]]
+    stages = ['dense', 'search', 'retrained']
+    assert keys == ['edges', 'MACs', *stages, 'seconds']
+    empty = Ticket({}, None, {}, {}, {}, {}, {}, (0, 0))
+    assert empty.weight_sparsity == empty.edge_sparsity == 0
+    assert '  edges     all' in str(empty)
+
+
+def test_ticket_equality(found):
+    ticket = found[0]
+    assert ticket == ticket and ticket != copy.copy(ticket)
+    assert ticket in [None, ticket]
+
+
+@withPackage('matplotlib')
+def test_ticket_plot(found):
+    import matplotlib
+
+    matplotlib.use('Agg')
+    ticket, _, data = found
+    figure = ticket.plot(data)
+    assert len(figure.axes) == 2
+    lines = figure.axes[0].get_lines()
+    assert [x.get_label() for x in lines] == ['dense', 'search', 'retrained']
+    counts = [sum(x.get_ydata()) for x in figure.axes[1].get_lines()]
+    assert counts == [10, 10]
+    assert len(ticket.plot().axes) == 1
+    matplotlib.pyplot.close('all')
+
+
+@withCUDA
+def test_ticket_device(found, device, tmp_path):
+    # A ticket of the CPU serves models of any device:
+    ticket, model, data = found
+    model, data = copy.deepcopy(model).to(device), data.to(device)
+    for weights in ['retrained', 'initial']:
+        outs = []
+        for sparse in [False, True]:
+            other, small = ticket.apply(
+                model, data, sparse=sparse, weights=weights
+            )
+            outs.append(other(small.x, small.edge_index))
+        assert outs[0].device.type == device.type
+        assert torch.allclose(*outs, atol=1e-5)
