@@ -56,7 +56,7 @@ def swappable_linears(
     chosen = _ignored(model, ignored)
     reasons = {
         linear: reason
-        for linear, reason in _obstacles(model, list(names)).items()
+        for linear, reason in obstacles(model, list(names)).items()
         if linear not in chosen
     }
     layers = {
@@ -115,7 +115,7 @@ def _ignored(model: Module, ignored: Sequence[Ignored]) -> Set[Module]:
     return out
 
 
-def _obstacles(
+def obstacles(
     model: Module, linears: List[DenseLinear]
 ) -> Dict[DenseLinear, str]:
     """Why layers can not be swapped."""

@@ -19,6 +19,7 @@ from torch_geometric_ext.utils.lottery.settings import (
     Settings,
     check_settings,
 )
+from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
 from torch_geometric_ext.utils.lottery.stage import Progress, Stage
 from torch_geometric_ext.utils.lottery.task import (
     CustomTask,
@@ -75,7 +76,9 @@ class GraphLotteryPruner:
 
     In steps 3 and 4, weights are those of
     :class:`~torch_geometric_ext.nn.SparseLinear`, and edges that left are not
-    there: each step gets cheaper. Where the nodes of a graph are classified,
+    there: each step gets cheaper. (In step 1, a layer that reads features of
+    which at most 3 % are not zero, such as bags of words, multiplies by these
+    alone.) Where the nodes of a graph are classified,
     the share :obj:`distill` of the loss is the cross-entropy with the
     predictions of the dense model, on all nodes: this is what lets a graph
     lose edges without losing accuracy.
@@ -263,7 +266,7 @@ class GraphLotteryPruner:
         check_data(data)
         if loss_fn is None or evaluate is None:
             check_node_task(data, self.model)
-            task: Task = NodeTask(data)
+            task: Task = NodeTask(data, inputs=SparseInput.find(data.x))
         else:
             task = CustomTask(data, loss_fn, evaluate)
         devices = []

@@ -179,6 +179,7 @@ class Search:
         weights = Weights(self.initial, candidate.masks)
         model = build_model(self.template, weights)
         task = self.task
+        model = task.prepare(model)
         if candidate.pairs is not None and self.pairs is not None:
             task = task.pruned(self.pairs.edge_mask(candidate.pairs))
         optimizer = self.optimizer(model.parameters())

@@ -10,6 +10,8 @@ from torch.nn import Module
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.utils import select
 
+from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
+
 EDGE_KEYS = ['edge_weight', 'edge_attr']
 
 # `loss_fn(model, batch)` and `evaluate(model, data)`:
@@ -67,6 +69,12 @@ class Task(ABC):
     def pruned(self, edge_mask: Tensor) -> 'Task':
         """The same task on the graph that some edges are left of."""
 
+    def prepare(self, model: Module) -> Module:
+        """A model that is faster on the task, changed in place. Its state
+        does not tell.
+        """
+        return model
+
     def distilled(self, teacher: Module, share: float) -> 'Task':
         """The same task, with a share of the loss against the predictions of
         a model, if there are any to compare.
@@ -83,6 +91,8 @@ class NodeTask(Task):
             to come close to, on all nodes. (default: :obj:`None`)
         share (float, optional): Their share of the loss.
             (default: :obj:`0.0`)
+        inputs (SparseInput, optional): The features, if few of them are not
+            zero. (default: :obj:`None`)
     """
 
     def __init__(
@@ -90,8 +100,10 @@ class NodeTask(Task):
         data: Data,
         targets: Optional[Tensor] = None,
         share: float = 0.0,
+        inputs: Optional[SparseInput] = None,
     ) -> None:
         self.data = data
+        self.inputs = inputs
         self.targets = targets
         self.share = share
 
@@ -115,14 +127,17 @@ class NodeTask(Task):
 
     def pruned(self, edge_mask: Tensor) -> 'NodeTask':  # noqa: D102
         data = prune_edges(self.data, edge_mask)
-        return NodeTask(data, self.targets, self.share)
+        return NodeTask(data, self.targets, self.share, self.inputs)
 
     @torch.no_grad()
     def distilled(  # noqa: D102
         self, teacher: Module, share: float
     ) -> 'NodeTask':
         targets = call(teacher.eval(), self.data).softmax(dim=-1)
-        return NodeTask(self.data, targets, share)
+        return NodeTask(self.data, targets, share, self.inputs)
+
+    def prepare(self, model: Module) -> Module:  # noqa: D102
+        return model if self.inputs is None else self.inputs.swap(model)
 
 
 class CustomTask(Task):

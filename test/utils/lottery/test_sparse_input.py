@@ -1,0 +1,66 @@
+import copy
+
+import pytest
+import torch
+from torch_geometric.nn import GCN, Linear
+from torch_geometric.testing import withCUDA
+
+from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.utils.lottery.sparse_input import (
+    SparseInput,
+    SparseInputLinear,
+)
+
+
+def features(device='cpu'):
+    x = torch.zeros(20, 50, device=device)
+    x[torch.arange(20), torch.arange(0, 40, 2)] = torch.rand(20, device=device)
+    return x
+
+
+@withCUDA
+def test_equals_the_dense_layer(device):
+    x = features(device)
+    inputs = SparseInput.find(x)
+    dense = GCN(50, 8, num_layers=2, out_channels=50).to(device)
+    model = inputs.swap(copy.deepcopy(dense))
+    assert isinstance(model.convs[0].lin, SparseInputLinear)
+    assert type(model.convs[1].lin) is Linear
+    assert list(model.state_dict()) == list(dense.state_dict())
+
+    edge_index = torch.tensor([[0, 1, 2], [1, 2, 3]], device=device)
+    outs = [net(x, edge_index) for net in [dense, model]]
+    torch.testing.assert_close(*outs)
+    for out in outs:
+        out.square().sum().backward()
+    for a, b in zip(dense.parameters(), model.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_other_inputs_are_dense():
+    x = features()
+    model = SparseInput(x).swap(torch.nn.Sequential(Linear(50, 4)))
+    other = torch.randn(3, 50)
+    weight, bias = model[0].weight, model[0].bias
+    assert torch.equal(model(other), other @ weight.t() + bias)
+    assert copy.deepcopy(model)[0].inputs is model[0].inputs
+
+
+def test_sparse_layers_stay():
+    model = torch.nn.Sequential(SparseLinear(50, 4))
+    assert type(SparseInput(features()).swap(model)[0]) is SparseLinear
+
+
+@pytest.mark.parametrize(
+    'x',
+    [
+        None,
+        torch.ones(20, 50),
+        torch.zeros(20, 50, dtype=torch.long),
+        torch.zeros(20, 5, 10),
+        torch.zeros(20, 50).to_sparse(),
+        torch.zeros(20, 50, requires_grad=True),
+    ],
+)
+def test_features_that_are_not_compressed(x):
+    assert SparseInput.find(x) is None

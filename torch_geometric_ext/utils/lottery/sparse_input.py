@@ -1,0 +1,88 @@
+import warnings
+from typing import Any, Dict, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+from torch_geometric_ext.nn.dense.sparse_linear import DenseLinear
+from torch_geometric_ext.nn.linear_layers import (
+    LINEARS,
+    find_layers,
+    obstacles,
+    swap_layers,
+)
+
+MAX_DENSITY = 0.03  # Above, a dense product takes as long.
+
+
+class SparseInput:
+    """Features of which few are not zero, by rows and by columns.
+
+    Args:
+        x (torch.Tensor): The features.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # That this format is new.
+            self.rows = x.to_sparse_csr()
+            self.cols = x.t().to_sparse_csr()
+
+    @classmethod
+    def find(cls, x: Any) -> Optional['SparseInput']:
+        """Compresses features where that pays."""
+        if not isinstance(x, Tensor) or x.layout != torch.strided:
+            return None
+        if x.dim() != 2 or not x.is_floating_point() or x.requires_grad:
+            return None
+        if int(x.count_nonzero()) > MAX_DENSITY * x.numel():
+            return None
+        return cls(x)
+
+    def swap(self, model: Module) -> Module:
+        """Lets the dense layers of a model, in place, multiply by what is not
+        zero if they are given the features.
+        """
+        linears = find_layers(model, LINEARS)
+        others = obstacles(model, list(linears))
+        swaps: Dict[Module, Module] = {
+            linear: SparseInputLinear(linear, self)
+            for linear in linears
+            if linear not in others and linear.weight.size(1) == self.x.size(1)
+        }
+        return swap_layers(model, swaps)
+
+    def __deepcopy__(self, memo: Any) -> 'SparseInput':
+        return self
+
+
+class SparseInputLinear(Module):
+    """A linear layer that knows one of its inputs to be sparse. It has the
+    parameters of the layer that it replaces, by the same names.
+    """
+
+    def __init__(self, linear: DenseLinear, inputs: SparseInput) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.inputs = inputs
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if x is not self.inputs.x:
+            return F.linear(x, self.weight, self.bias)
+        out: Tensor = _Product.apply(self.weight, self.inputs)
+        return out if self.bias is None else out + self.bias
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, inputs: SparseInput) -> Tensor:
+        ctx.inputs = inputs
+        return inputs.rows @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return (ctx.inputs.cols @ grad).t(), None
