@@ -1,0 +1,132 @@
+"""Finds a part of a GCN, and of its graph, that is as good as all of it.
+
+Compares the dense model with a winning ticket, and with the rival to beat: a
+narrow dense model of as many weights, which is trained for as many epochs as
+the search takes in all. All are taken at their best validation accuracy. The
+ticket is written to a file and read again, as one that serves it would do.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+from torch_geometric import seed_everything
+from torch_geometric.data import Data
+from torch_geometric.datasets import Planetoid
+from torch_geometric.nn import GCN
+from torch_geometric.transforms import NormalizeFeatures
+
+from torch_geometric_ext.datasets import DigitsKNN
+from torch_geometric_ext.utils import GraphLotteryPruner, Ticket, count_macs
+
+
+def load(name: str, root: str) -> Data:
+    if name == 'DigitsKNN':
+        return DigitsKNN(root)[0]
+    return Planetoid(root, name, transform=NormalizeFeatures())[0]
+
+
+def gcn(data: Data, hidden_channels: int) -> GCN:
+    num_classes = int(data.y.max()) + 1
+    size = (data.num_features, hidden_channels, 2, num_classes)
+    return GCN(*size, dropout=0.5)
+
+
+@torch.no_grad()
+def test(model: torch.nn.Module, data: Data) -> Tuple[float, float]:
+    """The accuracy on validation and test nodes."""
+    pred = model.eval()(data.x, data.edge_index).argmax(dim=-1)
+    correct = (pred == data.y).float()
+    val, out = correct[data.val_mask].mean(), correct[data.test_mask].mean()
+    return 100 * float(val), 100 * float(out)
+
+
+def train(model: GCN, data: Data, epochs: int) -> Tuple[float, float]:
+    """The test accuracy at the best validation accuracy, and seconds."""
+    start, results = time.perf_counter(), []
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=0.01, weight_decay=5e-4
+    )
+    for epoch in range(1, epochs + 1):
+        model.train()
+        optimizer.zero_grad()
+        out = model(data.x, data.edge_index)[data.train_mask]
+        F.cross_entropy(out, data.y[data.train_mask]).backward()
+        optimizer.step()
+        if epoch % 2 == 0 or epoch == epochs:
+            results.append(test(model, data))
+    best = max(results, key=lambda accuracy: accuracy[0])
+    return best[1], time.perf_counter() - start
+
+
+def print_row(
+    name: str, accuracy: float, seconds: float, model: GCN, data: Data
+) -> None:
+    macs = count_macs(model, data.x, data.edge_index)
+    print(
+        f'{name:14}{accuracy:>10.1f}{macs.num_parameters:>12,}'
+        f'{data.num_edges:>10,}{macs.forward / 1e6:>10.2f}{seconds:>10.1f}'
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--dataset', default='DigitsKNN')  # Or 'Cora', ...
+    parser.add_argument('--root', default=None)
+    parser.add_argument('--hidden_channels', type=int, default=256)
+    parser.add_argument('--weight_sparsity', type=float, default=0.95)
+    parser.add_argument('--edge_sparsity', type=float, default=0.2)
+    parser.add_argument('--method', default='fast')
+    parser.add_argument('--pretrain_epochs', type=int, default=60)
+    parser.add_argument('--search_epochs', type=int, default=100)
+    parser.add_argument('--retrain_epochs', type=int, default=100)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--path', default='.data/ticket.pt')
+    args = parser.parse_args()
+
+    data = load(args.dataset, args.root or f'.data/{args.dataset}')
+    seed_everything(args.seed)
+    model = gcn(data, args.hidden_channels)
+    pruner = GraphLotteryPruner(
+        model,
+        weight_sparsity=args.weight_sparsity,
+        edge_sparsity=args.edge_sparsity,
+        method=args.method,
+        seed=args.seed,
+        pretrain_epochs=args.pretrain_epochs,
+        search_epochs=args.search_epochs,
+        retrain_epochs=args.retrain_epochs,
+        log=True,
+    )
+    start = time.perf_counter()
+    ticket = pruner.fit(data)
+    seconds = time.perf_counter() - start
+    Path(args.path).parent.mkdir(parents=True, exist_ok=True)
+    ticket.save(args.path)
+
+    # Elsewhere, with the file, the model and the graph:
+    ticket = Ticket.load(args.path, model)
+    print(ticket)
+    small_model, small_data = ticket.apply(model, data, sparse=True)
+    _, accuracy = test(small_model, small_data)
+
+    print(
+        f'\n{"":14}{"test [%]":>10}{"parameters":>12}{"edges":>10}'
+        f'{"MMACs":>10}{"time [s]":>10}'
+    )
+    dense = train(model, data, args.pretrain_epochs)
+    print_row('dense', *dense, model, data)
+    plain_model, _ = ticket.apply(model)  # Ordinary layers, with zeros.
+    assert abs(test(plain_model, small_data)[1] - accuracy) < 0.2
+    print_row('ticket', accuracy, seconds, small_model, small_data)
+    width = round((1 - args.weight_sparsity) * args.hidden_channels)
+    model = gcn(data, max(width, 1))
+    epochs = args.pretrain_epochs + args.search_epochs + args.retrain_epochs
+    print_row('narrow dense', *train(model, data, epochs), model, data)
+
+
+if __name__ == '__main__':
+    main()
