@@ -29,10 +29,10 @@ def load(name: str, root: str) -> Data:
     return Planetoid(root, name, transform=NormalizeFeatures())[0]
 
 
-def gcn(data: Data, hidden_channels: int) -> GCN:
+def gcn(data: Data, hidden_channels: int, dropout: float) -> GCN:
     num_classes = int(data.y.max()) + 1
     size = (data.num_features, hidden_channels, 2, num_classes)
-    return GCN(*size, dropout=0.5)
+    return GCN(*size, dropout=dropout)
 
 
 @torch.no_grad()
@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument('--dataset', default='DigitsKNN')  # Or 'Cora', ...
     parser.add_argument('--root', default=None)
     parser.add_argument('--hidden_channels', type=int, default=256)
+    parser.add_argument('--dropout', type=float, default=0.5)
+    parser.add_argument('--narrow_dropout', type=float, default=0.0)
     parser.add_argument('--weight_sparsity', type=float, default=0.95)
     parser.add_argument('--edge_sparsity', type=float, default=0.2)
     parser.add_argument('--method', default='fast')
@@ -89,7 +91,7 @@ def main() -> None:
 
     data = load(args.dataset, args.root or f'.data/{args.dataset}')
     seed_everything(args.seed)
-    model = gcn(data, args.hidden_channels)
+    model = gcn(data, args.hidden_channels, args.dropout)
     pruner = GraphLotteryPruner(
         model,
         weight_sparsity=args.weight_sparsity,
@@ -123,7 +125,7 @@ def main() -> None:
     assert abs(test(plain_model, small_data)[1] - accuracy) < 0.2
     print_row('ticket', accuracy, seconds, small_model, small_data)
     width = round((1 - args.weight_sparsity) * args.hidden_channels)
-    model = gcn(data, max(width, 1))
+    model = gcn(data, max(width, 1), args.narrow_dropout)
     epochs = args.pretrain_epochs + args.search_epochs + args.retrain_epochs
     print_row('narrow dense', *train(model, data, epochs), model, data)
 

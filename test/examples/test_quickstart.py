@@ -2,12 +2,14 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
 from torch_geometric.testing import withPackage
 
 PATH = Path(__file__).parents[2] / 'examples' / 'quickstart.py'
 
 
-@withPackage('datamol', 'tqdm')
+@withPackage('datamol', 'sklearn', 'tqdm')
+@pytest.mark.filterwarnings('ignore:.*will move no weights')
 def test_quickstart(tmp_path, monkeypatch, capsys):
     argv = [str(PATH), '--epochs=1', '--seeds=2', f'--root={tmp_path}']
     monkeypatch.setattr(sys, 'argv', argv)
@@ -42,7 +44,7 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         'RigL, 1/20',
     ]
     assert out[25] == '2 layers, 64 channels, 1 epochs, batches of 128'
-    assert names[26:] == [
+    assert names[26:32] == [
         'method',
         'full data',
         'random, 5% of bytes',
@@ -50,7 +52,16 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         'random, shared, 5%',
         'Mirage, shared, 5%',
     ]
-    for table in [out[3:10], out[12:16], out[18:24], out[26:]]:
+    assert out[33] == 'GCN on DigitsKNN: 1,797 nodes, 2 paired seeds'
+    assert out[35].startswith('2 layers, 128 channels, 2 epochs ')
+    assert names[36:] == [
+        'method',
+        'dense',
+        'dense, 1/20 of weights',
+        'ticket, 1/20',
+    ]
+    tables = [out[3:10], out[12:16], out[18:24], out[26:32], out[36:]]
+    for table in tables:
         assert len({len(line) for line in table}) == 1  # Aligned.
     # Budgets are exact, also with a warning-free single epoch:
     assert [line.split()[-4] for line in out[4:10]] == [
@@ -65,6 +76,10 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     assert 0.08 < macs[2] / macs[0] < 0.12
     assert 0.04 < macs[4] / macs[0] < 0.06
     # Nearly as many draws from a twentieth of the bytes:
-    assert [line.split()[-4] for line in out[27:]] == [
+    assert [line.split()[-4] for line in out[27:32]] == [
         '1,025', '1,024', '1,024', '1,024', '1,024',
+    ]  # fmt: skip
+    # A third of the edges less:
+    assert [line.split()[-4] for line in out[37:]] == [
+        '12,618', '12,618', '8,202',
     ]  # fmt: skip
