@@ -1,7 +1,9 @@
 import copy
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import assume, example, given, settings
 from torch.nn import BatchNorm1d, LayerNorm, Module, ModuleList, ReLU
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import DataLoader
@@ -235,6 +237,42 @@ def test_pruner_counts(method, undirected, sparsities, monkeypatch):
         number += 1
         expected[f'round {number}'] = current
     assert seen == expected
+
+
+SHARES = st.floats(0, 0.9)
+
+
+@settings(max_examples=12)
+@example('imp', 1e-300, 0.0, True)
+@example('fast', 0.9, 1e-300, False)
+@given(st.sampled_from(METHODS), SHARES, SHARES, st.booleans())
+def test_pruner_any_sparsity(method, weight_sparsity, edge_sparsity, both):
+    data, model = graph(8, undirected=both), GCN(5, 8, 1, 3)
+    assume(weight_sparsity + edge_sparsity > 0)
+    ticket = prune(
+        model,
+        data,
+        method=method,
+        weight_sparsity=weight_sparsity,
+        edge_sparsity=min(edge_sparsity, 0.5),  # Else there are many rounds.
+        **dict.fromkeys(['pretrain_epochs', 'retrain_epochs'], 1),
+    )
+    kept = sum(int(x.sum()) for x in ticket.weight_masks.values())
+    assert kept == (
+        round((1 - weight_sparsity) * 15) if weight_sparsity else 0
+    )
+    if edge_sparsity == 0:
+        assert ticket.edge_mask is None
+        return
+    pairs = EdgePairs(data.edge_index, data.num_nodes)
+    target = round((1 - min(edge_sparsity, 0.5)) * pairs.num_pairs)
+    counts = torch.zeros(pairs.num_pairs, dtype=torch.long)
+    between = pairs.pair >= 0
+    counts.index_add_(0, pairs.pair[between], ticket.edge_mask[between].long())
+    assert ticket.edge_mask[~between].all()
+    size = 1 + pairs.undirected  # Both directions leave together:
+    assert set(counts.tolist()) <= {0, size}
+    assert int((counts == size).sum()) == target
 
 
 @pytest.mark.parametrize('method', ['fast', 'imp', 'random'])

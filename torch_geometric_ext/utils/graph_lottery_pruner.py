@@ -105,7 +105,8 @@ class GraphLotteryPruner:
     Args:
         model (torch.nn.Module): The model, which may be lazy.
         weight_sparsity (float, optional): The share of weights of linear
-            layers to remove, in :math:`[0, 1)`. (default: :obj:`0.0`)
+            layers to remove, in :math:`[0, 1)`. Each layer keeps at least
+            one. (default: :obj:`0.0`)
         edge_sparsity (float, optional): The share of edges to remove, in
             :math:`[0, 1)`. (default: :obj:`0.0`)
         method (str, optional): :obj:`"fast"`, :obj:`"imp"`,
@@ -143,7 +144,7 @@ class GraphLotteryPruner:
 
     Raises:
         ValueError: If an argument is out of its range, or there is nothing
-            to prune.
+            to prune, or :obj:`model` holds sparse layers.
         TypeError: If :obj:`model` is no module.
     """
 
@@ -231,7 +232,8 @@ class GraphLotteryPruner:
                 need to hold the global numbers :obj:`e_id` of their edges, as
                 those of :class:`~torch_geometric.loader.NeighborLoader` do,
                 or as :func:`~torch_geometric_ext.utils.number_edges` gives
-                them to a list of graphs.
+                them to a list of graphs; and the loader needs to hold the
+                graph as :obj:`data`, or the graphs as :obj:`dataset`.
             loss_fn (Callable, optional): Returns the loss to minimize of a
                 model and a graph or mini-batch, whose pruned edges are gone.
                 (default: :obj:`None`)
@@ -245,14 +247,19 @@ class GraphLotteryPruner:
                 (default: :obj:`()`)
             checkpoint (str or Path, optional): A file that holds the state of
                 the search. If it is there, the search goes on from it, with
-                the same result as without an interruption.
-                (default: :obj:`None`)
+                the same result as without an interruption, if a loader
+                draws from the global generator. (default: :obj:`None`)
             checkpoint_every (int, optional): Number of evaluations between
                 writes of this file. (default: :obj:`10`)
 
         Raises:
             ValueError: If the graph lacks something, there is nothing to
-                prune, or the checkpoint is of another search.
+                prune, the training diverges, or the checkpoint is of another
+                search.
+            TypeError: If :obj:`data` is neither a graph nor a loader.
+            NotImplementedError: If the graph is heterogeneous, or a layer
+                passes messages along other edges while their scores are
+                learned.
         """
         if (loss_fn is None) != (evaluate is None):
             raise ValueError(

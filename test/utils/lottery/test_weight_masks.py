@@ -120,3 +120,21 @@ def test_clear_caches():
     convs = [x for x in model.modules() if isinstance(x, GCNConv)]
     assert all(conv._cached_edge_index is None for conv in convs)
     assert all(conv.cached for conv in convs)
+
+
+def test_read_weights():
+    # A layer of two names, in a model that holds a tensor of its last pass:
+    model = Sequential(Linear(4, 4), ReLU(), Linear(4, 4, bias=False))
+    model.append(model[0])
+    state = {key: x.clone() for key, x in model.state_dict().items()}
+    masks = global_masks(Weights(state, {}), ['0', '2'], 12)
+    sparse = build_model(model, Weights(state, masks))
+    assert sparse[0] is sparse[3]
+    sparse.last = sparse(torch.randn(2, 4))
+    out = read_weights(sparse)
+    assert out.state.keys() == state.keys() and list(out.masks) == ['0', '2']
+    for key in ['0.weight', '3.weight']:
+        assert torch.equal(out.state[key], state[key] * masks['0'])
+    again = read_weights(build_model(model, out))
+    for key, x in again.state.items():
+        assert torch.equal(x, out.state[key])

@@ -259,4 +259,5 @@ class Search:
 def _num_rounds(sparsity: float, rate: float) -> int:
     if sparsity == 0:
         return 0
-    return math.ceil(math.log(1 - sparsity) / math.log(1 - rate) - 1e-9)
+    number = math.log(1 - sparsity) / math.log(1 - rate)
+    return max(math.ceil(number - 1e-9), 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.nn import SparseLinear, densify
+from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.nn.linear_layers import swap_layers
 from torch_geometric_ext.sparsity.ranking import top_mask
 
@@ -83,14 +83,25 @@ def build_model(template: Module, weights: Weights) -> Module:
 
 def read_weights(model: Module) -> Weights:
     """The inverse of :func:`build_model`."""
-    masks = {
-        name: module.mask
-        for name, module in model.named_modules()
+    layers = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, SparseLinear)
     }
-    if masks:
-        model = densify(copy.deepcopy(model))
-    state = {key: x.detach().clone() for key, x in model.state_dict().items()}
+    state = {
+        key: x.detach().clone()
+        for key, x in model.state_dict().items()
+        if key.rpartition('.')[0] not in layers
+    }
+    for name, layer in layers.items():
+        state[weight_key(name)] = layer.weight.detach()
+        if layer.bias is not None:
+            state[f'{name}.bias'.lstrip('.')] = layer.bias.detach().clone()
+    masks = {
+        name: layers[name].mask
+        for name, _ in model.named_modules()
+        if name in layers
+    }
     return Weights(state, masks)
 
 
