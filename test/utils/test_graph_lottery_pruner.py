@@ -1,4 +1,5 @@
 import copy
+import math
 
 import hypothesis.strategies as st
 import pytest
@@ -273,6 +274,43 @@ def test_pruner_any_sparsity(method, weight_sparsity, edge_sparsity, both):
     size = 1 + pairs.undirected  # Both directions leave together:
     assert set(counts.tolist()) <= {0, size}
     assert int((counts == size).sum()) == target
+
+
+def test_pruner_moves(monkeypatch):
+    moved = []
+
+    def spy(stage, callback, run=Stage.run):
+        scheduler = stage.scheduler
+        if scheduler is None:
+            return run(stage, callback)
+        layer, step = scheduler.layers['convs.0.lin'], scheduler.step
+
+        def check():
+            before = layer.index.clone()
+            step()
+            new = ~torch.isin(layer.index, before)
+            assert (layer.values[new] == 0).all()
+            moved.append(int(new.sum()))
+
+        scheduler.step = check
+        return run(stage, callback)
+
+    monkeypatch.setattr(Stage, 'run', spy)
+    torch.manual_seed(0)
+    prune(
+        GCN(5, 8, 1, 3),
+        graph(),
+        weight_sparsity=0.6,
+        search_epochs=12,
+        update_every=3,
+        drop_fraction=0.8,
+    )
+    # By a cosine that ends at three quarters of the search:
+    expected = [0] * 12
+    for i in [3, 6]:
+        share = 0.4 * (1 + math.cos(math.pi * i / 9))
+        expected[i - 1] = round(share * 6)
+    assert moved == expected == [0, 0, 4, 0, 0, 1] + [0] * 6
 
 
 @pytest.mark.parametrize('method', ['fast', 'imp', 'random'])
