@@ -5,33 +5,28 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
-from torch.nn import BatchNorm1d, LayerNorm, Module, ModuleList, ReLU
 from torch_geometric.data import Data, HeteroData
-from torch_geometric.loader import DataLoader
 from torch_geometric.nn import (
-    GAT,
     GCN,
     GIN,
-    PNA,
-    DeepGCNLayer,
-    GCNConv,
-    GENConv,
-    GPSConv,
-    GraphSAGE,
     Linear,
-    SAGEConv,
-    global_add_pool,
 )
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.nn import sparsify
-from torch_geometric_ext.utils import GraphLotteryPruner, number_edges
+from torch_geometric_ext.utils import GraphLotteryPruner
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.stage import Stage
 
 METHODS = ['fast', 'imp', 'one_shot', 'random']
+FIT = ['loss_fn', 'evaluate', 'callbacks', 'checkpoint', 'checkpoint_every']
 SHORT = dict(
-    pretrain_epochs=4, search_epochs=8, retrain_epochs=4, update_every=2
+    weight_sparsity=0.7,
+    edge_sparsity=0.3,
+    pretrain_epochs=4,
+    search_epochs=8,
+    retrain_epochs=4,
+    update_every=2,
 )
 
 
@@ -50,18 +45,9 @@ def graph(num_nodes=16, seed=0, device=None, undirected=True):
     return data.to(device)
 
 
-def prune(
-    model, data, *args, weight_sparsity=0.7, edge_sparsity=0.3, **kwargs
-):
-    names = ['loss_fn', 'evaluate', 'callbacks', 'checkpoint']
-    names.append('checkpoint_every')
-    fit = {key: kwargs.pop(key) for key in names if key in kwargs}
-    pruner = GraphLotteryPruner(
-        model,
-        weight_sparsity=weight_sparsity,
-        edge_sparsity=edge_sparsity,
-        **{**SHORT, **kwargs},
-    )
+def prune(model, data, *args, **kwargs):
+    fit = {key: kwargs.pop(key) for key in FIT if key in kwargs}
+    pruner = GraphLotteryPruner(model, **{**SHORT, **kwargs})
     return pruner.fit(data, *args, **fit)
 
 
@@ -79,109 +65,6 @@ def flat(value):
     if isinstance(value, torch.Tensor):
         return value.tolist()
     return value
-
-
-class Deep(Module):
-    """DeeperGCN, with softmax as its aggregation."""
-
-    def __init__(self, num_layers=3):
-        super().__init__()
-        self.lins = ModuleList([Linear(5, 8), Linear(8, 3)])
-        self.layers = ModuleList()
-        for _ in range(num_layers):
-            conv = GENConv(8, 8, learn_t=True, num_layers=1)
-            layer = DeepGCNLayer(conv, LayerNorm(8), ReLU(), dropout=0.1)
-            self.layers.append(layer)
-
-    def forward(self, x, edge_index):
-        x = self.lins[0](x)
-        for layer in self.layers:
-            x = layer(x, edge_index)
-        return self.lins[1](x)
-
-
-class GPS(Module):
-    """The local and the global part of GPS."""
-
-    def __init__(self):
-        super().__init__()
-        self.lins = ModuleList([Linear(5, 8), Linear(8, 3)])
-        self.conv = GPSConv(8, GCNConv(8, 8), heads=2)
-
-    def forward(self, x, edge_index):
-        batch = torch.zeros(x.size(0), dtype=torch.long, device=x.device)
-        return self.lins[1](self.conv(self.lins[0](x), edge_index, batch))
-
-
-DEG = torch.tensor([1, 3, 4, 3, 2, 1])
-MODELS = {
-    'gcn': lambda: GCN(5, 8, 2, 3),
-    'cached': lambda: GCN(5, 8, 2, 3, cached=True),
-    'sage': lambda: GraphSAGE(5, 8, 2, 3),
-    'max': lambda: GraphSAGE(5, 8, 2, 3, aggr='max'),
-    'std': lambda: GraphSAGE(5, 8, 2, 3, aggr='std'),
-    'gin': lambda: GIN(5, 8, 2, 3, norm='batch_norm'),
-    'gat': lambda: GAT(5, 8, 2, 3),
-    'gatv2': lambda: GAT(5, 8, 2, 3, v2=True),
-    'pna': lambda: PNA(
-        5,
-        8,
-        2,
-        3,
-        aggregators=['mean', 'max', 'std', 'sum'],
-        scalers=['identity', 'amplification'],
-        deg=DEG,
-    ),
-    'deep': Deep,
-    'gps': GPS,
-    'lazy': lambda: GCN(-1, 8, 2, 3),
-    'lazy_sage': lambda: GraphSAGE(-1, 8, 2, 3),
-    'jump': lambda: GCN(5, 8, 2, 3, jk='cat'),
-}
-
-
-def naive_graph(data, edge_mask):
-    """A graph that never saw the edges that left."""
-    edges = [
-        edge
-        for edge, keep in zip(data.edge_index.t().tolist(), edge_mask)
-        if keep
-    ]
-    return torch.tensor(edges).t().contiguous()
-
-
-@pytest.mark.parametrize('edge_score', ['degree', 'learned'])
-@pytest.mark.parametrize('name', list(MODELS))
-def test_pruner_models(name, edge_score):
-    torch.manual_seed(0)
-    model, data = MODELS[name](), graph()
-    if 'lazy' not in name:
-        model(data.x, data.edge_index)  # Fills caches.
-    method = METHODS[len(name) % 2 * 2]
-    ticket = prune(model, data, method=method, edge_score=edge_score)
-    pairs = EdgePairs(data.edge_index, data.num_nodes)
-    kept = sum(int(x.sum()) for x in ticket.weight_masks.values())
-    total = sum(x.numel() for x in ticket.weight_masks.values())
-    assert kept == round(0.3 * total)
-    num_loops = int(pairs.is_loop.sum())
-    num_edges = num_loops + 2 * round(0.7 * pairs.num_pairs)
-    assert int(ticket.edge_mask.sum()) == num_edges and num_loops > 0
-
-    # The ticket equals a model that never saw what left:
-    dense, small = ticket.apply(model, data)
-    sparse, _ = ticket.apply(model, data, sparse=True)
-    edge_index = naive_graph(data, ticket.edge_mask)
-    assert torch.equal(small.edge_index, edge_index)
-    other = MODELS[name]().eval()
-    other.load_state_dict(ticket.final_state)
-    expected = other(data.x, edge_index)
-    out = dense(small.x, small.edge_index)
-    assert torch.equal(out, expected)
-    out = sparse(small.x, small.edge_index)
-    assert torch.allclose(out, expected, atol=1e-4)
-    correct = (expected.argmax(dim=-1) == data.y)[data.val_mask]
-    metric = max(ticket.metrics.get(x, 0) for x in ['search', 'retrained'])
-    assert metric == pytest.approx(float(correct.float().mean()))
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -403,148 +286,6 @@ def test_pruner_checkpoint_errors(tmp_path):
         prune(model, data, checkpoint=path, checkpoint_every=0)
 
 
-def test_pruner_edge_features():
-    data = graph()
-    data.edge_attr = torch.arange(data.num_edges).view(-1, 1).float() / 80
-    model = GAT(5, 8, 2, 3, edge_dim=1)
-    ticket = prune(model, data, edge_score='learned')
-    model, small = ticket.apply(model, data)
-    assert torch.equal(small.edge_attr, data.edge_attr[ticket.edge_mask])
-    out = model(small.x, small.edge_index, edge_attr=small.edge_attr)
-    correct = (out.argmax(dim=-1) == data.y)[data.val_mask].float().mean()
-    metric = max(ticket.metrics.get(x, 0) for x in ['search', 'retrained'])
-    assert metric == pytest.approx(float(correct))
-
-    data.edge_weight = torch.rand(data.num_edges)
-    ticket = prune(GCN(5, 8, 2, 3), data)
-    _, small = ticket.apply(GCN(5, 8, 2, 3), data)
-    assert torch.equal(small.edge_weight, data.edge_weight[ticket.edge_mask])
-
-
-def test_pruner_link_prediction():
-    data = graph()
-    data.edge_label_index = data.edge_index  # As many as edges.
-
-    def loss_fn(model, data):
-        z = model(data.x, data.edge_index)
-        assert data.edge_label_index.size(1) == num_edges
-        source, target = data.edge_label_index
-        positive = (z[source] * z[target]).sum(dim=-1)
-        other = torch.randint(16, source.shape)
-        negative = (z[source] * z[other]).sum(dim=-1)
-        return (negative - positive).sigmoid().mean()
-
-    num_edges = data.num_edges
-    ticket = prune(
-        GCN(5, 8, 2),
-        data,
-        loss_fn=loss_fn,
-        evaluate=lambda model, data: -float(loss_fn(model, data)),
-    )
-    assert ticket.edge_sparsity == pytest.approx(0.3, abs=0.03)
-    assert ticket.macs[0] > ticket.macs[1]
-
-
-class Pooled(Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = SAGEConv(5, 8)
-        self.norm = BatchNorm1d(8)
-        self.lin = Linear(8, 2)
-
-    def forward(self, x, edge_index, batch):
-        x = self.norm(self.conv(x, edge_index)).relu()
-        return self.lin(global_add_pool(x, batch))
-
-
-def pooled_loss(model, batch):
-    out = model(batch.x, batch.edge_index, batch.batch)
-    return torch.nn.functional.cross_entropy(out, batch.label)
-
-
-def pooled_metric(model, batches):
-    return -sum(float(pooled_loss(model, batch)) for batch in batches)
-
-
-@pytest.mark.parametrize(
-    'method, edge_score',
-    [('fast', 'learned'), ('imp', 'learned'), ('random', 'degree')],
-)
-def test_pruner_graph_classification(method, edge_score):
-    graphs = [graph(8 + i, seed=i) for i in range(6)]
-    for i, data in enumerate(graphs):
-        data.label = torch.tensor([i % 2])
-    graphs = number_edges(graphs)
-    loader = DataLoader(graphs, batch_size=2, shuffle=True)
-    kwargs = dict(
-        method=method,
-        edge_score=edge_score,
-        weight_sparsity=0.4,
-        edge_sparsity=0.1,
-        retrain_epochs=2,
-    )
-    args = (Pooled(), loader, pooled_loss, pooled_metric)
-    ticket = prune(*args, **kwargs)
-    total = sum(data.num_edges for data in graphs)
-    assert ticket.edge_mask.numel() == total
-    assert equal(ticket, prune(*args, **kwargs))
-    for data in graphs:
-        _, small = ticket.apply(Pooled(), data)
-        assert torch.equal(small.e_id, data.e_id[ticket.edge_mask[data.e_id]])
-        assert small.num_edges == small.e_id.numel()
-    # Without numbers:
-    loader = DataLoader([graph()], batch_size=1)
-    with pytest.raises(ValueError, match="'number_edges' does that"):
-        prune(args[0], loader, *args[2:])
-
-
-class Subgraphs:
-    """Mini-batches of the edges that point to some of the nodes."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __len__(self):
-        return 2
-
-    def __iter__(self):
-        for i in range(2):
-            ids = (self.data.edge_index[1] % 2 == i).nonzero().flatten()
-            ids = ids[torch.randperm(ids.numel())]
-            batch = self.data.clone()
-            batch.edge_index = batch.edge_index[:, ids]
-            batch.e_id = ids
-            yield batch
-
-
-@pytest.mark.parametrize('method', ['fast', 'imp'])
-def test_pruner_mini_batches(method):
-    def loss_fn(model, batch):
-        out = model(batch.x, batch.edge_index)
-        return torch.nn.functional.cross_entropy(out, batch.y)
-
-    data, num_edges = graph(), []
-
-    def evaluate(model, batches):
-        num_edges.append(sum(batch.num_edges for batch in batches))
-        return 0.0
-
-    ticket = prune(
-        GraphSAGE(5, 8, 2, 3),
-        Subgraphs(data),
-        loss_fn,
-        evaluate,
-        method=method,
-        edge_score='learned',
-        retrain_epochs=2,
-    )
-    assert num_edges[0] == data.num_edges
-    assert num_edges[-1] == int(ticket.edge_mask.sum()) < data.num_edges
-    pairs = EdgePairs(data.edge_index, data.num_nodes)
-    for pair in range(pairs.num_pairs):
-        assert ticket.edge_mask[pairs.pair == pair].unique().numel() == 1
-
-
 @withCUDA
 @pytest.mark.parametrize('edge_score', ['degree', 'learned'])
 def test_pruner_device(device, edge_score):
@@ -599,31 +340,6 @@ def test_pruner_keeps_layers():
         assert all(mask.any() for mask in ticket.weight_masks.values())
     with pytest.raises(ValueError, match='leaves 1 weights, but there are 2'):
         prune(model, data, weight_sparsity=0.99)
-
-
-def test_pruner_shared_layers():
-    class Shared(Module):
-        def __init__(self):
-            super().__init__()
-            self.first = self.second = Linear(5, 5)
-            self.conv = GCNConv(5, 3)
-
-        def forward(self, x, edge_index):
-            x = self.second(self.first(x).relu()).relu()
-            return self.conv(x, edge_index)
-
-    model, data = Shared(), graph()
-    ticket = prune(model, data)
-    assert list(ticket.weight_masks) == ['first.weight', 'conv.lin.weight']
-    for weights in ['retrained', 'initial']:
-        outs = []
-        for sparse in [True, False]:
-            other, small = ticket.apply(
-                model, data, sparse=sparse, weights=weights
-            )
-            assert other.first is other.second
-            outs.append(other(small.x, small.edge_index))
-        assert torch.allclose(*outs, atol=1e-6)
 
 
 def test_pruner_ignored():
@@ -684,11 +400,3 @@ def test_pruner_errors():
     data.edge_index = torch.tensor([[1], [1]])
     with pytest.raises(ValueError, match='edges that are no self-loops'):
         prune(model, data)
-
-
-def test_number_edges():
-    graphs = [graph(seed=i) for i in range(2)]
-    out = number_edges(graphs)
-    ids = torch.cat([data.e_id for data in out])
-    assert ids.tolist() == list(range(sum(x.num_edges for x in graphs)))
-    assert all('e_id' not in data for data in graphs)
