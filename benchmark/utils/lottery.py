@@ -17,8 +17,8 @@ the CPU seconds it took, training of the dense network included, and how many
 times that is of `fast`.
 
 `--epochs` prints milliseconds of an epoch instead: of a plain loop, of one
-with masks on dense weights, and of the stages of a search (98 % of weights and 35 %
-of edges removed; `learned`: the dense stage, while scores of edges are
+with masks on dense weights, and of the stages of a search (98 % of weights and
+35 % of edges removed; `learned`: the dense stage, while scores of edges are
 learned), and the highest one of `fast` against the plain loop. Then seconds:
 those of `fast` with its default numbers of epochs, and those of 22 trainings
 of 200 epochs with masks, which is iterative pruning to 99 % in plain loops,

@@ -11,7 +11,7 @@ PATH = Path(__file__).parents[2] / 'examples' / 'lottery_ticket.py'
 
 
 @withPackage('sklearn', 'tqdm')
-@pytest.mark.filterwarnings('ignore:.*will move no weights')
+@pytest.mark.filterwarnings('ignore:.*no weights will move')
 def test_lottery_ticket(tmp_path, monkeypatch, capsys):
     argv = [str(PATH), f'--root={tmp_path}', f'--path={tmp_path / "t.pt"}']
     argv += [f'--{x}_epochs=4' for x in ['pretrain', 'search', 'retrain']]

@@ -9,7 +9,7 @@ PATH = Path(__file__).parents[2] / 'examples' / 'quickstart.py'
 
 
 @withPackage('datamol', 'sklearn', 'tqdm')
-@pytest.mark.filterwarnings('ignore:.*will move no weights')
+@pytest.mark.filterwarnings('ignore:.*no weights will move')
 def test_quickstart(tmp_path, monkeypatch, capsys):
     argv = [str(PATH), '--epochs=1', '--seeds=2', f'--root={tmp_path}']
     monkeypatch.setattr(sys, 'argv', argv)

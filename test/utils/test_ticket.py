@@ -78,9 +78,9 @@ def test_ticket_apply(found, weights):
     assert sum(x.values.numel() for x in layers) == num_kept
 
     # What comes back does not depend on the ticket or the arguments:
-    for x in [*dense.parameters(), *sparse.parameters(), small.x]:
+    for x in [*dense.parameters(), *sparse.parameters()]:
         x.data = x.data + 1
-    small.edge_index = None
+    small.edge_index = small.x = None
     assert lists(model.state_dict()) == before
     assert lists(data.to_dict()) == data_before
     assert ticket.apply(model)[1] is None
@@ -202,7 +202,7 @@ def test_ticket_repr(found):
     keys = [line.split()[0] for line in lines[2:-1]]
     stages = ['dense', 'search', 'retrained']
     assert keys == ['edges', 'MACs', *stages, 'seconds']
-    empty = Ticket({}, None, {}, {}, {}, {}, {}, (0, 0))
+    empty = Ticket({}, None, {}, {}, {}, {}, {}, (0, 0), {})
     assert empty.weight_sparsity == empty.edge_sparsity == 0
     assert '  edges     all' in str(empty)
 

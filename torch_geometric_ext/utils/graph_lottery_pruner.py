@@ -3,20 +3,19 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, List, Optional, Sequence, Union
 
 import torch
-from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.nn.linear_layers import Ignored, swappable_linears
 from torch_geometric_ext.utils.lottery.checkpoint import Checkpoint
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
+from torch_geometric_ext.utils.lottery.loss_macs import loss_macs
 from torch_geometric_ext.utils.lottery.progress_bar import ProgressBar
 from torch_geometric_ext.utils.lottery.search import Search
 from torch_geometric_ext.utils.lottery.settings import (
     Settings,
+    check_model,
     check_settings,
 )
 from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
@@ -36,7 +35,6 @@ from torch_geometric_ext.utils.lottery.weight_masks import (
     clear_caches,
     weight_key,
 )
-from torch_geometric_ext.utils.macs import count_macs
 from torch_geometric_ext.utils.ticket import Ticket
 
 TRAINED = ['retrained', 'search']
@@ -86,7 +84,8 @@ class GraphLotteryPruner:
     The rivals: :obj:`"one_shot"` leaves step 3 out, :obj:`"random"` keeps
     weights and edges at random, and :obj:`"imp"` prunes iteratively: a fifth
     of the weights and a twentieth of the edges leave in each round, which
-    trains from the initial weights on, until the target is reached.
+    trains from the initial weights on, until the target is reached. All of
+    them train the dense model first, too.
 
     .. note::
         Deviations from the first paper: edges are ranked by degrees alone
@@ -120,7 +119,8 @@ class GraphLotteryPruner:
             (default: :obj:`"degree"`)
         seed (int, optional): Seed of all that is random.
             (default: :obj:`0`)
-        pretrain_epochs (int, optional): Number of epochs of step 1.
+        pretrain_epochs (int, optional): Number of epochs of step 1
+            (:obj:`retrain_epochs` are taken instead by :obj:`"imp"`).
             (default: :obj:`60`)
         search_epochs (int, optional): Number of epochs of step 3.
             (default: :obj:`100`)
@@ -145,7 +145,24 @@ class GraphLotteryPruner:
     Raises:
         ValueError: If an argument is out of its range, or there is nothing
             to prune, or :obj:`model` holds sparse layers.
-        TypeError: If :obj:`model` is no module.
+        TypeError: If :obj:`model` is no module, or an argument of another
+            type.
+
+    Example:
+        >>> from torch_geometric.datasets import FakeDataset
+        >>> from torch_geometric.nn import GCN
+        >>> from torch_geometric.transforms import RandomNodeSplit
+        >>> _ = torch.manual_seed(0)
+        >>> data = FakeDataset(1, 500, task='node', num_classes=4)[0]
+        >>> data = RandomNodeSplit(num_val=100, num_test=100)(data)
+        >>> model = GCN(data.num_features, 64, 2, out_channels=4)
+        >>> pruner = GraphLotteryPruner(model, weight_sparsity=0.9)
+        >>> pruner
+        GraphLotteryPruner(GCN, weight_sparsity=0.9, edge_sparsity=0.0,
+        method='fast')
+        >>> ticket = pruner.fit(data)
+        >>> print(f'{ticket.weight_sparsity:.2f}')
+        0.90
     """
 
     def __init__(
@@ -169,14 +186,9 @@ class GraphLotteryPruner:
         patience: Optional[int] = None,
         log: bool = False,
     ) -> None:
-        if not isinstance(model, Module):
-            raise TypeError(
-                f"'model' of 'GraphLotteryPruner' needs to be a "
-                f"'torch.nn.Module' (got {type(model)})"
-            )
         self.settings = Settings(
-            weight_sparsity=float(weight_sparsity),
-            edge_sparsity=float(edge_sparsity),
+            weight_sparsity=weight_sparsity,
+            edge_sparsity=edge_sparsity,
             method=method,
             edge_score=edge_score,
             seed=seed,
@@ -190,18 +202,17 @@ class GraphLotteryPruner:
             patience=patience,
         )
         check_settings(self.settings)
-        if any(isinstance(x, SparseLinear) for x in model.modules()):
-            raise ValueError(
-                "'model' of 'GraphLotteryPruner' needs to be dense (got a "
-                "'SparseLinear'); 'densify' makes it so"
-            )
-        if edge_sparsity > 0 and not any(
-            isinstance(module, MessagePassing) for module in model.modules()
+        # Numbers of other libraries have no place in a file:
+        self.settings.weight_sparsity = float(weight_sparsity)
+        self.settings.edge_sparsity = float(edge_sparsity)
+        check_model(model, edge_sparsity)
+        if optimizer is not None and (
+            isinstance(optimizer, Optimizer) or not callable(optimizer)
         ):
-            raise ValueError(
-                f"'model' of 'GraphLotteryPruner' needs to pass messages to "
-                f"have edges pruned (got no 'MessagePassing' in "
-                f"'{model.__class__.__name__}')"
+            raise TypeError(
+                f"'optimizer' of 'GraphLotteryPruner' needs to make an "
+                f"optimizer of parameters, such as 'lambda params: "
+                f"torch.optim.Adam(params, lr=0.01)' (got {type(optimizer)})"
             )
         self.model = model
         self.ignored = ignored
@@ -239,8 +250,9 @@ class GraphLotteryPruner:
                 (default: :obj:`None`)
             evaluate (Callable, optional): Returns the validation metric (the
                 higher, the better) of a model and the pruned graph, or all
-                mini-batches. Gradients are off, and the model is in
-                evaluation mode. (default: :obj:`None`)
+                mini-batches of the loader. What else it needs, such as links
+                to predict, are the function's own. Gradients are off, and
+                the model is in evaluation mode. (default: :obj:`None`)
             callbacks (Sequence[Callable], optional): Are told the progress
                 after each evaluation (:obj:`stage`, :obj:`epoch`,
                 :obj:`num_epochs`, :obj:`metric`, :obj:`best`).
@@ -264,6 +276,11 @@ class GraphLotteryPruner:
         if (loss_fn is None) != (evaluate is None):
             raise ValueError(
                 "'loss_fn' and 'evaluate' need to be given together"
+            )
+        if callable(callbacks):
+            raise TypeError(
+                f"'callbacks' needs to be a sequence of callables (got "
+                f'{type(callbacks)})'
             )
         if checkpoint_every < 1:
             raise ValueError(
@@ -344,9 +361,19 @@ class GraphLotteryPruner:
             history={key: x.history for key, x in search.done.items()},
             seconds=search.seconds,
             macs=(
-                self._macs(template, task),
-                self._macs(build_model(template, final), small),
+                loss_macs(template, task, settings.seed),
+                loss_macs(build_model(template, final), small, settings.seed),
             ),
+            dense_state=search.done['dense'].best.state,
+        )
+
+    def __repr__(self) -> str:
+        settings = self.settings
+        return (
+            f'{self.__class__.__name__}({self.model.__class__.__name__}, '
+            f'weight_sparsity={settings.weight_sparsity}, '
+            f'edge_sparsity={settings.edge_sparsity}, '
+            f"method='{settings.method}')"
         )
 
     def _template(self, task: Task) -> Module:
@@ -360,11 +387,6 @@ class GraphLotteryPruner:
             clear_caches(model)
         return model
 
-    def _macs(self, model: Module, task: Task) -> int:
-        torch.manual_seed(self.settings.seed)  # The same batch before, after.
-        batch = next(iter(task.batches()))
-        return count_macs(_Loss(model, task), batch).forward
-
     def _pairs(self, data: Any) -> EdgePairs:
         graph = whole_graph(data)
         pairs = EdgePairs(graph.edge_index, graph.num_nodes)
@@ -377,18 +399,3 @@ class GraphLotteryPruner:
 
 def _adam(params: Iterable[Any]) -> Optimizer:
     return torch.optim.Adam(params, lr=0.01, weight_decay=5e-4)
-
-
-class _Loss(Module):
-    """The loss of a model as a module, to be counted."""
-
-    def __init__(self, model: Module, task: Task) -> None:
-        super().__init__()
-        self.model = model.eval()
-        self.task = task
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.task.loss(self.model, batch)
-
-    def __deepcopy__(self, memo: Any) -> '_Loss':
-        return _Loss(copy.deepcopy(self.model, memo), self.task)

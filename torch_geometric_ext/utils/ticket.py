@@ -50,6 +50,8 @@ class Ticket:
         macs (Tuple[int, int]): The multiply-adds of the forward pass before
             and after, as counted by
             :func:`~torch_geometric_ext.utils.count_macs`.
+        dense_state (Dict[str, torch.Tensor]): The state of the trained dense
+            model, at its best validation metric: what to compare with.
     """
 
     weight_masks: Dict[str, Tensor]
@@ -60,6 +62,7 @@ class Ticket:
     history: Dict[str, List[float]]
     seconds: Dict[str, float]
     macs: Tuple[int, int]
+    dense_state: Dict[str, Tensor]
 
     @property
     def weight_sparsity(self) -> float:
@@ -80,7 +83,8 @@ class Ticket:
         weights: str = 'retrained',
     ) -> Tuple[Module, Any]:
         r"""Returns a pruned copy of a model and of a graph. The arguments
-        stay what they are.
+        stay what they are. The model predicts on the whole graph, too: try
+        which does better.
 
         Args:
             model (torch.nn.Module): The model that was searched, or another
@@ -186,7 +190,7 @@ class Ticket:
                 _kept([] if self.edge_mask is None else [self.edge_mask]),
             ),
             ('MACs', _change(*self.macs)),
-            *[(key, f'{x:.4f}') for key, x in self.metrics.items()],
+            *[(key, f'{x:.4f} validated') for key, x in self.metrics.items()],
             ('seconds', f'{sum(self.seconds.values()):.1f}'),
         ]
         lines = [f'  {key:<10}{value}' for key, value in rows]

@@ -126,7 +126,8 @@ def test_whole_graph():
     assert whole_graph(Loader()) is Loader.data
     Loader.data, Loader.dataset = None, [graph(e_id=torch.arange(4))]
     assert whole_graph(Loader()).num_edges == 4
-    with pytest.raises(ValueError, match="needs to hold 'edge_index'"):
+    assert whole_graph([graph(e_id=torch.arange(4))]).num_edges == 4
+    with pytest.raises(ValueError, match="number their edges by 'e_id'"):
         whole_graph([data])
     with pytest.raises(ValueError, match="needs to hold 'edge_index'"):
         whole_graph(Data(x=torch.randn(2, 2)))

@@ -1,4 +1,5 @@
 import math
+import warnings
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
 
 import torch
@@ -29,6 +30,7 @@ from torch_geometric_ext.utils.lottery.weight_masks import (
 
 IMP_WEIGHT_RATE = 0.2  # Shares of what is left that leave in a round.
 IMP_EDGE_RATE = 0.05
+STOP = 0.75  # The share of a search after which no weight moves.
 
 
 class Candidate(NamedTuple):
@@ -198,13 +200,7 @@ class Search:
             patience=self.settings.patience,
         )
         if moves:
-            stage.scheduler = RigL(
-                model,
-                optimizer,
-                num_steps=num_epochs * task.num_batches,
-                update_every=self.settings.update_every,
-                drop_fraction=self.settings.drop_fraction,
-            )
+            stage.scheduler = self._scheduler(stage)
         if self.pending is not None and self.pending['name'] == name:
             stage.load_state_dict(self.pending)
         self.pending = None
@@ -213,6 +209,26 @@ class Search:
         if keep:
             self.done[name] = outcome
         return outcome
+
+    def _scheduler(self, stage: Stage) -> Optional[RigL]:
+        num_steps = stage.num_epochs * stage.task.num_batches
+        every = self.settings.update_every
+        if every >= STOP * num_steps:
+            warnings.warn(
+                f"'search_epochs' of 'GraphLotteryPruner' are too few: no "
+                f'weights will move in {num_steps} steps, since the first '
+                f"ones are due after 'update_every={every}'",
+                stacklevel=7,
+            )
+            return None
+        return RigL(
+            stage.model,
+            stage.optimizer,
+            num_steps=num_steps,
+            update_every=every,
+            drop_fraction=self.settings.drop_fraction,
+            stop=STOP,
+        )
 
     def _masks(self, weights: Weights, size: int) -> Masks:
         return global_masks(weights, self.names, size) if self.names else {}

@@ -1,6 +1,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
+from torch.nn import Module
+from torch_geometric.nn import MessagePassing
+
+from torch_geometric_ext.nn import SparseLinear
+
 METHODS = ['fast', 'imp', 'one_shot', 'random']
 EDGE_SCORES = ['degree', 'learned']
 
@@ -29,6 +34,14 @@ class Settings:
 def check_settings(settings: Settings) -> None:
     """Raises if an argument is out of its range."""
     values = asdict(settings)
+    for key in [
+        'weight_sparsity',
+        'edge_sparsity',
+        'drop_fraction',
+        'distill',
+    ]:
+        if not isinstance(values[key], (int, float)):
+            _raise(key, 'a number', values[key])
     for key in ['weight_sparsity', 'edge_sparsity']:
         if not 0 <= values[key] < 1:
             _raise(key, 'in [0, 1)', values[key])
@@ -49,12 +62,36 @@ def check_settings(settings: Settings) -> None:
         'evaluate_every',
         'patience',
     ]:
-        if values[key] is not None and values[key] < 1:
-            _raise(key, 'at least one', values[key])
+        if key == 'patience' and values[key] is None:
+            continue
+        if type(values[key]) is not int or values[key] < 1:
+            _raise(key, 'a positive integer', values[key])
     if not 0 < settings.drop_fraction <= 1:
         _raise('drop_fraction', 'in (0, 1]', settings.drop_fraction)
     if not 0 <= settings.distill <= 1:
         _raise('distill', 'in [0, 1]', settings.distill)
+
+
+def check_model(model: Any, edge_sparsity: float) -> None:
+    """Raises if a model is none, or has nothing to prune."""
+    if not isinstance(model, Module):
+        raise TypeError(
+            f"'model' of 'GraphLotteryPruner' needs to be a "
+            f"'torch.nn.Module' (got {type(model)})"
+        )
+    if any(isinstance(x, SparseLinear) for x in model.modules()):
+        raise ValueError(
+            "'model' of 'GraphLotteryPruner' needs to be dense (got a "
+            "'SparseLinear'); 'densify' makes it so"
+        )
+    if edge_sparsity > 0 and not any(
+        isinstance(module, MessagePassing) for module in model.modules()
+    ):
+        raise ValueError(
+            f"'model' of 'GraphLotteryPruner' needs to pass messages to "
+            f"have edges pruned (got no 'MessagePassing' in "
+            f"'{model.__class__.__name__}')"
+        )
 
 
 def _raise(key: str, expected: str, value: Any) -> None:

@@ -141,7 +141,7 @@ class Stage:
             raise ValueError(
                 f"the training of 'model' diverged (got parameters that are "
                 f"not finite in epoch {self.epoch} of stage '{self.name}'); "
-                f'lower the learning rate'
+                f'check the loss, or lower the learning rate'
             )
         metric = self.task.evaluate(self.model)
         if math.isnan(metric):

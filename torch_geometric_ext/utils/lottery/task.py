@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
-from torch_geometric.data import Batch, Data, HeteroData
+from torch_geometric.data import Batch, Data, Dataset, HeteroData
 from torch_geometric.utils import select
 
 from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
@@ -29,8 +29,8 @@ def prune_edges(data: Any, edge_mask: Tensor) -> Any:
     elif data.num_edges != edge_mask.numel():
         raise ValueError(
             f"'data' needs to have the {edge_mask.numel()} edges of the "
-            f"graph that was searched, or their numbers 'e_id' (got "
-            f'{data.num_edges} edges)'
+            f"graph that was searched, or their numbers 'e_id', as of "
+            f"'number_edges' (got {data.num_edges} edges)"
         )
     out = copy.copy(data)
     for key, value in data:
@@ -223,16 +223,18 @@ def call(model: Module, data: Data) -> Tensor:
 def whole_graph(data: Any) -> Data:
     """The graph whose edges mini-batches number by :obj:`e_id`."""
     graph, ids = data, None
-    if not isinstance(data, Data):
+    if not isinstance(data, (Data, Dataset)):
         graph = getattr(data, 'data', None)
-        if graph is None and hasattr(data, 'dataset'):
-            graph = Batch.from_data_list(list(data.dataset))
+    if not isinstance(graph, Data):
+        graphs = getattr(data, 'dataset', data)
+        if isinstance(graphs, (list, tuple, Dataset)):
+            graph = Batch.from_data_list(list(graphs))
             ids = graph.get('e_id', torch.empty(0))
     if not isinstance(graph, Data) or graph.get('edge_index') is None:
         raise ValueError(
             f"'data' needs to hold 'edge_index' to have edges pruned, and a "
             f"loader its graph as 'data' or its graphs as 'dataset' (got "
-            f'{data})'
+            f'{type(data)})'
         )
     if isinstance(data, Data):
         ids = data.get('e_id')
@@ -284,8 +286,9 @@ def check_node_task(data: Any, model: Module) -> None:
     ]
     if missing:
         raise ValueError(
-            f"'data' needs to hold {missing} to classify its nodes; for any "
-            f"other task, give 'loss_fn' and 'evaluate' (got {data})"
+            f"'data' needs to hold {missing} to classify its nodes ('adj_t' "
+            f"is no 'edge_index'); for any other task, give 'loss_fn' and "
+            f"'evaluate' (got {data})"
         )
     y = data.y
     if y.dim() != 1 or y.is_floating_point() or y.size(0) != data.num_nodes:
