@@ -45,6 +45,7 @@ from torch.nn import Linear, ReLU, Sequential
 from torch_geometric.datasets import MoleculeNet, TUDataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GATConv, GCNConv, GINConv, GPSConv, SAGEConv
+from torch_geometric.utils import degree
 
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.loader import SharedTreeLoader
@@ -282,6 +283,10 @@ class Task:
 
     def plain_loader(self, part: SharedTrees, batches: Any) -> Any:
         plain = [self.dataset[i] for i in part.graph_attrs['idx'].tolist()]
+        for data in plain:
+            if data.x is None:  # As the trees have it:
+                num = degree(data.edge_index[1], data.num_nodes, torch.long)
+                data.x = num.view(-1, 1)
         return DataLoader(plain, batch_sampler=batches)
 
     def network(self, pooling: str) -> Net:
