@@ -315,6 +315,22 @@ def test_pruner_progress(capsys):
     assert 'retrained: 100%' in capsys.readouterr().err
 
 
+def test_pruner_softens_weight_decay():
+    decays = []
+
+    def optimizer(params):
+        out = torch.optim.SGD(params, lr=0.1, weight_decay=0.1)
+        decays.append(out.param_groups[0])
+        return out
+
+    for kwargs in [dict(weight_sparsity=0.75), dict(edge_sparsity=0.5)]:
+        kwargs = {'weight_sparsity': 0.0, 'edge_sparsity': 0.0, **kwargs}
+        prune(GCN(5, 8, 2, 3), graph(), optimizer=optimizer, **kwargs)
+    # Weights: dense, search, retrained. Edges: dense, retrained.
+    decays = [group['weight_decay'] for group in decays]
+    assert decays == pytest.approx([0.1, 0.05, 0.05, 0.1, 0.1])
+
+
 def test_pruner_odd_settings():
     data = graph()
     model = GCN(5, 8, 2, 3)

@@ -134,7 +134,9 @@ class GraphLotteryPruner:
             the dense model, in :math:`[0, 1]`. (default: :obj:`0.8`)
         optimizer (Callable, optional): Makes the optimizer of parameters. By
             default, :class:`torch.optim.Adam` with a learning rate of 0.01
-            and a weight decay of 0.0005. (default: :obj:`None`)
+            and a weight decay of 0.0005. While weights are sparse, their
+            decay is multiplied by the square root of the share of weights
+            that is kept. (default: :obj:`None`)
         evaluate_every (int, optional): Number of epochs between evaluations.
             (default: :obj:`2`)
         patience (int, optional): Number of evaluations without a better one

@@ -185,6 +185,8 @@ class Search:
         if candidate.pairs is not None and self.pairs is not None:
             task = task.pruned(self.pairs.edge_mask(candidate.pairs))
         optimizer = self.optimizer(model.parameters())
+        if candidate.masks:
+            self._soften(optimizer, candidate.masks)
         if edges is not None:
             optimizer.add_param_group(
                 {'params': [edges.score], 'weight_decay': 0.0}
@@ -209,6 +211,14 @@ class Search:
         if keep:
             self.done[name] = outcome
         return outcome
+
+    def _soften(self, optimizer: Optimizer, masks: Masks) -> None:
+        """Lets sparse weights grow: fewer of them need to be larger."""
+        num_kept = sum(int(mask.sum()) for mask in masks.values())
+        scale = math.sqrt(num_kept / self.num_weights)
+        for group in optimizer.param_groups:
+            if 'weight_decay' in group:
+                group['weight_decay'] *= scale
 
     def _scheduler(self, stage: Stage) -> Optional[RigL]:
         num_steps = stage.num_epochs * stage.task.num_batches
