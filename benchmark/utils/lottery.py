@@ -6,7 +6,8 @@ with a share of their weights and of the edges:
 
 * dense: the network on the whole graph, 200 epochs,
 * narrow: a dense network with as many weights, the rival of pruned weights,
-* random, one_shot, imp, fast: the methods of `GraphLotteryPruner`.
+* random, one_shot, imp, fast: the methods of `GraphLotteryPruner`,
+* learned: one_shot, by scores of edges that are learned.
 
 A `+` marks training against the predictions of the dense network as well
 (`distill=0.8`), which `fast` always does: its rivals are shown with it and
@@ -162,8 +163,8 @@ def prune(
         model,
         weight_sparsity=weights,
         edge_sparsity=edges,
-        method=method.rstrip('+'),
-        edge_score='learned' if method == 'imp' else 'degree',
+        method='one_shot' if method == 'learned+' else method.rstrip('+'),
+        edge_score='learned' if method in ['imp', 'learned+'] else 'degree',
         distill=DISTILL if method.endswith('+') or method == 'fast' else 0.0,
         seed=seed,
     )

@@ -90,7 +90,8 @@ class GraphLotteryPruner:
     .. note::
         Deviations from the first paper: edges are ranked by degrees alone
         (its degree term), and do not move: learned scores
-        (:obj:`edge_score="learned"`, with its penalties) choose worse edges.
+        (:obj:`edge_score="learned"`, with its penalties) cost more and, on
+        Cora, chose no better edges.
         Weights are ranked over all layers, and grow by the gradient of one
         step. Distillation is not part of it. Deviations from the second one:
         weights are ranked by magnitude, not by learned masks.
