@@ -149,15 +149,20 @@ class TopologyScheduler(WeightScheduler):
         layer keeps its weights if there is no choice (:obj:`None`).
         """
 
+    def _num_positions(self, name: str) -> int:
+        """The number of positions that weights of a layer may have."""
+        layer = self.layers[name]
+        return layer.out_channels * layer.in_channels
+
     def _update(self, step: int, layers: Dict[str, SparseLinear]) -> None:
         # Eq. (1):
         angle = math.pi * step / (self.stop * self.num_steps)
         share = self.drop_fraction / 2 * (1 + math.cos(angle))
         for key, layer in layers.items():
             index = layer.index
-            numel = layer.out_channels * layer.in_channels
             num_moved = round(share * index.numel())
-            num_moved = min(num_moved, numel - index.numel())
+            num_free = self._num_positions(key) - index.numel()
+            num_moved = min(num_moved, num_free)
             if num_moved == 0:
                 continue
             grown = self._grow(key, index, num_moved)

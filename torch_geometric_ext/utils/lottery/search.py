@@ -8,8 +8,12 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn.named_seed import named_seed
-from torch_geometric_ext.sparsity import RigL
 from torch_geometric_ext.sparsity.ranking import top_mask
+from torch_geometric_ext.utils.lottery.channel_rigl import ChannelRigL
+from torch_geometric_ext.utils.lottery.channels import (
+    Channels,
+    find_channels,
+)
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.edge_scores import (
     crowded_pairs,
@@ -30,6 +34,7 @@ from torch_geometric_ext.utils.lottery.weight_masks import (
 
 IMP_WEIGHT_RATE = 0.2  # Shares of what is left that leave in a round.
 IMP_EDGE_RATE = 0.05
+CHANNEL_DENSITY = 0.25  # The share of their weights that is kept.
 STOP = 0.75  # The share of a search after which no weight moves.
 
 
@@ -86,6 +91,7 @@ class Search:
         self.round = 0
         self.candidate = Candidate({}, self._all_pairs())
         self.seconds: Dict[str, float] = {}
+        self.channels: Optional[Channels] = None
         self.pending: Optional[Dict[str, Any]] = None
 
     def run(self) -> Candidate:
@@ -101,8 +107,10 @@ class Search:
             'dense', Candidate({}, self._all_pairs()), epochs, edges
         )
         if self.settings.distill > 0:
-            teacher = build_model(self.template, dense.best)
+            teacher = build_model(self.template, dense.last)
             self.task = self.task.distilled(teacher, self.settings.distill)
+        if method == 'fast':
+            self.channels = self._find_channels(dense)
         if method == 'imp':
             candidate = self._imp(dense)
         elif method == 'random':
@@ -220,7 +228,7 @@ class Search:
             if 'weight_decay' in group:
                 group['weight_decay'] *= scale
 
-    def _scheduler(self, stage: Stage) -> Optional[RigL]:
+    def _scheduler(self, stage: Stage) -> Optional[ChannelRigL]:
         num_steps = stage.num_epochs * stage.task.num_batches
         every = self.settings.update_every
         if every >= STOP * num_steps:
@@ -231,9 +239,11 @@ class Search:
                 stacklevel=7,
             )
             return None
-        return RigL(
+        assert self.channels is not None
+        return ChannelRigL(
             stage.model,
             stage.optimizer,
+            channels=self.channels,
             num_steps=num_steps,
             update_every=every,
             drop_fraction=self.settings.drop_fraction,
@@ -241,7 +251,17 @@ class Search:
         )
 
     def _masks(self, weights: Weights, size: int) -> Masks:
-        return global_masks(weights, self.names, size) if self.names else {}
+        if len(self.names) == 0:
+            return {}
+        return global_masks(weights, self.names, size, self.channels)
+
+    def _find_channels(self, dense: Outcome) -> Optional[Channels]:
+        if len(self.names) == 0:
+            return None
+        torch.manual_seed(named_seed(self.settings.seed, 'channels'))
+        model = self.task.prepare(build_model(self.template, dense.last))
+        size = math.ceil(self._num_weights() / CHANNEL_DENSITY)
+        return find_channels(model, self.task, self.names, size)
 
     def _keep_pairs(
         self, mask: Optional[Tensor], size: int, outcome: Outcome

@@ -3,7 +3,7 @@ have only these.
 """
 
 import copy
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.nn.linear_layers import swap_layers
 from torch_geometric_ext.sparsity.ranking import top_mask
+from torch_geometric_ext.utils.lottery.channels import Channels
 
 Masks = Dict[str, Tensor]
 State = Dict[str, Tensor]
@@ -27,13 +28,22 @@ class Weights(NamedTuple):
     masks: Masks
 
 
-def global_masks(weights: Weights, names: List[str], size: int) -> Masks:
+def global_masks(
+    weights: Weights,
+    names: List[str],
+    size: int,
+    channels: Optional[Channels] = None,
+) -> Masks:
     """Keeps the :obj:`size` largest magnitudes of the layers that are named,
-    compared over all of them, among those that exist.
+    compared over all of them, among those that exist (and are of some
+    channels).
     """
     scores = {name: weights.state[weight_key(name)].abs() for name in names}
     for name, mask in weights.masks.items():
         scores[name].masked_fill_(~mask, -1)
+    if channels is not None:
+        for name, score in scores.items():
+            score.masked_fill_(~channels.mask(name), -1)
     return _top_masks(scores, size)
 
 

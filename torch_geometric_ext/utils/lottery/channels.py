@@ -1,0 +1,197 @@
+"""Which hidden channels a ticket has: a few that have many weights do more
+than many that have few.
+"""
+
+import math
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_geometric_ext.utils.lottery.task import Task
+
+MIN_CHANNELS = 16
+TOLERANCE = 1e-3  # The share of its range that is left of a constant input.
+
+
+class Channels(NamedTuple):
+    """The outputs and inputs of linear layers that are left, as masks by the
+    names of the layers.
+    """
+
+    rows: Dict[str, Tensor]
+    cols: Dict[str, Tensor]
+
+    def mask(self, name: str) -> Tensor:
+        """The weights that a layer may have."""
+        return self.rows[name][:, None] & self.cols[name]
+
+    def num_weights(self, name: str) -> int:
+        """The number of weights that a layer may have."""
+        return int(self.rows[name].sum()) * int(self.cols[name].sum())
+
+
+def find_channels(
+    model: Module,
+    task: Task,
+    names: List[str],
+    size: int,
+    min_channels: int = MIN_CHANNELS,
+) -> Channels:
+    r"""The most important hidden channels of a trained model, as few as leave
+    room for :obj:`size` weights, but no fewer than :obj:`min_channels`.
+
+    Layers with as many outputs share their channels, as is needed where these
+    add up. Layers that no other one follows give the result of the model, and
+    keep their outputs. The inputs that leave are those that no longer depend
+    on anything: this is observed, and holds for any model. Takes
+    :math:`O(\log C)` forward passes of a mini-batch for :math:`C` channels.
+    """
+    probe = _Probe(model.eval(), task, names)
+    order = probe.by_importance()
+    high = max(order, default=0)
+    out = probe.channels({})
+    low = min(min_channels, high) - 1  # Too few of the widest layers' ones.
+    while high - low > 1:
+        middle = (low + high) // 2
+        share = middle / max(order)
+        kept = {
+            width: index[: max(math.ceil(share * width), min_channels)]
+            for width, index in order.items()
+        }
+        found = probe.channels(kept)
+        if sum(map(found.num_weights, names)) >= size:
+            high, out = middle, found
+        else:
+            low = middle
+    return out
+
+
+class _Probe:
+    """Runs a model on a mini-batch, and sees what its layers get.
+
+    Args:
+        model (torch.nn.Module): The model.
+        task (Task): What it does.
+        names (List[str]): The layers to look at.
+    """
+
+    def __init__(self, model: Module, task: Task, names: List[str]) -> None:
+        self.model = model
+        self.task = task
+        self.layers = {name: model.get_submodule(name) for name in names}
+        self.batch = next(iter(task.batches()))
+        self.hidden, self.ranges = self._observe()
+
+    def by_importance(self) -> Dict[int, Tensor]:
+        """The channels of hidden layers by the squares of weights that lead
+        to them, the largest first and those without effect last, for each
+        number of outputs.
+        """
+        scores: Dict[int, List[Tensor]] = defaultdict(list)
+        for name, used in self.hidden.items():
+            weight = self.layers[name].get_parameter('weight').detach()
+            score = weight.double().square().sum(dim=1) * used
+            scores[score.numel()].append(score / score.sum().clamp(min=1e-99))
+        return {
+            width: torch.stack(parts).sum(dim=0).argsort(descending=True)
+            for width, parts in scores.items()
+        }
+
+    def channels(self, kept: Mapping[int, Tensor]) -> Channels:
+        """What is left with some channels of hidden layers, given by their
+        number of outputs.
+        """
+        rows, cols = {}, {}
+        for name, layer in self.layers.items():
+            weight = layer.get_parameter('weight')
+            width, num_inputs = weight.shape
+            rows[name] = weight.new_ones(width, dtype=torch.bool)
+            cols[name] = weight.new_ones(num_inputs, dtype=torch.bool)
+            if name in self.hidden and width in kept:
+                rows[name].zero_()
+                rows[name][kept[width]] = True
+        if len(kept) > 0:
+            with torch.no_grad(), self._record(rows) as (inputs, _):
+                self.task.loss(self.model, self.batch)
+            for name, before in self.ranges.items():
+                varies = _range(inputs[name]) > TOLERANCE * before
+                if varies.any():  # Else, there may be but a single row.
+                    cols[name] = varies
+        return Channels(rows, cols)
+
+    def _observe(self) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
+        """Which outputs of layers other ones depend on, and how far apart
+        the values are that each input of those takes.
+        """
+        with torch.enable_grad(), self._record({}) as (inputs, outputs):
+            self.task.loss(self.model, self.batch)
+            fed = [
+                (name, x)
+                for name, values in inputs.items()
+                for x in values
+                if x.requires_grad
+            ]
+            # At random, since sums of normalized values are constant:
+            sums = [(torch.rand_like(x) * x).sum() for _, x in fed]
+        sources = [
+            (name, out)
+            for name, values in outputs.items()
+            for out in values
+            if out.requires_grad
+        ]
+        if len(fed) == 0 or len(sources) == 0:
+            return {}, {}
+        tensors = [out for _, out in sources]
+        grads = torch.autograd.grad(sums, tensors, allow_unused=True)
+        hidden: Dict[str, Tensor] = {}
+        for (name, _), grad in zip(sources, grads):
+            if grad is not None:
+                used = grad.reshape(-1, grad.size(-1)).any(dim=0)
+                hidden[name] = hidden.get(name, False) | used
+        return hidden, {name: _range(inputs[name]) for name, _ in fed}
+
+    @contextmanager
+    def _record(
+        self, rows: Mapping[str, Tensor]
+    ) -> Iterator[Tuple[Dict[str, List[Tensor]], Dict[str, List[Tensor]]]]:
+        """Collects inputs and outputs of layers, and sets outputs to zero
+        that are not among :obj:`rows`.
+        """
+        inputs: Dict[str, List[Tensor]] = defaultdict(list)
+        outputs: Dict[str, List[Tensor]] = defaultdict(list)
+
+        def hook_of(name: str) -> Any:
+            def hook(_: Module, args: Tuple[Tensor, ...], out: Tensor) -> Any:
+                inputs[name].append(args[0])
+                if name in rows:
+                    out = out * rows[name]
+                outputs[name].append(out)
+                return out
+
+            return hook
+
+        handles = [
+            layer.register_forward_hook(hook_of(name))
+            for name, layer in self.layers.items()
+        ]
+        try:
+            yield inputs, outputs
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _range(values: List[Tensor]) -> Tensor:
+    """How far apart the values in each column are."""
+    ranges = []
+    for x in values:
+        x = x.detach().reshape(-1, x.size(-1))
+        if x.size(0) > 0:
+            ranges.append(x.amax(dim=0) - x.amin(dim=0))
+    if len(ranges) == 0:
+        return values[0].new_zeros(values[0].size(-1))
+    return torch.stack(ranges).amax(dim=0)
