@@ -6,7 +6,8 @@ with a share of their weights and of the edges:
 
 * dense: the network on the whole graph, 200 epochs,
 * narrow: a dense network with as many weights, the rival of pruned weights,
-* random, one_shot, imp, fast: the methods of `GraphLotteryPruner`,
+* random, one_shot, imp, fast: the methods of `GraphLotteryPruner` (imp with
+  rounds of 200 epochs, as in its paper),
 * learned: one_shot, by scores of edges that are learned.
 
 A `+` marks training against the predictions of the dense network as well
@@ -14,9 +15,10 @@ A `+` marks training against the predictions of the dense network as well
 without.
 
 Printed are the test accuracy at the best validation accuracy (mean and
-standard deviation over seeds), the multiply-adds saved in the forward pass,
-the CPU seconds it took, training of the dense network included, and how many
-times that is of `fast`.
+standard deviation over seeds), its distance to that of the dense network with
+the same seed (mean and standard error), the multiply-adds saved in the
+forward pass, the CPU seconds it took, training of the dense network included,
+and how many times that is of `fast`.
 
 `--epochs` prints milliseconds of an epoch instead: of a plain loop, of one
 with masks on dense weights, and of the stages of a search (98 % of weights and
@@ -53,7 +55,8 @@ METHODS = ['narrow', 'narrow+', 'random', 'random+', 'one_shot', 'one_shot+']
 
 TABLE_HEADER = (
     f'{"set":<10}{"model":<6}{"weights":>8}{"edges":>8}  {"method":<11}'
-    f'{"test":>6}{"":6}{"saved":>9}{"seconds":>9}{"ratio":>9}{"runs":>6}'
+    f'{"test":>6}{"":6}{"to dense":>14}{"saved":>9}{"seconds":>9}{"ratio":>9}'
+    f'{"runs":>6}'
 )
 COLUMNS = ['plain', 'masked', 'dense', 'learned', 'search', 'retrain']
 EPOCHS_HEADER = (
@@ -81,13 +84,12 @@ class GIN(Module):
 def network(name: str, data: Data, share: float = 1.0) -> Module:
     """A network with a share of its channels."""
     size = (data.num_features, int(data.y.max()) + 1)
+    hidden = max(round(share * 512), 1)
     if name == 'GIN':
-        return GIN(size[0], max(round(share * 512), 1), size[1])
+        return GIN(size[0], hidden, size[1])
     if name == 'GAT':
         heads = 8 if share == 1 else 1
-        hidden = 64 if share == 1 else max(round(share * 64), 1)
         return GAT(size[0], hidden, 2, size[1], heads=heads, dropout=0.5)
-    hidden = max(round(share * 512), 1)
     return GCN(size[0], hidden, 2, size[1], dropout=0.5)
 
 
@@ -165,6 +167,7 @@ def prune(
         edge_sparsity=edges,
         method='one_shot' if method == 'learned+' else method.rstrip('+'),
         edge_score='learned' if method in ['imp', 'learned+'] else 'degree',
+        retrain_epochs=EPOCHS if method == 'imp' else 100,
         distill=DISTILL if method.endswith('+') or method == 'fast' else 0.0,
         seed=seed,
     )
@@ -176,14 +179,23 @@ def prune(
 
 
 def row(
-    head: str, method: str, results: List[Result], macs: int, fast: float
+    head: str,
+    method: str,
+    results: List[Result],
+    dense: List[Result],
+    fast: float,
 ) -> None:
     tests = [x.test for x in results]
-    error = statistics.stdev(tests) if len(tests) > 1 else 0.0
+    gaps = [x.test - y.test for x, y in zip(results, dense)]
+    deviations = [
+        statistics.stdev(x) if len(x) > 1 else 0.0 for x in [tests, gaps]
+    ]
+    error = deviations[1] / len(gaps) ** 0.5
     seconds = statistics.mean(x.seconds for x in results)
-    saved = 1 - statistics.mean(x.macs for x in results) / macs
+    saved = 1 - statistics.mean(x.macs for x in results) / dense[0].macs
     print(
-        f'{head}{method:<11}{statistics.mean(tests):>6.1f} ± {error:.1f}'
+        f'{head}{method:<11}{statistics.mean(tests):>6.1f} ± '
+        f'{deviations[0]:.1f}{statistics.mean(gaps):>+8.1f} ± {error:.1f}'
         f'{saved:>9.1%}{seconds:>9.1f}{seconds / fast:>8.2f}x'
         f'{len(tests):>6}',
         flush=True,
@@ -199,11 +211,10 @@ def table(name: str, kind: str, args: argparse.Namespace) -> None:
         models[seed] = network(kind, data)
         torch.manual_seed(seed)
         dense[seed] = train(copy.deepcopy(models[seed]), data)
-    macs = dense[args.seeds[0]][1].macs
     head = f'{name:<10}{kind:<6}'
-    results = [x for _, x in dense.values()]
-    mean = statistics.mean(x.seconds for x in results)
-    row(f'{head}{"-":>8}{"-":>8}  ', 'dense', results, macs, mean)
+    rivals = [x for _, x in dense.values()]
+    mean = statistics.mean(x.seconds for x in rivals)
+    row(f'{head}{"-":>8}{"-":>8}  ', 'dense', rivals, rivals, mean)
     for weights, edges in args.grid:
         cells = f'{head}{weights:>8.1%}{edges:>8.1%}  '
         fast = 1.0
@@ -227,7 +238,7 @@ def table(name: str, kind: str, args: argparse.Namespace) -> None:
             if method == 'fast':
                 fast = statistics.mean(x.seconds for x in results)
             if results:
-                row(cells, method, results, macs, fast)
+                row(cells, method, results, rivals, fast)
 
 
 def plain_epoch(model: Module, data: Data) -> float:

@@ -323,12 +323,16 @@ def test_pruner_softens_weight_decay():
         decays.append(out.param_groups[0])
         return out
 
-    for kwargs in [dict(weight_sparsity=0.75), dict(edge_sparsity=0.5)]:
+    for kwargs in [
+        dict(weight_sparsity=0.75),
+        dict(edge_sparsity=0.5),
+        dict(edge_sparsity=0.5, distill=0.0),
+    ]:
         kwargs = {'weight_sparsity': 0.0, 'edge_sparsity': 0.0, **kwargs}
         prune(GCN(5, 8, 2, 3), graph(), optimizer=optimizer, **kwargs)
-    # Weights: dense, search, retrained. Edges: dense, retrained.
+    # Weights: dense, search, retrained. Edges: dense, retrained, twice.
     decays = [group['weight_decay'] for group in decays]
-    assert decays == pytest.approx([0.1, 0.05, 0.05, 0.1, 0.1])
+    assert decays == pytest.approx([0.1, 0.05, 0.05, 0.1, 0, 0.1, 0.1])
 
 
 def test_pruner_odd_settings():

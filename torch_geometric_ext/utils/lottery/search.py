@@ -107,7 +107,7 @@ class Search:
             'dense', Candidate({}, self._all_pairs()), epochs, edges
         )
         if self.settings.distill > 0:
-            teacher = build_model(self.template, dense.last)
+            teacher = build_model(self.template, dense.best)
             self.task = self.task.distilled(teacher, self.settings.distill)
         if method == 'fast':
             self.channels = self._find_channels(dense)
@@ -193,7 +193,7 @@ class Search:
         if candidate.pairs is not None and self.pairs is not None:
             task = task.pruned(self.pairs.edge_mask(candidate.pairs))
         optimizer = self.optimizer(model.parameters())
-        if candidate.masks:
+        if name != 'dense':
             self._soften(optimizer, candidate.masks)
         if edges is not None:
             optimizer.add_param_group(
@@ -221,9 +221,14 @@ class Search:
         return outcome
 
     def _soften(self, optimizer: Optimizer, masks: Masks) -> None:
-        """Lets sparse weights grow: fewer of them need to be larger."""
-        num_kept = sum(int(mask.sum()) for mask in masks.values())
-        scale = math.sqrt(num_kept / self.num_weights)
+        """Lets sparse weights grow, since fewer of them need to be larger,
+        and dense ones learn by heart what the edges that left had told.
+        """
+        if masks:
+            num_kept = sum(int(mask.sum()) for mask in masks.values())
+            scale = math.sqrt(num_kept / self.num_weights)
+        else:
+            scale = 0.0 if self.task.is_distilled else 1.0
         for group in optimizer.param_groups:
             if 'weight_decay' in group:
                 group['weight_decay'] *= scale

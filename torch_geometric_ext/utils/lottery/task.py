@@ -13,6 +13,7 @@ from torch_geometric.utils import select
 from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
 
 EDGE_KEYS = ['edge_weight', 'edge_attr']
+TEMPERATURE = 0.5  # The best model is one of an early epoch, and not sure.
 
 # `loss_fn(model, batch)` and `evaluate(model, data)`:
 LossFunction = Callable[[Module, Any], Tensor]
@@ -47,6 +48,8 @@ def prune_edges(data: Any, edge_mask: Tensor) -> Any:
 
 class Task(ABC):
     """What a ticket is to be good at: a loss to train by, and a metric."""
+
+    is_distilled: bool = False  # Whether predictions are compared.
 
     @abstractmethod
     def batches(self) -> Collection[Any]:
@@ -106,6 +109,7 @@ class NodeTask(Task):
         self.inputs = inputs
         self.targets = targets
         self.share = share
+        self.is_distilled = targets is not None
 
     def batches(self) -> Collection[Any]:  # noqa: D102
         return [self.data]
@@ -133,7 +137,8 @@ class NodeTask(Task):
     def distilled(  # noqa: D102
         self, teacher: Module, share: float
     ) -> 'NodeTask':
-        targets = call(teacher.eval(), self.data).softmax(dim=-1)
+        out = call(teacher.eval(), self.data)
+        targets = (out / TEMPERATURE).softmax(dim=-1)
         return NodeTask(self.data, targets, share, self.inputs)
 
     def prepare(self, model: Module) -> Module:  # noqa: D102
