@@ -60,32 +60,39 @@ class GraphLotteryPruner:
     What :obj:`method="fast"` does:
 
     1. The dense model is trained.
-    2. In one shot, the weights of largest magnitude are kept, compared over
-       all layers, and the edges of nodes with few others: in rounds, edges
-       :math:`(u, v)` of the largest :math:`d_u d_v` leave the graph, by the
-       degrees of what is left.
+    2. In one shot, the hidden channels of largest weights are kept, as few as
+       have room for four times the weights of the ticket, but no fewer than
+       16: a few channels with many weights do more than many with few. Of
+       their weights, those of largest magnitude are kept, compared over all
+       layers, and of the edges, those of nodes with few others: in rounds,
+       edges :math:`(u, v)` of the largest :math:`d_u d_v` leave the graph, by
+       the degrees of what is left.
     3. From their initial values on, the kept weights are trained on the
        pruned graph, while some move: the smallest leave, and the same number
        comes back, as zeros, where the gradient is largest
-       (:class:`~torch_geometric_ext.sparsity.RigL`).
+       (:class:`~torch_geometric_ext.sparsity.RigL`), within these channels.
     4. The weights that were kept at the best validation metric are trained
        again, from their initial values on. The ticket holds the result of
        this step or of the one before, whichever measures better.
 
     In steps 3 and 4, weights are those of
     :class:`~torch_geometric_ext.nn.SparseLinear`, and edges that left are not
-    there: each step gets cheaper. (In step 1, a layer that reads features of
+    there, nor are channels, if the model computes the same without them
+    (this is tried; it does not where it normalizes over channels, or divides
+    them into heads): each step gets cheaper. (In step 1, a layer that reads
+    features of
     which at most 3 % are not zero, such as bags of words, multiplies by these
     alone.) Where the nodes of a graph are classified,
     the share :obj:`distill` of the loss is the cross-entropy with the
     predictions of the dense model, on all nodes: this is what lets a graph
-    lose edges without losing accuracy.
+    lose edges without losing accuracy. These predictions are sharpened (the
+    temperature is one half), since the best model is one of an early epoch.
 
-    The rivals: :obj:`"one_shot"` leaves step 3 out, :obj:`"random"` keeps
-    weights and edges at random, and :obj:`"imp"` prunes iteratively: a fifth
-    of the weights and a twentieth of the edges leave in each round, which
-    trains from the initial weights on, until the target is reached. All of
-    them train the dense model first, too.
+    The rivals: :obj:`"one_shot"` leaves the choice of channels and step 3
+    out, :obj:`"random"` keeps weights and edges at random, and :obj:`"imp"`
+    prunes iteratively: a fifth of the weights and a twentieth of the edges
+    leave in each round, which trains from the initial weights on, until the
+    target is reached. All of them train the dense model first, too.
 
     .. note::
         Deviations from the first paper: edges are ranked by degrees alone
@@ -93,8 +100,8 @@ class GraphLotteryPruner:
         (:obj:`edge_score="learned"`, with its penalties) cost more and, on
         Cora, chose no better edges.
         Weights are ranked over all layers, and grow by the gradient of one
-        step. Distillation is not part of it. Deviations from the second one:
-        weights are ranked by magnitude, not by learned masks.
+        step. Channels and distillation are not part of it. Deviations from
+        the second one: weights are ranked by magnitude, not by learned masks.
 
     .. note::
         Pruned edges are removed from the graph, never multiplied by zero:
@@ -137,7 +144,8 @@ class GraphLotteryPruner:
             default, :class:`torch.optim.Adam` with a learning rate of 0.01
             and a weight decay of 0.0005. While weights are sparse, their
             decay is multiplied by the square root of the share of weights
-            that is kept. (default: :obj:`None`)
+            that is kept; while edges alone are pruned, and the dense model is
+            compared with, there is none. (default: :obj:`None`)
         evaluate_every (int, optional): Number of epochs between evaluations.
             (default: :obj:`2`)
         patience (int, optional): Number of evaluations without a better one
@@ -368,6 +376,7 @@ class GraphLotteryPruner:
                 loss_macs(build_model(template, final), small, settings.seed),
             ),
             dense_state=search.done['dense'].best.state,
+            narrow_index=search.index,
         )
 
     def __repr__(self) -> str:

@@ -9,6 +9,11 @@ from torch.nn.parameter import is_lazy
 
 from torch_geometric_ext.data.atomic_save import atomic_save
 from torch_geometric_ext.utils.lottery.checkpoint import load_state
+from torch_geometric_ext.utils.lottery.narrow import (
+    Index,
+    narrow_model,
+    narrow_weights,
+)
 from torch_geometric_ext.utils.lottery.task import prune_edges
 from torch_geometric_ext.utils.lottery.weight_masks import (
     Masks,
@@ -52,6 +57,10 @@ class Ticket:
             :func:`~torch_geometric_ext.utils.count_macs`.
         dense_state (Dict[str, torch.Tensor]): The state of the trained dense
             model, at its best validation metric: what to compare with.
+        narrow_index (Dict[str, Dict[int, torch.Tensor]], optional): The
+            positions that channels leave of each tensor of the state, by its
+            dimensions, or :obj:`None` if the model cannot be narrowed.
+            (default: :obj:`None`)
     """
 
     weight_masks: Dict[str, Tensor]
@@ -63,6 +72,7 @@ class Ticket:
     seconds: Dict[str, float]
     macs: Tuple[int, int]
     dense_state: Dict[str, Tensor]
+    narrow_index: Optional[Index] = None
 
     @property
     def weight_sparsity(self) -> float:
@@ -80,6 +90,7 @@ class Ticket:
         data: Any = None,
         *,
         sparse: bool = False,
+        narrow: bool = False,
         weights: str = 'retrained',
     ) -> Tuple[Module, Any]:
         r"""Returns a pruned copy of a model and of a graph. The arguments
@@ -96,6 +107,9 @@ class Ticket:
                 :class:`~torch_geometric_ext.nn.SparseLinear`, in which other
                 weights do not exist; else, ordinary layers with zeros.
                 (default: :obj:`False`)
+            narrow (bool, optional): If set to :obj:`True`, the model loses
+                the hidden channels that no weight leads to, and computes the
+                same with fewer. (default: :obj:`False`)
             weights (str, optional): The weights of the trained ticket
                 (:obj:`"retrained"`), or those to train it from
                 (:obj:`"initial"`). (default: :obj:`"retrained"`)
@@ -106,7 +120,7 @@ class Ticket:
 
         Raises:
             ValueError: If the model, the graph or :obj:`weights` does not
-                fit.
+                fit, or the model cannot be narrowed.
         """
         states = {
             'retrained': self.final_state,
@@ -116,6 +130,12 @@ class Ticket:
             raise ValueError(
                 f"'weights' needs to be one of {list(states)} "
                 f'(got {weights!r})'
+            )
+        if narrow and self.narrow_index is None:
+            raise ValueError(
+                "'narrow' needs a ticket with channels that can leave: "
+                "method 'fast' finds one for models that neither normalize "
+                'over channels nor divide them into heads (got none)'
             )
         check_model(self.initial_state, model)
         model = _materialized(model, self.initial_state)
@@ -128,6 +148,10 @@ class Ticket:
             for key, mask in self.weight_masks.items()
         }
         state = states[weights]
+        if narrow and self.narrow_index is not None:
+            model = narrow_model(model, self.narrow_index)
+            both = narrow_weights(Weights(state, masks), self.narrow_index)
+            state, masks = both
         model = build_model(model, Weights(state, masks if sparse else {}))
         if not sparse:
             _set_zeros(model, masks)

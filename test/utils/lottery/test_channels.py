@@ -44,7 +44,7 @@ def layers(model):
 
 def find(model, size, data=None):
     data = graph() if data is None else data
-    return find_channels(model, NodeTask(data), layers(model), size, 1)
+    return find_channels(model, NodeTask(data), layers(model), size, 1)[0]
 
 
 def left(mask):

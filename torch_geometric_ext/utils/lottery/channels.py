@@ -29,6 +29,12 @@ class Channels(NamedTuple):
         """The weights that a layer may have."""
         return self.rows[name][:, None] & self.cols[name]
 
+    def narrow(self) -> 'Channels':
+        """Those of a model without the channels that left."""
+        return Channels(
+            *({name: x[x] for name, x in masks.items()} for masks in self)
+        )
+
     def num_weights(self, name: str) -> int:
         """The number of weights that a layer may have."""
         return int(self.rows[name].sum()) * int(self.cols[name].sum())
@@ -40,14 +46,15 @@ def find_channels(
     names: List[str],
     size: int,
     min_channels: int = MIN_CHANNELS,
-) -> Channels:
+) -> Tuple[Channels, Channels]:
     r"""The most important hidden channels of a trained model, as few as leave
     room for :obj:`size` weights, but no fewer than :obj:`min_channels`.
 
     Layers with as many outputs share their channels, as is needed where these
     add up. Layers that no other one follows give the result of the model, and
     keep their outputs. The inputs that leave are those that no longer depend
-    on anything: this is observed, and holds for any model. Takes
+    on anything: this is observed, and holds for any model. A second choice
+    has the inputs leave that are where channels left, by their numbers. Takes
     :math:`O(\log C)` forward passes of a mini-batch for :math:`C` channels.
     """
     probe = _Probe(model.eval(), task, names)
@@ -67,7 +74,23 @@ def find_channels(
             high, out = middle, found
         else:
             low = middle
-    return out
+    return out, _aligned(out, list(probe.ranges))
+
+
+def _aligned(channels: Channels, fed: List[str]) -> Channels:
+    """The inputs of layers that other layers feed are taken to be the
+    channels of one with as many outputs, or of several, side by side.
+    """
+    kept = {x.numel(): x for x in channels.rows.values() if not x.all()}
+    cols = dict(channels.cols)
+    for name in fed:
+        size = cols[name].numel()
+        cols[name] = torch.ones_like(cols[name])
+        for width in sorted(kept, reverse=True):
+            if size % width == 0:
+                cols[name] = kept[width].repeat(size // width)
+                break
+    return Channels(channels.rows, cols)
 
 
 class _Probe:

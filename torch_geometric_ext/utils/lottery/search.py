@@ -19,6 +19,13 @@ from torch_geometric_ext.utils.lottery.edge_scores import (
     crowded_pairs,
     random_pairs,
 )
+from torch_geometric_ext.utils.lottery.narrow import (
+    Index,
+    find_index,
+    narrow_model,
+    narrow_weights,
+    widen_weights,
+)
 from torch_geometric_ext.utils.lottery.settings import Settings
 from torch_geometric_ext.utils.lottery.soft_edges import SoftEdges
 from torch_geometric_ext.utils.lottery.stage import Outcome, Stage
@@ -92,6 +99,7 @@ class Search:
         self.candidate = Candidate({}, self._all_pairs())
         self.seconds: Dict[str, float] = {}
         self.channels: Optional[Channels] = None
+        self.index: Optional[Index] = None
         self.pending: Optional[Dict[str, Any]] = None
 
     def run(self) -> Candidate:
@@ -110,7 +118,7 @@ class Search:
             teacher = build_model(self.template, dense.best)
             self.task = self.task.distilled(teacher, self.settings.distill)
         if method == 'fast':
-            self.channels = self._find_channels(dense)
+            self._choose_channels(dense)
         if method == 'imp':
             candidate = self._imp(dense)
         elif method == 'random':
@@ -186,8 +194,7 @@ class Search:
         if name in self.done:
             return self.done[name]
         torch.manual_seed(named_seed(self.settings.seed, name))
-        weights = Weights(self.initial, candidate.masks)
-        model = build_model(self.template, weights)
+        model = self._build(Weights(self.initial, candidate.masks))
         task = self.task
         model = task.prepare(model)
         if candidate.pairs is not None and self.pairs is not None:
@@ -215,10 +222,21 @@ class Search:
             stage.load_state_dict(self.pending)
         self.pending = None
         outcome = stage.run(self.observe)
+        if self.index is not None and candidate.masks:
+            outcome = outcome._replace(
+                best=widen_weights(outcome.best, self.index, self.initial),
+                last=widen_weights(outcome.last, self.index, self.initial),
+            )
         self.seconds[name] = outcome.seconds
         if keep:
             self.done[name] = outcome
         return outcome
+
+    def _build(self, weights: Weights) -> Module:
+        if self.index is None or not weights.masks:
+            return build_model(self.template, weights)
+        template = narrow_model(self.template, self.index)
+        return build_model(template, narrow_weights(weights, self.index))
 
     def _soften(self, optimizer: Optimizer, masks: Masks) -> None:
         """Lets sparse weights grow, since fewer of them need to be larger,
@@ -245,10 +263,13 @@ class Search:
             )
             return None
         assert self.channels is not None
+        channels = self.channels
+        if self.index is not None:
+            channels = channels.narrow()
         return ChannelRigL(
             stage.model,
             stage.optimizer,
-            channels=self.channels,
+            channels=channels,
             num_steps=num_steps,
             update_every=every,
             drop_fraction=self.settings.drop_fraction,
@@ -260,13 +281,23 @@ class Search:
             return {}
         return global_masks(weights, self.names, size, self.channels)
 
-    def _find_channels(self, dense: Outcome) -> Optional[Channels]:
+    def _choose_channels(self, dense: Outcome) -> None:
         if len(self.names) == 0:
-            return None
-        torch.manual_seed(named_seed(self.settings.seed, 'channels'))
+            return
+        seed = named_seed(self.settings.seed, 'channels')
+        torch.manual_seed(seed)
         model = self.task.prepare(build_model(self.template, dense.last))
         size = math.ceil(self._num_weights() / CHANNEL_DENSITY)
-        return find_channels(model, self.task, self.names, size)
+        self.channels, aligned = find_channels(
+            model, self.task, self.names, size
+        )
+        room = sum(aligned.num_weights(name) for name in self.names)
+        if room >= self._num_weights():
+            self.index = find_index(
+                self.template, aligned, dense.last.state, self.task, seed
+            )
+        if self.index is not None:
+            self.channels = aligned
 
     def _keep_pairs(
         self, mask: Optional[Tensor], size: int, outcome: Outcome
