@@ -112,7 +112,10 @@ def main() -> None:
     # Elsewhere, with the file, the model and the graph:
     ticket = Ticket.load(args.path, model)
     print(ticket)
-    small_model, small_data = ticket.apply(model, data, sparse=True)
+    narrow = ticket.narrow_index is not None  # Channels can leave.
+    small_model, small_data = ticket.apply(
+        model, data, sparse=True, narrow=narrow
+    )
     _, accuracy = test(small_model, small_data)
 
     print(

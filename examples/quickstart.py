@@ -346,7 +346,7 @@ def train_gcn(method: Method, seed: int, data: Data) -> Result:
             retrain_epochs=method.epochs,
         )
         ticket = pruner.fit(data)
-        model, data = ticket.apply(model, data, sparse=True)
+        model, data = ticket.apply(model, data, sparse=True, narrow=True)
         accuracy = test_nodes(model, data)[1]
     else:
         accuracy = train_nodes(model, data, method.epochs)

@@ -70,8 +70,12 @@ print(f'test accuracy: {test(small_model, small_data):.1f} %')
 # %%
 # It is an ordinary :class:`~torch_geometric.nn.models.GCN`, with zeros. With
 # ``sparse=True``, the zeros do not exist
-# (:class:`~torch_geometric_ext.nn.SparseLinear`), and are not multiplied:
-sparse_model, _ = ticket.apply(model, sparse=True)
+# (:class:`~torch_geometric_ext.nn.SparseLinear`), and are not multiplied. The
+# weights that are left belong to a few of the 256 hidden channels. With
+# ``narrow=True``, the other ones do not exist, either, so that messages are
+# short:
+sparse_model, _ = ticket.apply(model, sparse=True, narrow=True)
+print(sparse_model.convs)
 for part, graph in [(model, data), (sparse_model, small_data)]:
     macs = count_macs(part, graph.x, graph.edge_index)
     print(f'{macs.num_parameters:,} parameters, {macs.forward:,} MACs')
@@ -228,5 +232,7 @@ print(lines[-1])
 # * ``method='imp'`` prunes in rounds, a fifth of the weights in each: many
 #   times the epochs. ``method='one_shot'`` leaves the search out.
 # * ``ignored=['convs.0']`` leaves a layer dense.
+# * Layers that normalize over channels, or divide them into heads, keep all of
+#   them: ``ticket.narrow_index`` tells whether there is a narrow model.
 # * Predict on the pruned graph, or try the whole one: the weights often do as
 #   well there, and new nodes come with all their edges.

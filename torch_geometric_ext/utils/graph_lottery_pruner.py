@@ -31,7 +31,6 @@ from torch_geometric_ext.utils.lottery.task import (
     whole_graph,
 )
 from torch_geometric_ext.utils.lottery.weight_masks import (
-    build_model,
     clear_caches,
     weight_key,
 )
@@ -373,7 +372,7 @@ class GraphLotteryPruner:
             seconds=search.seconds,
             macs=(
                 loss_macs(template, task, settings.seed),
-                loss_macs(build_model(template, final), small, settings.seed),
+                loss_macs(search.build(final), small, settings.seed),
             ),
             dense_state=search.done['dense'].best.state,
             narrow_index=search.index,

@@ -53,7 +53,7 @@ class Ticket:
         history (Dict[str, List[float]]): All validation metrics of these.
         seconds (Dict[str, float]): How long these took.
         macs (Tuple[int, int]): The multiply-adds of the forward pass before
-            and after, as counted by
+            and after (sparse, and narrow if it can be), as counted by
             :func:`~torch_geometric_ext.utils.count_macs`.
         dense_state (Dict[str, torch.Tensor]): The state of the trained dense
             model, at its best validation metric: what to compare with.

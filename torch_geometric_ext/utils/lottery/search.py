@@ -194,7 +194,7 @@ class Search:
         if name in self.done:
             return self.done[name]
         torch.manual_seed(named_seed(self.settings.seed, name))
-        model = self._build(Weights(self.initial, candidate.masks))
+        model = self.build(Weights(self.initial, candidate.masks))
         task = self.task
         model = task.prepare(model)
         if candidate.pairs is not None and self.pairs is not None:
@@ -232,7 +232,10 @@ class Search:
             self.done[name] = outcome
         return outcome
 
-    def _build(self, weights: Weights) -> Module:
+    def build(self, weights: Weights) -> Module:
+        """A model with some of the weights, and without the channels that
+        left, if it can be.
+        """
         if self.index is None or not weights.masks:
             return build_model(self.template, weights)
         template = narrow_model(self.template, self.index)
