@@ -195,6 +195,28 @@ def test_find_channels_with_as_many_features_as_channels():
     assert channels.cols['convs.0.lin'].all()
 
 
+class Wrapped(Module):
+    """A hidden layer that is called in its own way."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.first, self.lin = Linear(6, 8), Linear(8, 8)
+        self.last = Linear(8, 3)
+        self.call = call
+
+    def forward(self, x, edge_index):
+        return self.last(self.call(self.lin, self.first(x).relu()))
+
+
+def test_find_channels_of_layers_called_by_keywords():
+    torch.manual_seed(0)
+    model = Wrapped(lambda lin, x: lin(x=x))
+    channels = find(model, 30)
+    kept = left(channels.rows['first'])
+    assert 0 < len(kept) < 8
+    assert left(channels.cols['lin']) == left(channels.rows['lin']) == kept
+
+
 def test_find_channels_leaves_model_as_it_is():
     torch.manual_seed(0)
     model, data = MODELS['normalized'](), graph()

@@ -188,8 +188,10 @@ class _Probe:
         outputs: Dict[str, List[Tensor]] = defaultdict(list)
 
         def hook_of(name: str) -> Any:
-            def hook(_: Module, args: Tuple[Tensor, ...], out: Tensor) -> Any:
-                inputs[name].append(args[0])
+            def hook(
+                _: Module, args: Any, kwargs: Dict[str, Any], out: Tensor
+            ) -> Any:
+                inputs[name].extend([*args, *kwargs.values()])  # Just one.
                 if name in rows:
                     out = out * rows[name]
                 outputs[name].append(out)
@@ -198,7 +200,7 @@ class _Probe:
             return hook
 
         handles = [
-            layer.register_forward_hook(hook_of(name))
+            layer.register_forward_hook(hook_of(name), with_kwargs=True)
             for name, layer in self.layers.items()
         ]
         try:
