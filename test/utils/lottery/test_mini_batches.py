@@ -184,3 +184,21 @@ def test_pruner_mini_batches(method):
     pairs = EdgePairs(data.edge_index, data.num_nodes)
     for pair in range(pairs.num_pairs):
         assert ticket.edge_mask[pairs.pair == pair].unique().numel() == 1
+
+
+def test_pruner_loss_that_changes_mini_batches():
+    def loss_fn(model, batch):
+        batch.x = torch.cat([batch.x, batch.x], dim=-1)
+        out = model(batch.x, batch.edge_index)
+        return torch.nn.functional.cross_entropy(out, batch.y)
+
+    loader = DataLoader([graph(seed=i) for i in range(4)], batch_size=2)
+    ticket = prune(
+        GraphSAGE(10, 32, 2, 3),
+        loader,
+        loss_fn,
+        lambda model, batches: 0.0,
+        edge_sparsity=0.0,
+        weight_sparsity=0.95,
+    )
+    assert ticket.weight_sparsity == pytest.approx(0.95, abs=1e-3)

@@ -2,6 +2,7 @@
 than many that have few.
 """
 
+import copy
 import math
 from collections import defaultdict
 from contextlib import contextmanager
@@ -139,7 +140,7 @@ class _Probe:
                 rows[name][kept[width]] = True
         if len(kept) > 0:
             with torch.no_grad(), self._record(rows) as (inputs, _):
-                self.task.loss(self.model, self.batch)
+                self._loss()
             for name, before in self.ranges.items():
                 varies = _range(inputs[name]) > TOLERANCE * before
                 if varies.any():  # Else, there may be but a single row.
@@ -151,7 +152,7 @@ class _Probe:
         the values are that each input of those takes.
         """
         with torch.enable_grad(), self._record({}) as (inputs, outputs):
-            self.task.loss(self.model, self.batch)
+            self._loss()
             fed = [
                 (name, x)
                 for name, values in inputs.items()
@@ -176,6 +177,10 @@ class _Probe:
                 used = grad.reshape(-1, grad.size(-1)).any(dim=0)
                 hidden[name] = hidden.get(name, False) | used
         return hidden, {name: _range(inputs[name]) for name, _ in fed}
+
+    def _loss(self) -> None:
+        # Losses may change a mini-batch, which is theirs:
+        self.task.loss(self.model, copy.copy(self.batch))
 
     @contextmanager
     def _record(
