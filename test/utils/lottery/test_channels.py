@@ -17,7 +17,7 @@ from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.utils.lottery.channel_rigl import ChannelRigL
 from torch_geometric_ext.utils.lottery.channels import find_channels
-from torch_geometric_ext.utils.lottery.task import NodeTask
+from torch_geometric_ext.utils.lottery.task import CustomTask, NodeTask
 from torch_geometric_ext.utils.lottery.weight_masks import (
     Weights,
     build_model,
@@ -215,6 +215,21 @@ def test_find_channels_of_layers_called_by_keywords():
     kept = left(channels.rows['first'])
     assert 0 < len(kept) < 8
     assert left(channels.cols['lin']) == left(channels.rows['lin']) == kept
+
+
+def test_find_channels_of_loss_that_takes_gradients():
+    def loss_fn(model, data):
+        x = data.x.clone().requires_grad_()
+        energy = model(x, data.edge_index).square().sum()
+        (force,) = torch.autograd.grad(energy, x, create_graph=True)
+        return force.square().mean()
+
+    torch.manual_seed(0)
+    model = GCN(6, 8, 2, 3, act='tanh')
+    task = CustomTask(graph(), loss_fn, lambda model, data: 0.0)
+    with torch.no_grad():
+        channels = find_channels(model, task, layers(model), 30, 1)
+    assert 0 < len(left(channels.rows['convs.0.lin'])) < 8
 
 
 def test_find_channels_leaves_model_as_it_is():

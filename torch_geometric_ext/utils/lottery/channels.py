@@ -139,7 +139,7 @@ class _Probe:
                 rows[name].zero_()
                 rows[name][kept[width]] = True
         if len(kept) > 0:
-            with torch.no_grad(), self._record(rows) as (inputs, _):
+            with self._record(rows) as (inputs, _):
                 self._loss()
             for name, before in self.ranges.items():
                 varies = _range(inputs[name]) > TOLERANCE * before
@@ -151,8 +151,9 @@ class _Probe:
         """Which outputs of layers other ones depend on, and how far apart
         the values are that each input of those takes.
         """
-        with torch.enable_grad(), self._record({}) as (inputs, outputs):
+        with self._record({}) as (inputs, outputs):
             self._loss()
+        with torch.enable_grad():
             fed = [
                 (name, x)
                 for name, values in inputs.items()
@@ -178,8 +179,8 @@ class _Probe:
                 hidden[name] = hidden.get(name, False) | used
         return hidden, {name: _range(inputs[name]) for name, _ in fed}
 
+    @torch.enable_grad()  # Losses may differentiate, and change batches.
     def _loss(self) -> None:
-        # Losses may change a mini-batch, which is theirs:
         self.task.loss(self.model, copy.copy(self.batch))
 
     @contextmanager
