@@ -11,7 +11,9 @@ from torch_geometric.nn import (
     GATv2Conv,
     GCNConv,
     GraphSAGE,
+    GroupAddRev,
     Linear,
+    SAGEConv,
 )
 from torch_geometric.testing import withCUDA
 
@@ -215,6 +217,24 @@ def test_find_channels_of_layers_called_by_keywords():
     kept = left(channels.rows['first'])
     assert 0 < len(kept) < 8
     assert left(channels.cols['lin']) == left(channels.rows['lin']) == kept
+
+
+def test_find_channels_of_reversible_layers():
+    torch.manual_seed(0)
+    layer = GroupAddRev(SAGEConv(4, 4), num_groups=2)
+    edges = graph().edge_index
+    model = Wrapped(lambda lin, x: layer(lin(x), edges))
+    model.layer = layer  # Frees its inputs, and its outputs in backward.
+    channels = find(model, 30)
+    assert 0 < len(left(channels.rows['first'])) < 8
+
+
+def test_find_channels_of_layers_called_at_times():
+    torch.manual_seed(0)
+    passes = [lambda lin, x: lin(x)]
+    model = Wrapped(lambda lin, x: passes.pop()(lin, x) if passes else x)
+    channels = find(model, 30)
+    assert 0 < len(left(channels.rows['first'])) < 8
 
 
 def test_find_channels_of_loss_that_takes_gradients():

@@ -5,8 +5,7 @@ than many that have few.
 import copy
 import math
 from collections import defaultdict
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -94,6 +93,24 @@ def _aligned(channels: Channels, fed: List[str]) -> Channels:
     return Channels(channels.rows, cols)
 
 
+class _Record(NamedTuple):
+    """What is seen of layers whose inputs depend on parameters: how far apart
+    the values of each input are, sums of inputs, and outputs of all layers.
+    """
+
+    ranges: Dict[str, Tensor]
+    sums: List[Tensor]
+    outputs: List[Tuple[str, Tensor]]
+
+    def add(self, name: str, x: Tensor) -> None:
+        """Looks at what a layer is given."""
+        x_range = _range(x)
+        before = self.ranges.get(name, x_range)
+        self.ranges[name] = torch.maximum(before, x_range)
+        # At random, since sums of normalized values are constant:
+        self.sums.append((torch.rand_like(x) * x).sum())
+
+
 class _Probe:
     """Runs a model on a mini-batch, and sees what its layers get.
 
@@ -139,10 +156,9 @@ class _Probe:
                 rows[name].zero_()
                 rows[name][kept[width]] = True
         if len(kept) > 0:
-            with self._record(rows) as (inputs, _):
-                self._loss()
-            for name, before in self.ranges.items():
-                varies = _range(inputs[name]) > TOLERANCE * before
+            ranges = self._record(rows).ranges
+            for name in ranges.keys() & self.ranges.keys():
+                varies = ranges[name] > TOLERANCE * self.ranges[name]
                 if varies.any():  # Else, there may be but a single row.
                     cols[name] = varies
         return Channels(rows, cols)
@@ -151,56 +167,37 @@ class _Probe:
         """Which outputs of layers other ones depend on, and how far apart
         the values are that each input of those takes.
         """
-        with self._record({}) as (inputs, outputs):
-            self._loss()
-        with torch.enable_grad():
-            fed = [
-                (name, x)
-                for name, values in inputs.items()
-                for x in values
-                if x.requires_grad
-            ]
-            # At random, since sums of normalized values are constant:
-            sums = [(torch.rand_like(x) * x).sum() for _, x in fed]
-        sources = [
-            (name, out)
-            for name, values in outputs.items()
-            for out in values
-            if out.requires_grad
-        ]
-        if len(fed) == 0 or len(sources) == 0:
+        ranges, sums, outputs = self._record({})
+        outputs = [x for x in outputs if x[1].requires_grad]
+        if len(sums) == 0 or len(outputs) == 0:
             return {}, {}
-        tensors = [out for _, out in sources]
+        tensors = [out for _, out in outputs]
         grads = torch.autograd.grad(sums, tensors, allow_unused=True)
         hidden: Dict[str, Tensor] = {}
-        for (name, _), grad in zip(sources, grads):
+        for (name, _), grad in zip(outputs, grads):
             if grad is not None:
                 used = grad.reshape(-1, grad.size(-1)).any(dim=0)
                 hidden[name] = hidden.get(name, False) | used
-        return hidden, {name: _range(inputs[name]) for name, _ in fed}
+        return hidden, ranges
 
     @torch.enable_grad()  # Losses may differentiate, and change batches.
-    def _loss(self) -> None:
-        self.task.loss(self.model, copy.copy(self.batch))
-
-    @contextmanager
-    def _record(
-        self, rows: Mapping[str, Tensor]
-    ) -> Iterator[Tuple[Dict[str, List[Tensor]], Dict[str, List[Tensor]]]]:
-        """Collects inputs and outputs of layers, and sets outputs to zero
-        that are not among :obj:`rows`.
+    def _record(self, rows: Mapping[str, Tensor]) -> _Record:
+        """Runs the model, and sets outputs of layers to zero that are not
+        among :obj:`rows`.
         """
-        inputs: Dict[str, List[Tensor]] = defaultdict(list)
-        outputs: Dict[str, List[Tensor]] = defaultdict(list)
+        record = _Record({}, [], [])
 
         def hook_of(name: str) -> Any:
             def hook(
                 _: Module, args: Any, kwargs: Dict[str, Any], out: Tensor
             ) -> Any:
-                inputs[name].extend([*args, *kwargs.values()])  # Just one.
+                (x,) = [*args, *kwargs.values()]
+                if x.requires_grad and torch.is_grad_enabled():
+                    # Now, since reversible layers free what they are given:
+                    record.add(name, x)
                 if name in rows:
                     out = out * rows[name]
-                outputs[name].append(out)
+                record.outputs.append((name, out))
                 return out
 
             return hook
@@ -210,19 +207,16 @@ class _Probe:
             for name, layer in self.layers.items()
         ]
         try:
-            yield inputs, outputs
+            self.task.loss(self.model, copy.copy(self.batch))
         finally:
             for handle in handles:
                 handle.remove()
+        return record
 
 
-def _range(values: List[Tensor]) -> Tensor:
+def _range(x: Tensor) -> Tensor:
     """How far apart the values in each column are."""
-    ranges = []
-    for x in values:
-        x = x.detach().reshape(-1, x.size(-1))
-        if x.size(0) > 0:
-            ranges.append(x.amax(dim=0) - x.amin(dim=0))
-    if len(ranges) == 0:
-        return values[0].new_zeros(values[0].size(-1))
-    return torch.stack(ranges).amax(dim=0)
+    x = x.detach().reshape(-1, x.size(-1))
+    if x.size(0) == 0:
+        return x.new_zeros(x.size(-1))
+    return x.amax(dim=0) - x.amin(dim=0)
