@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from torch.nn import BatchNorm1d, Module
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 from torch_geometric.nn import (
     GAT,
@@ -235,6 +236,26 @@ def test_find_channels_of_layers_called_at_times():
     model = Wrapped(lambda lin, x: passes.pop()(lin, x) if passes else x)
     channels = find(model, 30)
     assert 0 < len(left(channels.rows['first'])) < 8
+
+
+def test_find_channels_without_gradients():
+    def adversarial_loss(model, data):
+        x = data.x.clone().requires_grad_()
+        model(x, data.edge_index).square().sum().backward()
+        return model(x + x.grad, data.edge_index).square().sum()
+
+    def loss_fn(model, data):
+        return model(data.x, data.edge_index).square().sum()
+
+    torch.manual_seed(0)
+    checked = Wrapped(lambda lin, x: checkpoint(lin, x, use_reentrant=True))
+    for model, loss in [
+        (checked, loss_fn),
+        (GCN(6, 8, 2, 3), adversarial_loss),
+    ]:
+        task = CustomTask(graph(), loss, lambda model, data: 0.0)
+        channels = find_channels(model, task, layers(model), 30, 1)
+        assert all(channels.mask(name).all() for name in layers(model))
 
 
 def test_find_channels_of_loss_that_takes_gradients():

@@ -53,8 +53,9 @@ def find_channels(
     Layers with as many outputs share their channels, as is needed where these
     add up. Layers that no other one follows give the result of the model, and
     keep their outputs. The inputs that leave are those that no longer depend
-    on anything: this is observed, and holds for any model. A second choice
-    has the inputs leave that are where channels left, by their numbers. Takes
+    on anything: this is observed, and holds for any model (where gradients
+    cannot be taken once more, all channels are left). A second choice has the
+    inputs leave that are where channels left, by their numbers. Takes
     :math:`O(\log C)` forward passes of a mini-batch for :math:`C` channels.
     """
     probe = _Probe(model.eval(), task, names)
@@ -172,7 +173,10 @@ class _Probe:
         if len(sums) == 0 or len(outputs) == 0:
             return {}, {}
         tensors = [out for _, out in outputs]
-        grads = torch.autograd.grad(sums, tensors, allow_unused=True)
+        try:
+            grads = torch.autograd.grad(sums, tensors, allow_unused=True)
+        except RuntimeError:  # Checkpoints, or a loss that freed the graph.
+            return {}, {}
         hidden: Dict[str, Tensor] = {}
         for (name, _), grad in zip(outputs, grads):
             if grad is not None:
