@@ -238,6 +238,15 @@ def test_find_channels_of_layers_called_at_times():
     assert 0 < len(left(channels.rows['first'])) < 8
 
 
+def test_find_channels_of_layer_that_also_gives_the_result():
+    torch.manual_seed(0)
+    model = Wrapped(lambda lin, x: lin(lin(x).relu()))
+    model.last = torch.nn.Identity()
+    channels = find(model, 30)
+    assert channels.rows['lin'].all()
+    assert not channels.rows['first'].all()
+
+
 def test_find_channels_without_gradients():
     def adversarial_loss(model, data):
         x = data.x.clone().requires_grad_()

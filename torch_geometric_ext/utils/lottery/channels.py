@@ -182,6 +182,9 @@ class _Probe:
             if grad is not None:
                 used = grad.reshape(-1, grad.size(-1)).any(dim=0)
                 hidden[name] = hidden.get(name, False) | used
+        for (name, _), grad in zip(outputs, grads):
+            if grad is None:  # A layer may be called once more for a result.
+                hidden.pop(name, None)
         return hidden, ranges
 
     @torch.enable_grad()  # Losses may differentiate, and change batches.
