@@ -5,6 +5,7 @@ from hypothesis import given
 from torch.nn import BatchNorm1d, Module
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
+from torch_geometric.loader import CachedLoader, DataLoader
 from torch_geometric.nn import (
     GAT,
     GCN,
@@ -245,6 +246,17 @@ def test_find_channels_of_layer_that_also_gives_the_result():
     channels = find(model, 30)
     assert channels.rows['lin'].all()
     assert not channels.rows['first'].all()
+
+
+def test_find_channels_leaves_loader_complete():
+    def loss_fn(model, data):
+        return model(data.x, data.edge_index).square().sum()
+
+    loader = CachedLoader(DataLoader([graph()] * 3))
+    task = CustomTask(loader, loss_fn, lambda model, data: 0.0)
+    model = GCN(6, 8, 2, 3)
+    find_channels(model, task, layers(model), 30, 1)
+    assert len(list(loader)) == 3
 
 
 def test_find_channels_without_gradients():

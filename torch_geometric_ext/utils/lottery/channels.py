@@ -4,7 +4,7 @@ than many that have few.
 
 import copy
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 import torch
@@ -125,7 +125,9 @@ class _Probe:
         self.model = model
         self.task = task
         self.layers = {name: model.get_submodule(name) for name in names}
-        self.batch = next(iter(task.batches()))
+        batches = iter(task.batches())
+        self.batch = next(batches)
+        deque(batches, maxlen=0)  # To the end: loaders may cache what passes.
         self.hidden, self.ranges = self._observe()
 
     def by_importance(self) -> Dict[int, Tensor]:
