@@ -198,7 +198,10 @@ class _Probe:
 
         def hook_of(name: str) -> Any:
             def hook(
-                _: Module, args: Any, kwargs: Dict[str, Any], out: Tensor
+                _: Module,
+                args: Tuple[Any, ...],
+                kwargs: Dict[str, Any],
+                out: Tensor,
             ) -> Any:
                 (x,) = [*args, *kwargs.values()]
                 if x.requires_grad and torch.is_grad_enabled():
