@@ -394,7 +394,7 @@ class GraphLotteryPruner:
         if any(is_lazy(x) for x in model.parameters()):
             torch.manual_seed(self.settings.seed)
             with torch.no_grad():
-                task.loss(model.eval(), next(iter(task.batches())))
+                task.loss(model.eval(), task.first_batch())
             clear_caches(model)
         return model
 

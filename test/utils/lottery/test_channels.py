@@ -275,7 +275,7 @@ def test_find_channels_without_gradients():
         (GCN(6, 8, 2, 3), adversarial_loss),
     ]:
         task = CustomTask(graph(), loss, lambda model, data: 0.0)
-        channels = find_channels(model, task, layers(model), 30, 1)
+        channels, _ = find_channels(model, task, layers(model), 30, 1)
         assert all(channels.mask(name).all() for name in layers(model))
 
 
@@ -290,7 +290,7 @@ def test_find_channels_of_loss_that_takes_gradients():
     model = GCN(6, 8, 2, 3, act='tanh')
     task = CustomTask(graph(), loss_fn, lambda model, data: 0.0)
     with torch.no_grad():
-        channels = find_channels(model, task, layers(model), 30, 1)
+        channels, _ = find_channels(model, task, layers(model), 30, 1)
     assert 0 < len(left(channels.rows['convs.0.lin'])) < 8
 
 

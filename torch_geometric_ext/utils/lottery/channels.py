@@ -4,7 +4,7 @@ than many that have few.
 
 import copy
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 import torch
@@ -125,9 +125,7 @@ class _Probe:
         self.model = model
         self.task = task
         self.layers = {name: model.get_submodule(name) for name in names}
-        batches = iter(task.batches())
-        self.batch = next(batches)
-        deque(batches, maxlen=0)  # To the end: loaders may cache what passes.
+        self.batch = task.first_batch()
         self.hidden, self.ranges = self._observe()
 
     def by_importance(self) -> Dict[int, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional, Union
 import torch
 
 from torch_geometric_ext.data.atomic_save import atomic_save
+from torch_geometric_ext.utils.lottery.channels import Channels
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.search import Candidate, Search
 from torch_geometric_ext.utils.lottery.stage import Outcome, Stage
@@ -56,6 +57,8 @@ class Checkpoint:
             'seconds': search.seconds,
             'round': search.round,
             'candidate': _lists(search.candidate),
+            'channels': _lists(search.channels),
+            'index': search.index,
             'stage': None if stage is None else stage.state_dict(),
         }
         atomic_save(state, self.path)
@@ -87,6 +90,9 @@ class Checkpoint:
         search.seconds = state['seconds']
         search.round = state['round']
         search.candidate = Candidate(*_to(state['candidate'], device))
+        if state['channels'] is not None:
+            search.channels = Channels(*_to(state['channels'], device))
+            search.index = _to(state['index'], device)
         search.pending = state['stage']
 
 

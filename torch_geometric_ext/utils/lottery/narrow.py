@@ -39,9 +39,12 @@ def find_index(
     for name in channels.rows:
         weight = wide.get_submodule(name).get_parameter('weight')
         weight.data *= channels.mask(name)
+    torch.manual_seed(seed)
+    batch = task.first_batch()
     try:
         narrow = narrow_model(wide, index)
-        losses = [_loss(x, task, seed) for x in [wide, wide, narrow]]
+        models = [wide, wide, narrow]
+        losses = [_loss(x, task, batch, seed) for x in models]
     except Exception:  # Models may do anything with their sizes.
         return None
     # A loss that is random, beyond the seed, does not tell:
@@ -88,10 +91,9 @@ def _positions(mask: Tensor) -> Tensor:
     return mask.nonzero().flatten()
 
 
-def _loss(model: Module, task: Task, seed: int) -> Tensor:
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        return task.loss(model.eval(), next(iter(task.batches())))
+def _loss(model: Module, task: Task, batch: Any, seed: int) -> Tensor:
+    torch.manual_seed(seed)  # With gradients, which a loss may take:
+    return task.loss(model.eval(), copy.copy(batch)).detach()
 
 
 def narrow_model(model: Module, index: Index) -> Module:

@@ -117,7 +117,7 @@ class Search:
         if self.settings.distill > 0:
             teacher = build_model(self.template, dense.best)
             self.task = self.task.distilled(teacher, self.settings.distill)
-        if method == 'fast':
+        if method == 'fast' and self.channels is None:
             self._choose_channels(dense)
         if method == 'imp':
             candidate = self._imp(dense)

@@ -1,6 +1,7 @@
 import copy
 import inspect
 from abc import ABC, abstractmethod
+from collections import deque
 from typing import Any, Callable, Collection, Iterator, List, Optional
 
 import torch
@@ -59,6 +60,15 @@ class Task(ABC):
     def num_batches(self) -> int:
         """Number of mini-batches of an epoch."""
         return len(self.batches())
+
+    def first_batch(self) -> Any:
+        """A mini-batch to look at. Runs through all of them, since loaders
+        may cache what passes.
+        """
+        batches = iter(self.batches())
+        batch = next(batches)
+        deque(batches, maxlen=0)
+        return batch
 
     @abstractmethod
     def loss(self, model: Module, batch: Any) -> Tensor:
