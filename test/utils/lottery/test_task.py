@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch_geometric.data import Batch, Data, HeteroData
-from torch_geometric.nn import GCN, Linear
+from torch_geometric.nn import GCN, GraphSAGE, Linear
 
 from torch_geometric_ext.utils.lottery.task import (
     CustomTask,
@@ -51,6 +51,42 @@ def test_prune_edges_numbered():
     assert again.num_edges == 0 and again.num_nodes == 4
     with pytest.raises(ValueError, match='needs to have the 3 edges'):
         prune_edges(graph(), MASK[:3])
+
+
+def test_prune_edges_of_seeds():
+    # As many seeds, layers and graphs as edges:
+    seeds = dict(
+        input_id=torch.arange(4),
+        src_index=torch.arange(4),
+        dst_pos_index=torch.arange(4),
+        dst_neg_index=torch.arange(4),
+        num_sampled_nodes=[1, 1, 1, 1],
+        ptr=torch.arange(4),
+    )
+    data = graph(e_id=torch.arange(4), **seeds)
+    data.x = torch.randn(6, 2)
+    out = prune_edges(data, MASK)
+    assert out.num_edges == out.e_id.numel() == 3
+    assert all(out[key] is value for key, value in seeds.items())
+
+
+def test_prune_edges_of_hops():
+    edge_index = torch.tensor([[1, 2, 3, 4, 1], [0, 0, 1, 1, 2]])
+    hops = dict(num_sampled_nodes=[1, 2, 2], num_sampled_edges=[2, 3])
+    data = Data(x=torch.randn(5, 2), edge_index=edge_index, **hops)
+    data.e_id = torch.tensor([4, 2, 0, 1, 3])
+    out = prune_edges(data, torch.tensor([True, True, False, False, True]))
+    assert out.num_sampled_edges == [1, 2]
+    assert data.num_sampled_edges == [2, 3]
+    model = GraphSAGE(2, 4, 2, 3).eval()
+    trimmed = model(
+        out.x,
+        out.edge_index,
+        num_sampled_nodes_per_hop=out.num_sampled_nodes,
+        num_sampled_edges_per_hop=out.num_sampled_edges,
+    )
+    whole = model(out.x, out.edge_index)
+    torch.testing.assert_close(trimmed[0], whole[0])
 
 
 @pytest.mark.filterwarnings('ignore:Unable to accurately infer')

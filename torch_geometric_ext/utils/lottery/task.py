@@ -14,6 +14,15 @@ from torch_geometric.utils import select
 from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
 
 EDGE_KEYS = ['edge_weight', 'edge_attr']
+# What mini-batches hold that is of no edge, even if there are as many:
+OTHER_KEYS = [
+    'dst_neg_index',
+    'dst_pos_index',
+    'input_id',
+    'num_sampled_nodes',
+    'ptr',
+    'src_index',
+]
 TEMPERATURE = 0.5  # The best model is one of an early epoch, and not sure.
 
 # `loss_fn(model, batch)` and `evaluate(model, data)`:
@@ -39,7 +48,12 @@ def prune_edges(data: Any, edge_mask: Tensor) -> Any:
         # PyG takes 'e_id' for a feature of nodes if there are as many:
         if key == 'e_id':
             out[key] = value[edge_mask]
-        elif data.is_edge_attr(key) and not key.startswith('edge_label'):
+        elif key == 'num_sampled_edges':  # In each hop, one after another.
+            hops = edge_mask.split(value)
+            out[key] = [int(hop.sum()) for hop in hops]
+        elif key in OTHER_KEYS or key.startswith('edge_label'):
+            continue
+        elif data.is_edge_attr(key):
             dim = data.__cat_dim__(key, value)
             out[key] = select(value, edge_mask, dim)
     if out.num_nodes != data.num_nodes:  # It is inferred from edges.
