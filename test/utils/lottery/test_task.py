@@ -89,6 +89,16 @@ def test_prune_edges_of_hops():
     torch.testing.assert_close(trimmed[0], whole[0])
 
 
+def test_prune_edges_of_changed_batches():
+    data = graph(e_id=torch.arange(3))  # A transform added an edge.
+    with pytest.raises(ValueError, match='got 3 numbers of 4 edges'):
+        prune_edges(data, MASK)
+    data = graph(e_id=torch.arange(4))
+    data.edge_index = None
+    with pytest.raises(ValueError, match="needs to hold 'edge_index'"):
+        prune_edges(data, MASK)
+
+
 @pytest.mark.filterwarnings('ignore:Unable to accurately infer')
 def test_prune_edges_without_features():
     data = Data(edge_index=torch.tensor([[0, 4], [1, 0]]))
@@ -167,7 +177,10 @@ def test_whole_graph():
         whole_graph([data])
     with pytest.raises(ValueError, match="needs to hold 'edge_index'"):
         whole_graph(Data(x=torch.randn(2, 2)))
-    Loader.dataset = [graph()]
+    Loader.data = graph(e_id=torch.tensor([5, 6, 7, 8]))  # Of another graph.
+    with pytest.raises(ValueError, match="number their edges by 'e_id'"):
+        whole_graph(Loader())
+    Loader.data, Loader.dataset = None, [graph()]
     with pytest.raises(ValueError, match="number their edges by 'e_id'"):
         whole_graph(Loader())
     with pytest.raises(ValueError, match="number their edges by 'e_id'"):

@@ -34,9 +34,20 @@ def prune_edges(data: Any, edge_mask: Tensor) -> Any:
     """A copy of a graph or mini-batch with some of its edges, which are
     numbered by :obj:`e_id` if there is one. Labels of edges stay.
     """
+    if data.get('edge_index') is None:
+        raise ValueError(
+            f"'data' needs to hold 'edge_index' to have edges pruned (got "
+            f'{data})'
+        )
     edge_mask = edge_mask.to(data.edge_index.device)
     if 'e_id' in data:
         edge_mask = edge_mask[data.e_id.to(edge_mask.device)]
+        if edge_mask.numel() != data.num_edges:
+            raise ValueError(
+                f"'data' needs to hold one number 'e_id' for each edge; "
+                f'transform it before it is sampled (got '
+                f'{edge_mask.numel()} numbers of {data.num_edges} edges)'
+            )
     elif data.num_edges != edge_mask.numel():
         raise ValueError(
             f"'data' needs to have the {edge_mask.numel()} edges of the "
@@ -251,22 +262,21 @@ def call(model: Module, data: Data) -> Tensor:
 
 def whole_graph(data: Any) -> Data:
     """The graph whose edges mini-batches number by :obj:`e_id`."""
-    graph, ids = data, None
+    graph, default = data, None
     if not isinstance(data, (Data, Dataset)):
         graph = getattr(data, 'data', None)
     if not isinstance(graph, Data):
         graphs = getattr(data, 'dataset', data)
         if isinstance(graphs, (list, tuple, Dataset)):
             graph = Batch.from_data_list(list(graphs))
-            ids = graph.get('e_id', torch.empty(0))
+            default = torch.empty(0)
     if not isinstance(graph, Data) or graph.get('edge_index') is None:
         raise ValueError(
             f"'data' needs to hold 'edge_index' to have edges pruned, and a "
             f"loader its graph as 'data' or its graphs as 'dataset' (got "
             f'{type(data)})'
         )
-    if isinstance(data, Data):
-        ids = data.get('e_id')
+    ids = graph.get('e_id', default)
     numbers = torch.arange(graph.num_edges)
     if ids is not None and not torch.equal(ids.cpu().long(), numbers):
         raise ValueError(
