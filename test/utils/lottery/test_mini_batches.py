@@ -2,7 +2,12 @@ import pytest
 import torch
 from torch.nn import BatchNorm1d, Module
 from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
+from torch_geometric.loader import (
+    DataLoader,
+    LinkNeighborLoader,
+    NeighborLoader,
+    RandomNodeLoader,
+)
 from torch_geometric.nn import (
     GCN,
     GraphSAGE,
@@ -10,6 +15,8 @@ from torch_geometric.nn import (
     SAGEConv,
     global_add_pool,
 )
+from torch_geometric.testing import onlyNeighborSampler
+from torch_geometric.transforms import AddSelfLoops
 
 from torch_geometric_ext.utils import GraphLotteryPruner, number_edges
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
@@ -202,3 +209,185 @@ def test_pruner_loss_that_changes_mini_batches():
         weight_sparsity=0.95,
     )
     assert ticket.weight_sparsity == pytest.approx(0.95, abs=1e-3)
+
+
+def weighted_graph():
+    """A graph of some sixty edges, each with a number of its own."""
+    data = graph(num_nodes=24)
+    data.edge_attr = torch.arange(data.num_edges).float().view(-1, 1)
+    data.edge_weight = torch.rand(data.num_edges)
+    return data
+
+
+class Recorder:
+    """A loss and a metric that hold the batches a model sees to its graph."""
+
+    def __init__(self, data):
+        self.data = data
+        self.seen = []
+
+    def loss_fn(self, model, batch):
+        edge_index = batch.n_id[batch.edge_index]
+        expected = self.data.edge_index[:, batch.e_id]
+        assert torch.equal(edge_index, expected)
+        assert torch.equal(batch.edge_attr.view(-1), batch.e_id.float())
+        weight = self.data.edge_weight[batch.e_id]
+        assert torch.equal(batch.edge_weight, weight)
+        assert batch.input_id.numel() == batch.batch_size
+        self.seen.append(batch.e_id)
+        out = model(batch.x, batch.edge_index)[: batch.batch_size]
+        y = batch.y[: batch.batch_size]
+        return torch.nn.functional.cross_entropy(out, y)
+
+    def evaluate(self, model, batches):
+        return -sum(float(self.loss_fn(model, batch)) for batch in batches)
+
+    def check(self, ticket):
+        """Whether no edge that left is in the batches of the last stage."""
+        assert not ticket.edge_mask[torch.cat(self.seen)].all()
+        # At last, MACs are counted before and after:
+        assert ticket.edge_mask[torch.cat(self.seen[-8:-2])].all()
+        pairs = EdgePairs(self.data.edge_index, self.data.num_nodes)
+        assert pairs.undirected
+        assert ticket.edge_mask[pairs.is_loop].all()
+        for pair in range(pairs.num_pairs):
+            assert ticket.edge_mask[pairs.pair == pair].unique().numel() == 1
+        num_kept = round(0.7 * pairs.num_pairs)
+        kept = ticket.edge_mask[~pairs.is_loop]
+        assert int(kept.sum()) == 2 * num_kept
+
+
+@onlyNeighborSampler
+@pytest.mark.parametrize('method', ['fast', 'imp', 'one_shot', 'random'])
+@pytest.mark.parametrize('num_neighbors', [[-1, -1], [3, 3]])
+def test_pruner_neighbor_loader(num_neighbors, method):
+    data = weighted_graph()
+    loader = NeighborLoader(data, num_neighbors, batch_size=8, shuffle=True)
+    recorder, model = Recorder(data), GraphSAGE(5, 8, 2, 3)
+    kwargs = dict(method=method, retrain_epochs=2)
+    args = (loader, recorder.loss_fn, recorder.evaluate)
+    ticket = prune(model, *args, **kwargs)
+    assert ticket.weight_sparsity == pytest.approx(0.7, abs=0.01)
+    recorder.check(ticket)
+    if num_neighbors == [3, 3]:
+        assert equal(ticket, prune(model, *args, **kwargs))
+        return
+    small_model, small_data = ticket.apply(model, data)
+    expected = small_model(small_data.x, small_data.edge_index)
+    for batch in loader:
+        _, batch = ticket.apply(model, batch)
+        out = small_model(batch.x, batch.edge_index)[: batch.batch_size]
+        torch.testing.assert_close(out, expected[batch.input_id])
+
+
+@onlyNeighborSampler
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(subgraph_type='induced'),
+        dict(subgraph_type='bidirectional'),
+        dict(num_workers=2),
+        dict(num_workers=2, persistent_workers=True),
+        dict(replace=True),
+    ],
+)
+def test_pruner_neighbor_loader_options(kwargs):
+    data = graph()
+    loader = NeighborLoader(data, [3, 3], batch_size=4, **kwargs)
+    seen = []
+
+    def loss_fn(model, batch):
+        seen.append(batch.e_id)
+        out = model(batch.x, batch.edge_index)[: batch.batch_size]
+        y = batch.y[: batch.batch_size]
+        return torch.nn.functional.cross_entropy(out, y)
+
+    ticket = prune(
+        GraphSAGE(5, 8, 2, 3),
+        loader,
+        loss_fn,
+        lambda model, batches: -sum(float(loss_fn(model, x)) for x in batches),
+        edge_score='learned',
+        pretrain_epochs=2,
+        search_epochs=4,
+        retrain_epochs=2,
+    )
+    assert not ticket.edge_mask[torch.cat(seen)].all()
+    assert ticket.edge_mask[torch.cat(seen[-8:-2])].all()
+
+
+@onlyNeighborSampler
+def test_pruner_one_neighbor():
+    # Mostly, there are as many seeds as edges:
+    data = weighted_graph()
+    loader = NeighborLoader(data, [1], batch_size=4, shuffle=True)
+    recorder = Recorder(data)
+    args = (loader, recorder.loss_fn, recorder.evaluate)
+    prune(GraphSAGE(5, 8, 1, 3), *args, method='random', retrain_epochs=2)
+
+
+@onlyNeighborSampler
+@pytest.mark.parametrize('neg_sampling', ['binary', 'triplet'])
+def test_pruner_link_neighbor_loader(neg_sampling):
+    data, seen = graph(), []
+    loader = LinkNeighborLoader(
+        data,
+        [3, 3],
+        edge_label_index=data.edge_index[:, ::2],
+        neg_sampling=neg_sampling,
+        batch_size=8,
+        shuffle=True,
+    )
+
+    def loss_fn(model, batch):
+        edge_index = batch.n_id[batch.edge_index]
+        assert torch.equal(edge_index, data.edge_index[:, batch.e_id])
+        seen.append(batch.e_id)
+        z = model(batch.x, batch.edge_index)
+        if neg_sampling == 'triplet':
+            positive = (z[batch.src_index] * z[batch.dst_pos_index]).sum(-1)
+            negative = (z[batch.src_index] * z[batch.dst_neg_index]).sum(-1)
+            return (negative - positive).sigmoid().mean()
+        source, target = batch.edge_label_index
+        return torch.nn.functional.binary_cross_entropy_with_logits(
+            (z[source] * z[target]).sum(dim=-1), batch.edge_label
+        )
+
+    ticket = prune(
+        GraphSAGE(5, 8, 2),
+        loader,
+        loss_fn,
+        lambda model, batches: -sum(float(loss_fn(model, x)) for x in batches),
+    )
+    assert ticket.edge_sparsity == pytest.approx(0.3, abs=0.03)
+    assert ticket.edge_mask[torch.cat(seen[-8:-2])].all()
+
+
+@onlyNeighborSampler
+def test_pruner_transform_of_batches():
+    loader = NeighborLoader(
+        graph(), [3], batch_size=8, transform=AddSelfLoops()
+    )
+    with pytest.raises(ValueError, match='transform it before it is sampled'):
+        prune(GraphSAGE(5, 8, 1, 3), loader, unseen, unseen)
+
+
+def unseen(model, data):
+    raise AssertionError('nothing is to be trained')
+
+
+def test_pruner_random_node_loader():
+    data, model = graph(), GraphSAGE(5, 8, 2, 3)
+    with pytest.raises(ValueError, match="their numbers 'e_id'"):
+        prune(model, RandomNodeLoader(data, 2), unseen, unseen)
+    data, num_edges = number_edges([data])[0], []
+
+    def loss_fn(model, batch):
+        num_edges.append(batch.num_edges)
+        out = model(batch.x, batch.edge_index)
+        return torch.nn.functional.cross_entropy(out, batch.y)
+
+    loader = RandomNodeLoader(data, 2, shuffle=True)
+    ticket = prune(model, loader, loss_fn, lambda model, batches: 0.0)
+    assert ticket.edge_sparsity == pytest.approx(0.3, abs=0.03)
+    assert max(num_edges[-8:]) < max(num_edges)
