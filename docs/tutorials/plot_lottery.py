@@ -186,18 +186,35 @@ print(pruner.fit(train_data, loss_fn, evaluate))
 
 # %%
 # Mini-batches need to tell which edges of the graph they hold, by
-# :obj:`e_id`. Those of a :class:`~torch_geometric.loader.NeighborLoader` do:
+# :obj:`e_id`. Those of a :class:`~torch_geometric.loader.NeighborLoader` do.
+# Here, its seeds are all nodes with a label to train or to validate on:
 #
 # .. code-block:: python
 #
-#     def loss_fn(model, batch):
+#     def seeds(model, batch, mask):
 #         out = model(batch.x, batch.edge_index)[:batch.batch_size]
-#         return F.cross_entropy(out, batch.y[:batch.batch_size])
+#         mask = batch[mask][:batch.batch_size]
+#         return out[mask], batch.y[:batch.batch_size][mask]
 #
-#     def evaluate(model, batches):  # Those of the loader, without edges
-#         ...                        # that left.
+#     def loss_fn(model, batch):  # A sum, since there may be no such seed.
+#         out, y = seeds(model, batch, 'train_mask')
+#         return F.cross_entropy(out, y, reduction='sum')
 #
-#     ticket = pruner.fit(NeighborLoader(data, ...), loss_fn, evaluate)
+#     def evaluate(model, batches):  # Without edges that left, like all.
+#         results = [seeds(model, batch, 'val_mask') for batch in batches]
+#         return sum(int((x.argmax(dim=-1) == y).sum()) for x, y in results)
+#
+#     loader = NeighborLoader(
+#         data,
+#         num_neighbors=[10, 10],
+#         input_nodes=data.train_mask | data.val_mask,
+#         batch_size=256,
+#         shuffle=True,
+#     )
+#     ticket = pruner.fit(loader, loss_fn, evaluate)
+#
+# The loader samples from the whole graph, and edges leave its mini-batches
+# afterwards: a node may have fewer neighbors than were asked for.
 #
 # For a list of graphs, :func:`~torch_geometric_ext.utils.number_edges` gives
 # all edges a number, such that a :class:`~torch_geometric.loader.DataLoader`

@@ -254,7 +254,10 @@ class GraphLotteryPruner:
                 those of :class:`~torch_geometric.loader.NeighborLoader` do,
                 or as :func:`~torch_geometric_ext.utils.number_edges` gives
                 them to a list of graphs; and the loader needs to hold the
-                graph as :obj:`data`, or the graphs as :obj:`dataset`.
+                graph as :obj:`data`, or the graphs as :obj:`dataset`. It
+                samples from the whole graph, and pruned edges leave its
+                mini-batches afterwards: a node may have fewer neighbors than
+                were asked for.
             loss_fn (Callable, optional): Returns the loss to minimize of a
                 model and a graph or mini-batch, whose pruned edges are gone.
                 (default: :obj:`None`)
