@@ -79,13 +79,17 @@ class GraphLotteryPruner:
     there, nor are channels, if the model computes the same without them
     (this is tried; it does not where it normalizes over channels, or divides
     them into heads): each step gets cheaper. (In step 1, a layer that reads
-    features of
-    which at most 3 % are not zero, such as bags of words, multiplies by these
-    alone.) Where the nodes of a graph are classified,
-    the share :obj:`distill` of the loss is the cross-entropy with the
-    predictions of the dense model, on all nodes: this is what lets a graph
-    lose edges without losing accuracy. These predictions are sharpened (the
-    temperature is one half), since the best model is one of an early epoch.
+    features of which at most 3 % are not zero, such as bags of words,
+    multiplies by these alone.) Where the nodes of a graph are classified, the
+    share :obj:`distill` of the loss is the cross-entropy with the predictions
+    of the dense model, on all nodes: this is what lets a graph lose edges
+    without losing accuracy. These predictions are sharpened (the temperature
+    is one half), since the best model is one of an early epoch.
+
+    .. warning::
+        What the dense model predicts, a ticket learns by heart of the nodes
+        it sees. On others, it is not as good: measure on these if it is them
+        that the ticket is to serve.
 
     The rivals: :obj:`"one_shot"` leaves the choice of channels and step 3
     out, :obj:`"random"` keeps weights and edges at random, and :obj:`"imp"`
