@@ -101,10 +101,10 @@ class GraphLotteryPruner:
         Deviations from the first paper: edges are ranked by degrees alone
         (its degree term), and do not move: learned scores
         (:obj:`edge_score="learned"`, with its penalties) cost more and, on
-        Cora, chose no better edges.
-        Weights are ranked over all layers, and grow by the gradient of one
-        step. Channels and distillation are not part of it. Deviations from
-        the second one: weights are ranked by magnitude, not by learned masks.
+        Cora, chose edges as good within the errors. Weights are ranked over
+        all layers, and grow by the gradient of one step. Channels and
+        distillation are not part of it. Deviations from the second one:
+        weights are ranked by magnitude, not by learned masks.
 
     .. note::
         Pruned edges are removed from the graph, never multiplied by zero:
