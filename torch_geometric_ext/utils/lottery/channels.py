@@ -139,7 +139,9 @@ class _Probe:
             score = weight.double().square().sum(dim=1) * used
             scores[score.numel()].append(score / score.sum().clamp(min=1e-99))
         return {
-            width: torch.stack(parts).sum(dim=0).argsort(descending=True)
+            width: torch.stack(parts)
+            .sum(dim=0)
+            .argsort(descending=True, stable=True)
             for width, parts in scores.items()
         }
 
