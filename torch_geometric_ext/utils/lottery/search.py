@@ -19,6 +19,7 @@ from torch_geometric_ext.utils.lottery.edge_scores import (
     crowded_pairs,
     random_pairs,
 )
+from torch_geometric_ext.utils.lottery.linear_first import put_linear_first
 from torch_geometric_ext.utils.lottery.narrow import (
     Index,
     find_index,
@@ -196,7 +197,7 @@ class Search:
         torch.manual_seed(named_seed(self.settings.seed, name))
         model = self.build(Weights(self.initial, candidate.masks))
         task = self.task
-        model = task.prepare(model)
+        model = put_linear_first(task.prepare(model))
         if candidate.pairs is not None and self.pairs is not None:
             task = task.pruned(self.pairs.edge_mask(candidate.pairs))
         optimizer = self.optimizer(model.parameters())

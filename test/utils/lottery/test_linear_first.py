@@ -1,0 +1,174 @@
+import copy
+
+import pytest
+import torch
+from torch.nn import Dropout, ReLU, Sequential
+from torch_geometric.data import Data
+from torch_geometric.nn import (
+    GIN,
+    GINConv,
+    GraphConv,
+    GraphSAGE,
+    Linear,
+    SAGEConv,
+)
+from torch_geometric.testing import withCUDA
+
+from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.sparsity import RigL
+from torch_geometric_ext.utils import GraphLotteryPruner
+from torch_geometric_ext.utils.lottery import search
+from torch_geometric_ext.utils.lottery.linear_first import put_linear_first
+from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
+
+SHAPE = (40, 4)
+CONVS = {
+    'gin': lambda: GINConv(Linear(*SHAPE), train_eps=True),
+    'mlp': lambda: GIN(*SHAPE, num_layers=1).convs[0],
+    'sequential': lambda: GINConv(
+        Sequential(torch.nn.Linear(*SHAPE), ReLU()), aggr='mean'
+    ),
+    'sparse': lambda: GINConv(SparseLinear(*SHAPE)),
+    'sage': lambda: SAGEConv(*SHAPE, normalize=True),
+    'no bias': lambda: SAGEConv(*SHAPE, bias=False, root_weight=False),
+    'graph': lambda: GraphConv(*SHAPE),
+}
+OTHERS = {
+    'max': lambda: SAGEConv(*SHAPE, aggr='max'),
+    'several': lambda: SAGEConv(*SHAPE, aggr=['mean', 'std']),
+    'project': lambda: SAGEConv(*SHAPE, project=True),
+    'wide': lambda: SAGEConv(4, 40),
+    'dropout': lambda: GINConv(Sequential(Dropout(), Linear(*SHAPE))),
+    'unknown': lambda: GINConv(ReLU()),
+    'subclass': lambda: type('Mine', (SAGEConv,), {})(*SHAPE),
+}
+
+
+def edges(device=None):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(30, (2, 80), generator=generator).to(device)
+
+
+def is_first(module):
+    return type(module).__name__.startswith('_')
+
+
+@withCUDA
+@pytest.mark.parametrize('name', CONVS)
+def test_linear_first_equals(name, device):
+    torch.manual_seed(0)
+    conv = CONVS[name]().double().to(device)
+    first = put_linear_first(copy.deepcopy(conv))
+    first = copy.deepcopy(first)
+    assert is_first(first) and isinstance(first, type(conv))
+    x = torch.randn(40, SHAPE[0], device=device, dtype=torch.double)
+    outs = [net(x, edges(device)) for net in [conv, first]]
+    torch.testing.assert_close(*outs)
+    for out in outs:
+        out.square().sum().backward()
+    for a, b in zip(conv.parameters(), first.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, conv.state_dict()[key])
+    # Of two kinds of nodes, it does what it always did:
+    outs = [net((x, x), edges(device)) for net in [conv, first]]
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_other_convolutions_stay(name):
+    conv = OTHERS[name]()
+    assert not is_first(put_linear_first(conv))
+
+
+def test_weights_of_edges():
+    torch.manual_seed(0)
+    conv = GraphConv(*SHAPE)
+    first = put_linear_first(copy.deepcopy(conv))
+    x, weight = torch.randn(30, SHAPE[0]), torch.rand(80)
+    expected = conv(x, edges(), weight)
+    assert torch.allclose(first(x, edges(), weight), expected, atol=1e-5)
+
+
+def test_hooked_convolutions_stay():
+    conv = SAGEConv(*SHAPE)
+    conv.register_message_forward_hook(lambda *args: None)
+    assert not is_first(put_linear_first(conv))
+    conv = SAGEConv(*SHAPE)
+    conv.lin_l.register_forward_hook(lambda *args: None)
+    assert not is_first(put_linear_first(conv))
+
+
+def test_layers_are_whole_after_errors():
+    conv = put_linear_first(SAGEConv(*SHAPE))
+    state = {key: x.clone() for key, x in conv.state_dict().items()}
+    for x in [torch.randn(30, 5), torch.randn(3, SHAPE[0])]:
+        with pytest.raises((RuntimeError, IndexError)):
+            conv(x, edges())
+        assert list(conv.state_dict()) == list(state)
+        assert type(conv.lin_l) is Linear and conv.lin_l.bias is not None
+
+
+def test_sparse_inputs_are_multiplied():
+    x = torch.zeros(40, SHAPE[0])
+    x[torch.arange(40), torch.arange(40)] = 1.0
+    conv = SAGEConv(*SHAPE)
+    first = put_linear_first(SparseInput(x).swap(copy.deepcopy(conv)))
+    assert is_first(first)
+    calls = []
+    for name in ['lin_l', 'lin_r']:
+        layer = first.get_submodule(name)
+        layer.register_forward_pre_hook(
+            lambda _, args: calls.append(args[0] is x)
+        )
+    expected = conv(x, edges())
+    assert torch.allclose(first(x, edges()), expected, atol=1e-6)
+    assert calls == [True, True]
+
+
+def test_gradients_of_missing_weights_are_equal():
+    torch.manual_seed(0)
+    conv = GINConv(SparseLinear(*SHAPE, sparsity=0.5))
+    before = conv.nn.mask
+    models = [conv, put_linear_first(copy.deepcopy(conv))]
+    assert [is_first(x) for x in models] == [False, True]
+    x, masks = torch.randn(30, SHAPE[0]), []
+    for model in models:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = RigL(model, optimizer, num_steps=10, update_every=1)
+        optimizer.zero_grad()
+        model(x, edges()).square().sum().backward()
+        optimizer.step()
+        scheduler.step()
+        masks.append(model.nn.mask)
+    assert torch.equal(*masks)
+    assert not torch.equal(masks[0], before)
+
+
+@pytest.mark.parametrize('edge_score', ['degree', 'learned'])
+@pytest.mark.parametrize('net', [GIN, GraphSAGE])
+def test_search_is_the_same(net, edge_score, monkeypatch):
+    torch.manual_seed(0)
+    y = torch.arange(30) % 3  # Gradients of two classes are as large.
+    x = torch.randn(30, 20, dtype=torch.double) + y.view(-1, 1)
+    mask = torch.arange(30) < 15
+    data = Data(x=x, edge_index=edges(), y=y, train_mask=mask, val_mask=~mask)
+    model = net(20, 8, 2, 3).double()
+    pruner = GraphLotteryPruner(
+        model,
+        weight_sparsity=0.8,
+        edge_sparsity=0.2,
+        edge_score=edge_score,
+        pretrain_epochs=4,
+        search_epochs=8,
+        retrain_epochs=4,
+        update_every=2,
+    )
+    first = pruner.fit(data)
+    monkeypatch.setattr(search, 'put_linear_first', lambda model: model)
+    other = pruner.fit(data)
+    assert torch.equal(first.edge_mask, other.edge_mask)
+    for name, mask in first.weight_masks.items():
+        assert torch.equal(mask, other.weight_masks[name])
+    for key, value in first.final_state.items():
+        torch.testing.assert_close(value, other.final_state[key])
