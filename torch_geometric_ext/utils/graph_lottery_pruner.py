@@ -77,19 +77,20 @@ class GraphLotteryPruner:
     In steps 3 and 4, weights are those of
     :class:`~torch_geometric_ext.nn.SparseLinear`, and edges that left are not
     there, nor are channels, if the model computes the same without them
-    (this is tried; it does not where it normalizes over channels, or divides
-    them into heads): each step gets cheaper. (In step 1, a layer that reads
-    features of which at most 3 % are not zero, such as bags of words,
-    multiplies by these alone. In all of them, layers of
-    :class:`~torch_geometric.nn.conv.GINConv`,
+    (this is tried; it does not where it normalizes over channels): each step
+    gets cheaper. In step 1, a layer that reads features of which at most 3 %
+    are not zero, such as bags of words, multiplies by these alone. In all
+    steps, layers of :class:`~torch_geometric.nn.conv.GINConv`,
     :class:`~torch_geometric.nn.conv.SAGEConv` and
     :class:`~torch_geometric.nn.conv.GraphConv` with fewer outputs than inputs
     multiply by their weights before they sum or average neighbors, which is
-    the same.) Where the nodes of a graph are classified, the
-    share :obj:`distill` of the loss is the cross-entropy with the predictions
-    of the dense model, on all nodes: this is what lets a graph lose edges
-    without losing accuracy. These predictions are sharpened (the temperature
-    is one half), since the best model is one of an early epoch.
+    the same.
+
+    Where the nodes of a graph are classified, the share :obj:`distill` of the
+    loss is the cross-entropy with the predictions of the dense model, on all
+    nodes: this is what lets a graph lose edges without losing accuracy. These
+    predictions are sharpened (the temperature is one half), since the best
+    model is one of an early epoch.
 
     .. warning::
         What the dense model predicts, a ticket learns by heart of the nodes

@@ -134,8 +134,8 @@ class Ticket:
         if narrow and self.narrow_index is None:
             raise ValueError(
                 "'narrow' needs a ticket with channels that can leave: "
-                "method 'fast' finds one for models that neither normalize "
-                'over channels nor divide them into heads (got none)'
+                "method 'fast' finds one for models that do not normalize "
+                'over channels (got none)'
             )
         check_model(self.initial_state, model)
         model = _materialized(model, self.initial_state)

@@ -155,6 +155,27 @@ def test_find_channels_equals_narrow_model(num_channels, seed):
     assert torch.allclose(out, expected, atol=1e-6)
 
 
+@given(st.integers(1, 4), st.sampled_from([1, 2, 4]), st.booleans())
+def test_find_channels_of_heads(num_channels, num_heads, v2):
+    torch.manual_seed(num_channels)
+    model = GAT(6, 16, 2, 3, heads=num_heads, v2=v2, act='tanh')
+    num_kept = num_channels * num_heads
+    names = layers(model)
+    first = [name for name in names if 'convs.0' in name]
+    numel = sum(model.get_submodule(x).weight.size(0) for x in names[-1:])
+    size = num_kept * (6 * len(first) + numel * (len(names) - len(first)))
+    channels = find(model, size)
+    weights = [model.get_submodule(name).weight for name in first]
+    score = sum(x.square().sum(dim=1) / x.square().sum() for x in weights)
+    score = score.view(num_heads, -1)
+    for name in first:
+        kept = channels.rows[name].view(num_heads, -1)
+        assert (kept.sum(dim=1) == num_channels).all()
+        for head in range(num_heads):
+            best = score[head].topk(num_channels).indices.sort().values
+            assert left(kept[head]) == best.tolist()
+
+
 def test_find_channels_where_there_are_none_to_leave():
     torch.manual_seed(0)
     for model in [Linear(6, 3), GCNConv(6, 3)]:

@@ -85,11 +85,28 @@ class Normalized(Module):
         return self.last(x, edge_index)
 
 
+class Scaled(Module):
+    """A parameter of the shape of attention, which is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = Linear(6, 64), Linear(64, 3)
+        self.scale = torch.nn.Parameter(torch.randn(1, 4, 16))
+
+    def forward(self, x, edge_index):
+        scale = self.scale.transpose(1, 2).reshape(-1)
+        return self.last((self.first(x) * scale).relu())
+
+
 NARROW = {
     'GCN': lambda: GCN(6, 64, 3, 3),
     'SAGE': lambda: GraphSAGE(6, 64, 3, 3, norm='batch_norm'),
     'GIN': lambda: GIN(6, 64, 3, 3, norm='BatchNorm'),
     'one head': lambda: GAT(6, 64, 3, 3),
+    'heads': lambda: GAT(6, 64, 3, 3, heads=4),
+    'as many heads as channels': lambda: GAT(6, 64, 3, 3, heads=8),
+    'many heads': lambda: GAT(6, 64, 3, 3, heads=32, residual=True),
+    'two sides': lambda: GAT(6, 64, 3, 3, heads=4, v2=True, jk='cat'),
     'concatenated': lambda: GCN(6, 64, 3, 3, jk='cat'),
     'max': lambda: GCN(6, 64, 3, 3, jk='max'),
     'residual': Residual,
@@ -97,8 +114,8 @@ NARROW = {
     'as many outputs': lambda: GCN(6, 64, 3, 64),
 }
 WIDE = {
-    'heads': lambda: GAT(6, 64, 3, 3, heads=4),
     'normalized': Normalized,
+    'scaled': Scaled,
     'attention': Attention,
     'PNA': lambda: PNA(
         6,

@@ -51,12 +51,13 @@ def find_channels(
     room for :obj:`size` weights, but no fewer than :obj:`min_channels`.
 
     Layers with as many outputs share their channels, as is needed where these
-    add up. Layers that no other one follows give the result of the model, and
-    keep their outputs. The inputs that leave are those that no longer depend
-    on anything: this is observed, and holds for any model (where gradients
-    cannot be taken once more, all channels are left). A second choice has the
-    inputs leave that are where channels left, by their numbers. Takes
-    :math:`O(\log C)` forward passes of a mini-batch for :math:`C` channels.
+    add up, and heads of attention keep as many each. Layers that no other one
+    follows give the result of the model, and keep their outputs. The inputs
+    that leave are those that no longer depend on anything: this is observed,
+    and holds for any model (where gradients cannot be taken once more, all
+    channels are left). A second choice has the inputs leave that are where
+    channels left, by their numbers. Takes :math:`O(\log C)` forward passes of
+    a mini-batch for :math:`C` channels.
     """
     probe = _Probe(model.eval(), task, names)
     order = probe.by_importance()
@@ -66,10 +67,11 @@ def find_channels(
     while high - low > 1:
         middle = (low + high) // 2
         share = middle / max(order)
-        kept = {
-            width: index[: max(math.ceil(share * width), min_channels)]
-            for width, index in order.items()
-        }
+        kept = {}
+        for width, index in order.items():
+            num_kept = max(math.ceil(share * width), min_channels)
+            num_heads = probe.heads.get(width, 1)  # Each keeps as many.
+            kept[width] = index[: -(-num_kept // num_heads) * num_heads]
         found = probe.channels(kept)
         if sum(map(found.num_weights, names)) >= size:
             high, out = middle, found
@@ -127,11 +129,12 @@ class _Probe:
         self.layers = {name: model.get_submodule(name) for name in names}
         self.batch = task.first_batch()
         self.hidden, self.ranges = self._observe()
+        self.heads = _num_heads(model, list(self.hidden))
 
     def by_importance(self) -> Dict[int, Tensor]:
         """The channels of hidden layers by the squares of weights that lead
         to them, the largest first and those without effect last, for each
-        number of outputs.
+        number of outputs. Heads take turns.
         """
         scores: Dict[int, List[Tensor]] = defaultdict(list)
         for name, used in self.hidden.items():
@@ -139,9 +142,9 @@ class _Probe:
             score = weight.double().square().sum(dim=1) * used
             scores[score.numel()].append(score / score.sum().clamp(min=1e-99))
         return {
-            width: torch.stack(parts)
-            .sum(dim=0)
-            .argsort(descending=True, stable=True)
+            width: _order(
+                torch.stack(parts).sum(dim=0), self.heads.get(width, 1)
+            )
             for width, parts in scores.items()
         }
 
@@ -224,6 +227,34 @@ class _Probe:
             for handle in handles:
                 handle.remove()
         return record
+
+
+def _num_heads(model: Module, names: List[str]) -> Dict[int, int]:
+    """The numbers of heads that outputs of layers are divided into, by the
+    numbers of these outputs, as parameters of attention tell.
+    """
+    heads: Dict[int, int] = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        num_outputs = layer.get_parameter('weight').size(0)
+        parent = model.get_submodule(name.rpartition('.')[0])
+        for param in parent.parameters(recurse=False):
+            if is_attention(param) and param.numel() == num_outputs:
+                heads[num_outputs] = param.size(1)
+    return heads
+
+
+def is_attention(x: Tensor) -> bool:
+    """Whether a parameter is of a convolution with heads, by its shape."""
+    return x.dim() == 3 and x.size(0) == 1
+
+
+def _order(score: Tensor, num_heads: int) -> Tensor:
+    """The largest ones of each head, then the second largest ones, ..."""
+    score = score.view(num_heads, -1)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    first = torch.arange(num_heads, device=score.device) * score.size(1)
+    return (order + first[:, None]).t().flatten()
 
 
 def _range(x: Tensor) -> Tensor:

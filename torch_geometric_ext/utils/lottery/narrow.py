@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from torch_geometric_ext.utils.lottery.channels import Channels
+from torch_geometric_ext.utils.lottery.channels import (
+    Channels,
+    is_attention,
+)
 from torch_geometric_ext.utils.lottery.task import Task
 from torch_geometric_ext.utils.lottery.weight_masks import (
     State,
@@ -19,6 +22,7 @@ from torch_geometric_ext.utils.lottery.weight_masks import (
 
 # The positions that are left of the tensors of a state, by dimensions:
 Index = Dict[str, Dict[int, Tensor]]
+HEADS = -2  # The last two dimensions, as one: heads and their channels.
 
 INPUT_SIZES = ['in_channels', 'in_features']
 OUTPUT_SIZES = ['out_channels', 'out_features']
@@ -30,7 +34,7 @@ def find_index(
 ) -> Optional[Index]:
     """How to narrow a model, or :obj:`None` if the result would not compute
     the same as with channels that are zero, since layers normalize over
-    channels, say, or divide them into heads: this is tried with a state.
+    channels, say, or compare all of them: this is tried with a state.
     """
     index = _index(channels, state)
     if len(index) == 0:
@@ -79,9 +83,12 @@ def _index(channels: Channels, state: State) -> Index:
                 for other, mask in channels.rows.items()
                 if other.startswith(f'{name}.') and name and mask.all()
             }
+            sizes = dict(enumerate(x.shape))
+            if is_attention(x) and x.numel() in widths:
+                sizes = {HEADS: x.numel()}
             index[key] = {
                 dim: widths[size]
-                for dim, size in enumerate(x.shape)
+                for dim, size in sizes.items()
                 if size in widths and size not in complete
             }
     return {key: kept for key, kept in index.items() if kept}
@@ -113,7 +120,8 @@ def narrow_model(model: Module, index: Index) -> Module:
                     if isinstance(x, Parameter):
                         part = Parameter(part, x.requires_grad)
                     parts[x] = part
-                    sizes.update({x.size(i): len(kept[i]) for i in kept})
+                    pairs = zip(x.shape, part.shape)
+                    sizes.update({a: b for a, b in pairs if a != b})
                 tensors[leaf] = parts[x]
     for module in model.modules():
         _set_sizes(module, sizes)
@@ -173,6 +181,9 @@ def widen_weights(weights: Weights, index: Index, state: State) -> Weights:
 
 
 def _part(x: Tensor, kept: Dict[int, Tensor]) -> Tensor:
+    if HEADS in kept:
+        part = x.flatten(HEADS)[..., kept[HEADS].to(x.device)]
+        return part.view(*x.shape[:-1], -1)
     for dim, index in kept.items():
         x = x.index_select(dim, index.to(x.device))
     return x
@@ -181,6 +192,10 @@ def _part(x: Tensor, kept: Dict[int, Tensor]) -> Tensor:
 def _whole(part: Tensor, base: Tensor, kept: Dict[int, Tensor]) -> Tensor:
     if len(kept) == 0:
         return part
+    if HEADS in kept:
+        index = kept[HEADS].to(base.device)
+        base.flatten(HEADS)[..., index] = part.flatten(HEADS)
+        return base
     base[_grid(base, kept)] = part
     return base
 
