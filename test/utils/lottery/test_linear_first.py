@@ -40,6 +40,10 @@ OTHERS = {
     'wide': lambda: SAGEConv(4, 40),
     'dropout': lambda: GINConv(Sequential(Dropout(), Linear(*SHAPE))),
     'unknown': lambda: GINConv(ReLU()),
+    'flow': lambda: SAGEConv(*SHAPE, flow='target_to_source'),
+    'own sequential': lambda: GINConv(
+        type('Mine', (Sequential,), {})(Linear(*SHAPE))
+    ),
     'subclass': lambda: type('Mine', (SAGEConv,), {})(*SHAPE),
 }
 
@@ -93,6 +97,9 @@ def test_weights_of_edges():
 def test_hooked_convolutions_stay():
     conv = SAGEConv(*SHAPE)
     conv.register_message_forward_hook(lambda *args: None)
+    assert not is_first(put_linear_first(conv))
+    conv = GINConv(Sequential(Linear(*SHAPE)))
+    conv.nn.register_forward_pre_hook(lambda _, args: (2 * args[0],))
     assert not is_first(put_linear_first(conv))
     conv = SAGEConv(*SHAPE)
     conv.lin_l.register_forward_hook(lambda *args: None)

@@ -10,6 +10,8 @@ from torch_geometric.nn import (
     GCN,
     GIN,
     PNA,
+    GATConv,
+    GATv2Conv,
     GCNConv,
     GPSConv,
     GraphSAGE,
@@ -85,6 +87,22 @@ class Normalized(Module):
         return self.last(x, edge_index)
 
 
+class Heads(Module):
+    """Layers of as many channels, with two and with eight heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(
+            [GATConv(6, 32, heads=2), GATv2Conv(64, 8, heads=8)]
+        )
+        self.last = Linear(64, 3)
+
+    def forward(self, x, edge_index):
+        for conv in self.convs:
+            x = conv(x, edge_index).relu()
+        return self.last(x)
+
+
 class Scaled(Module):
     """A parameter of the shape of attention, which is none."""
 
@@ -107,6 +125,7 @@ NARROW = {
     'as many heads as channels': lambda: GAT(6, 64, 3, 3, heads=8),
     'many heads': lambda: GAT(6, 64, 3, 3, heads=32, residual=True),
     'two sides': lambda: GAT(6, 64, 3, 3, heads=4, v2=True, jk='cat'),
+    'several numbers of heads': Heads,
     'concatenated': lambda: GCN(6, 64, 3, 3, jk='cat'),
     'max': lambda: GCN(6, 64, 3, 3, jk='max'),
     'residual': Residual,

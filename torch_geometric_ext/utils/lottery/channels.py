@@ -235,12 +235,11 @@ def _num_heads(model: Module, names: List[str]) -> Dict[int, int]:
     """
     heads: Dict[int, int] = {}
     for name in names:
-        layer = model.get_submodule(name)
-        num_outputs = layer.get_parameter('weight').size(0)
+        width = model.get_submodule(name).get_parameter('weight').size(0)
         parent = model.get_submodule(name.rpartition('.')[0])
         for param in parent.parameters(recurse=False):
-            if is_attention(param) and param.numel() == num_outputs:
-                heads[num_outputs] = param.size(1)
+            if is_attention(param) and param.numel() == width:
+                heads[width] = math.lcm(heads.get(width, 1), param.size(1))
     return heads
 
 

@@ -17,6 +17,7 @@ from torch_geometric.nn import (
 
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.nn.linear_layers import (
+    HOOKS,
     LINEARS,
     find_layers,
     obstacles,
@@ -46,16 +47,21 @@ def put_linear_first(model: Module) -> Module:
 
 
 def _is_linear(conv: Any) -> bool:
-    """Whether nothing comes between what a convolution is given and its sum
-    of neighbors.
+    """Whether nothing comes between what a convolution is given, its sum of
+    neighbors, and the linear layer that follows.
     """
-    hooks = (
-        hooks
-        for name, hooks in vars(conv).items()
-        if name.startswith(STEPS) and name.endswith('hooks')
+    hooks = [
+        value
+        for module in [conv, getattr(conv, 'nn', conv)]
+        for name, value in vars(module).items()
+        if name in HOOKS or name.startswith(STEPS) and name.endswith('hooks')
+    ]
+    return (
+        conv.aggr in SUMS
+        and conv.flow == 'source_to_target'
+        and not getattr(conv, 'project', False)
+        and not any(hooks)
     )
-    projects = getattr(conv, 'project', False)
-    return conv.aggr in SUMS and not projects and not any(hooks)
 
 
 def _slot(conv: Any) -> Slot:
@@ -64,9 +70,9 @@ def _slot(conv: Any) -> Slot:
         return conv._modules, 'lin_l'
     if isinstance(conv, GraphConv):
         return conv._modules, 'lin_rel'
-    if isinstance(conv.nn, Sequential):
+    if type(conv.nn) is Sequential:
         return conv.nn._modules, '0'
-    if isinstance(conv.nn, MLP):
+    if type(conv.nn) is MLP:
         return conv.nn.lins._modules, '0'
     return conv._modules, 'nn'
 
