@@ -1,7 +1,6 @@
 import pytest
 import torch
 from torch.nn import LayerNorm, Module, ModuleList, ReLU
-from torch_geometric.data import Data
 from torch_geometric.nn import (
     GAT,
     GCN,
@@ -15,36 +14,10 @@ from torch_geometric.nn import (
     Linear,
 )
 
-from torch_geometric_ext.utils import GraphLotteryPruner
+from searches import graph, prune
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 
-SHORT = dict(
-    weight_sparsity=0.4,
-    edge_sparsity=0.1,
-    pretrain_epochs=4,
-    search_epochs=8,
-    retrain_epochs=4,
-    update_every=2,
-)
-
-
-def graph(num_nodes=16, seed=0, device=None, undirected=True):
-    """A graph with multi-edges, self-loops and an isolated node."""
-    generator = torch.Generator().manual_seed(seed)
-    edges = torch.randint(num_nodes - 1, (2, 40), generator=generator)
-    edges[1, :3] = edges[0, :3]
-    if undirected:
-        between = edges[:, edges[0] != edges[1]]
-        edges = torch.cat([edges, between.flip(0)], dim=1)
-    y = torch.arange(num_nodes) % 3
-    x = torch.randn(num_nodes, 5, generator=generator) + y.view(-1, 1)
-    mask = torch.rand(num_nodes, generator=generator) < 0.5
-    data = Data(x=x, edge_index=edges, y=y, train_mask=mask, val_mask=~mask)
-    return data.to(device)
-
-
-def prune(model, data, **kwargs):
-    return GraphLotteryPruner(model, **{**SHORT, **kwargs}).fit(data)
+FEW = dict(weight_sparsity=0.4, edge_sparsity=0.1)
 
 
 class Deep(Module):
@@ -126,7 +99,7 @@ def test_pruner_models(name, method, edge_score):
     model, data = MODELS[name](), graph()
     if 'lazy' not in name:
         model(data.x, data.edge_index)  # Fills caches.
-    ticket = prune(model, data, method=method, edge_score=edge_score)
+    ticket = prune(model, data, method=method, edge_score=edge_score, **FEW)
     pairs = EdgePairs(data.edge_index, data.num_nodes)
     kept = sum(int(x.sum()) for x in ticket.weight_masks.values())
     total = sum(x.numel() for x in ticket.weight_masks.values())
@@ -156,7 +129,7 @@ def test_pruner_edge_features():
     data = graph()
     data.edge_attr = torch.arange(data.num_edges).view(-1, 1).float() / 80
     model = GAT(5, 8, 2, 3, edge_dim=1)
-    ticket = prune(model, data, edge_score='learned')
+    ticket = prune(model, data, edge_score='learned', **FEW)
     model, small = ticket.apply(model, data)
     assert torch.equal(small.edge_attr, data.edge_attr[ticket.edge_mask])
     out = model(small.x, small.edge_index, edge_attr=small.edge_attr)
@@ -165,7 +138,7 @@ def test_pruner_edge_features():
     assert metric == pytest.approx(float(correct))
 
     data.edge_weight = torch.rand(data.num_edges)
-    ticket = prune(GCN(5, 8, 2, 3), data)
+    ticket = prune(GCN(5, 8, 2, 3), data, **FEW)
     _, small = ticket.apply(GCN(5, 8, 2, 3), data)
     assert torch.equal(small.edge_weight, data.edge_weight[ticket.edge_mask])
 
@@ -182,7 +155,7 @@ def test_pruner_shared_layers():
             return self.conv(x, edge_index)
 
     model, data = Shared(), graph()
-    ticket = prune(model, data)
+    ticket = prune(model, data, **FEW)
     assert list(ticket.weight_masks) == ['first.weight', 'conv.lin.weight']
     for weights in ['retrained', 'initial']:
         outs = []
