@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch_geometric.data import Batch, Data, HeteroData
+from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN, GraphSAGE, Linear
 
 from torch_geometric_ext.utils.lottery.task import (
@@ -95,7 +96,7 @@ def test_prune_edges_of_changed_batches():
         prune_edges(data, MASK)
     data = graph(e_id=torch.arange(4))
     data.edge_index = None
-    with pytest.raises(ValueError, match="needs to hold 'edge_index'"):
+    with pytest.raises(ValueError, match="edges as 'edge_index', and not"):
         prune_edges(data, MASK)
 
 
@@ -175,8 +176,13 @@ def test_whole_graph():
     assert whole_graph([graph(e_id=torch.arange(4))]).num_edges == 4
     with pytest.raises(ValueError, match="number their edges by 'e_id'"):
         whole_graph([data])
-    with pytest.raises(ValueError, match="needs to hold 'edge_index'"):
+    with pytest.raises(ValueError, match="edges as 'edge_index', and not"):
         whole_graph(Data(x=torch.randn(2, 2)))
+    both = graph(adj_t=torch.eye(4).to_sparse())
+    with pytest.raises(ValueError, match="edges as 'edge_index', and not"):
+        whole_graph(both)
+    with pytest.raises(ValueError, match="edges as 'edge_index', and not"):
+        prune_edges(both, torch.ones(4, dtype=torch.bool))
     Loader.data = graph(e_id=torch.tensor([5, 6, 7, 8]))  # Of another graph.
     with pytest.raises(ValueError, match="number their edges by 'e_id'"):
         whole_graph(Loader())
@@ -192,6 +198,10 @@ def test_check_data():
     check_data([graph()])
     with pytest.raises(NotImplementedError, match='needs to be homogeneous'):
         check_data(HeteroData())
+    loader = DataLoader([HeteroData()])
+    loader.data = HeteroData()  # As those that sample from a graph.
+    with pytest.raises(NotImplementedError, match='needs to be homogeneous'):
+        check_data(loader)
     with pytest.raises(TypeError, match='a loader with a length'):
         check_data(iter([graph()]))
 

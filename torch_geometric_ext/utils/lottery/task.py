@@ -34,10 +34,10 @@ def prune_edges(data: Any, edge_mask: Tensor) -> Any:
     """A copy of a graph or mini-batch with some of its edges, which are
     numbered by :obj:`e_id` if there is one. Labels of edges stay.
     """
-    if data.get('edge_index') is None:
+    if data.get('edge_index') is None or 'adj_t' in data:
         raise ValueError(
-            f"'data' needs to hold 'edge_index' to have edges pruned (got "
-            f'{data})'
+            f"'data' needs to hold its edges as 'edge_index', and not as "
+            f"'adj_t', to have them pruned (got {data})"
         )
     edge_mask = edge_mask.to(data.edge_index.device)
     if 'e_id' in data:
@@ -270,11 +270,15 @@ def whole_graph(data: Any) -> Data:
         if isinstance(graphs, (list, tuple, Dataset)):
             graph = Batch.from_data_list(list(graphs))
             default = torch.empty(0)
-    if not isinstance(graph, Data) or graph.get('edge_index') is None:
+    if (
+        not isinstance(graph, Data)
+        or graph.get('edge_index') is None
+        or 'adj_t' in graph  # It would keep all edges.
+    ):
         raise ValueError(
-            f"'data' needs to hold 'edge_index' to have edges pruned, and a "
-            f"loader its graph as 'data' or its graphs as 'dataset' (got "
-            f'{type(data)})'
+            f"'data' needs to hold its edges as 'edge_index', and not as "
+            f"'adj_t', to have them pruned, and a loader its graph as 'data' "
+            f"or its graphs as 'dataset' (got {type(data)} of {graph})"
         )
     ids = graph.get('e_id', default)
     numbers = torch.arange(graph.num_edges)
@@ -288,10 +292,10 @@ def whole_graph(data: Any) -> Data:
 
 def check_data(data: Any) -> None:
     """Raises if there is neither a graph nor a loader."""
-    if isinstance(data, HeteroData):
+    if isinstance(getattr(data, 'data', data), HeteroData):
         raise NotImplementedError(
             "'data' needs to be homogeneous; 'to_homogeneous' makes it so "
-            "(got a 'HeteroData')"
+            "(got 'HeteroData')"
         )
     if not isinstance(data, Data) and not (
         hasattr(data, '__iter__') and hasattr(data, '__len__')
