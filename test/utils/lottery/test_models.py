@@ -23,7 +23,7 @@ FEW = dict(weight_sparsity=0.4, edge_sparsity=0.1)
 class Deep(Module):
     """DeeperGCN, with softmax as its aggregation."""
 
-    def __init__(self, num_layers=3):
+    def __init__(self, num_layers=28):
         super().__init__()
         self.lins = ModuleList([Linear(5, 8), Linear(8, 3)])
         self.layers = ModuleList()
