@@ -288,6 +288,19 @@ def test_pruner_softens_weight_decay():
     assert decays == pytest.approx([0.1, 0.05, 0.05, 0.1, 0, 0.1, 0.1])
 
 
+@pytest.mark.parametrize(
+    'sparsities, distill',
+    [((0.5, 0.0), 0.8), ((0.5, 0.3), 0.8), ((0, 0.3), 1)],
+)
+def test_pruner_default_of_distill(sparsities, distill):
+    torch.manual_seed(0)
+    model, data = GCN(5, 8, 2, 3), graph()
+    kwargs = dict(zip(['weight_sparsity', 'edge_sparsity'], sparsities))
+    ticket = prune(model, data, **kwargs)
+    assert equal(ticket, prune(model, data, distill=distill, **kwargs))
+    assert not equal(ticket, prune(model, data, distill=0.9, **kwargs))
+
+
 def test_pruner_odd_settings():
     data = graph()
     model = GCN(5, 8, 2, 3)

@@ -148,7 +148,10 @@ class GraphLotteryPruner:
         drop_fraction (float, optional): The share of weights that move at
             first, in :math:`(0, 1]`. (default: :obj:`0.5`)
         distill (float, optional): The share of the loss that compares with
-            the dense model, in :math:`[0, 1]`. (default: :obj:`0.8`)
+            the dense model, in :math:`[0, 1]`. By default, it is 0.8, and
+            1.0 if edges alone are pruned: dense weights learn a few labels by
+            heart, without the edges that relate them to other nodes.
+            (default: :obj:`None`)
         optimizer (Callable, optional): Makes the optimizer of parameters. By
             default, :class:`torch.optim.Adam` with a learning rate of 0.01
             and a weight decay of 0.0005. While weights are sparse, their
@@ -200,7 +203,7 @@ class GraphLotteryPruner:
         retrain_epochs: int = 100,
         update_every: int = 5,
         drop_fraction: float = 0.5,
-        distill: float = 0.8,
+        distill: Optional[float] = None,
         optimizer: Optional[Callable[[Iterable[Any]], Optimizer]] = None,
         evaluate_every: int = 2,
         patience: Optional[int] = None,
@@ -225,6 +228,8 @@ class GraphLotteryPruner:
         # Numbers of other libraries have no place in a file:
         self.settings.weight_sparsity = float(weight_sparsity)
         self.settings.edge_sparsity = float(edge_sparsity)
+        if distill is None:
+            self.settings.distill = 0.8 if weight_sparsity > 0 else 1.0
         check_model(model, edge_sparsity)
         if optimizer is not None and (
             isinstance(optimizer, Optimizer) or not callable(optimizer)

@@ -115,7 +115,7 @@ class Search:
         dense = self.stage(
             'dense', Candidate({}, self._all_pairs()), epochs, edges
         )
-        if self.settings.distill > 0:
+        if self.settings.distill:
             teacher = build_model(self.template, dense.best)
             self.task = self.task.distilled(teacher, self.settings.distill)
         if method == 'fast' and self.channels is None:

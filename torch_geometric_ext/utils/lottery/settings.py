@@ -26,7 +26,7 @@ class Settings:
     retrain_epochs: int
     update_every: int
     drop_fraction: float
-    distill: float
+    distill: Optional[float]
     evaluate_every: int
     patience: Optional[int]
 
@@ -40,6 +40,8 @@ def check_settings(settings: Settings) -> None:
         'drop_fraction',
         'distill',
     ]:
+        if key == 'distill' and values[key] is None:
+            continue
         if not isinstance(values[key], (int, float)):
             _raise(key, 'a number', values[key])
     for key in ['weight_sparsity', 'edge_sparsity']:
@@ -68,7 +70,7 @@ def check_settings(settings: Settings) -> None:
             _raise(key, 'a positive integer', values[key])
     if not 0 < settings.drop_fraction <= 1:
         _raise('drop_fraction', 'in (0, 1]', settings.drop_fraction)
-    if not 0 <= settings.distill <= 1:
+    if settings.distill is not None and not 0 <= settings.distill <= 1:
         _raise('distill', 'in [0, 1]', settings.distill)
 
 
