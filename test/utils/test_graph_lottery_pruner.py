@@ -17,6 +17,7 @@ from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.stage import Stage
 
 METHODS = ['fast', 'imp', 'one_shot', 'random']
+EDGE_SCORES = ['degree', 'learned', 'random']
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -174,7 +175,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize('edge_score', ['degree', 'learned'])
+@pytest.mark.parametrize('edge_score', EDGE_SCORES)
 @pytest.mark.parametrize('method', METHODS)
 def test_pruner_resumes(method, edge_score, tmp_path):
     torch.manual_seed(0)
@@ -240,7 +241,7 @@ def test_pruner_checkpoint_errors(tmp_path):
 
 
 @withCUDA
-@pytest.mark.parametrize('edge_score', ['degree', 'learned'])
+@pytest.mark.parametrize('edge_score', EDGE_SCORES)
 def test_pruner_device(device, edge_score):
     model, data = GCN(5, 8, 2, 3).to(device), graph(device=device)
     ticket = prune(model, data, edge_score=edge_score)
@@ -299,6 +300,20 @@ def test_pruner_default_of_distill(sparsities, distill):
     ticket = prune(model, data, **kwargs)
     assert equal(ticket, prune(model, data, distill=distill, **kwargs))
     assert not equal(ticket, prune(model, data, distill=0.9, **kwargs))
+
+
+def test_pruner_random_edges():
+    torch.manual_seed(0)
+    model, data = GCN(5, 8, 2, 3), graph()
+    kwargs = dict(weight_sparsity=0.0, edge_sparsity=0.5, edge_score='random')
+    masks = torch.stack(
+        [prune(model, data, seed=i, **kwargs).edge_mask for i in range(20)]
+    )
+    loops = data.edge_index[0] == data.edge_index[1]
+    assert masks[:, loops].all()
+    assert masks[:, ~loops].any(dim=0).all()
+    assert not masks[:, ~loops].all(dim=0).any()
+    assert (masks.sum(dim=1) == masks[0].sum()).all()
 
 
 def test_pruner_odd_settings():

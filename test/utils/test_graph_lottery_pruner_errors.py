@@ -13,7 +13,7 @@ from torch_geometric_ext.utils import GraphLotteryPruner
         ('weight_sparsity', [-0.1, 1.0, float('nan'), '0.9']),
         ('edge_sparsity', [-0.1, 1.0]),
         ('method', ['slow']),
-        ('edge_score', ['random']),
+        ('edge_score', ['spectral']),
         ('pretrain_epochs', [0]),
         ('search_epochs', [0, 2.5]),
         ('retrain_epochs', [0]),

@@ -131,8 +131,11 @@ class GraphLotteryPruner:
             leave dense: by name, as a module, or by class, each with all it
             contains. (default: :obj:`()`)
         edge_score (str, optional): How edges are ranked: by degrees
-            (:obj:`"degree"`), or by factors of their messages that are
-            learned with the dense model (:obj:`"learned"`).
+            (:obj:`"degree"`), by factors of their messages that are learned
+            with the dense model (:obj:`"learned"`), or not at all
+            (:obj:`"random"`). Degrees are better where a model
+            sums up neighbors; where it averages them, random edges do as
+            well, and better for nodes that are not there in the search.
             (default: :obj:`"degree"`)
         seed (int, optional): Seed of all that is random.
             (default: :obj:`0`)

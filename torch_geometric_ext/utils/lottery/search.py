@@ -312,6 +312,8 @@ class Search:
             score = outcome.scores.abs() + 1  # What has left is below.
             return top_mask(score.masked_fill(~mask, 0), size)
         generator = self._generator(f'pairs {self.round}')
+        if self.settings.edge_score == 'random':
+            return random_pairs(mask, size, generator)
         return crowded_pairs(self.pairs, mask, size, generator)
 
     def _soft_edges(self, name: str) -> Optional[SoftEdges]:

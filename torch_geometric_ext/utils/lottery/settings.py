@@ -7,7 +7,7 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric_ext.nn import SparseLinear
 
 METHODS = ['fast', 'imp', 'one_shot', 'random']
-EDGE_SCORES = ['degree', 'learned']
+EDGE_SCORES = ['degree', 'learned', 'random']
 
 
 @dataclass
