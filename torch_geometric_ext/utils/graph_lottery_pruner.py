@@ -12,7 +12,7 @@ from torch_geometric_ext.utils.lottery.checkpoint import Checkpoint
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.loss_macs import loss_macs
 from torch_geometric_ext.utils.lottery.progress_bar import ProgressBar
-from torch_geometric_ext.utils.lottery.search import Search
+from torch_geometric_ext.utils.lottery.search import Candidate, Search
 from torch_geometric_ext.utils.lottery.settings import (
     Settings,
     check_model,
@@ -372,32 +372,7 @@ class GraphLotteryPruner:
         if file is not None:
             file.write()
 
-        edge_mask = None
-        if pairs is not None and found.pairs is not None:
-            edge_mask = pairs.edge_mask(found.pairs)
-        # The weights of both are trained on the same ticket:
-        final = max(
-            (search.done[x] for x in TRAINED if x in search.done),
-            key=lambda outcome: outcome.metric,
-        ).best
-        small = search.task if edge_mask is None else task.pruned(edge_mask)
-        return Ticket(
-            weight_masks={
-                weight_key(name): mask for name, mask in found.masks.items()
-            },
-            edge_mask=edge_mask,
-            initial_state=search.initial,
-            final_state=final.state,
-            metrics={key: x.metric for key, x in search.done.items()},
-            history={key: x.history for key, x in search.done.items()},
-            seconds=search.seconds,
-            macs=(
-                loss_macs(template, task, settings.seed),
-                loss_macs(search.build(final), small, settings.seed),
-            ),
-            dense_state=search.done['dense'].best.state,
-            narrow_index=search.index,
-        )
+        return _ticket(search, found, task)
 
     def __repr__(self) -> str:
         settings = self.settings
@@ -427,6 +402,36 @@ class GraphLotteryPruner:
                 "'data' needs edges that are no self-loops to prune (got none)"
             )
         return pairs
+
+
+def _ticket(search: Search, found: Candidate, task: Task) -> Ticket:
+    edge_mask, small = None, task
+    if search.pairs is not None and found.pairs is not None:
+        edge_mask = search.pairs.edge_mask(found.pairs)
+        small = task.pruned(edge_mask)
+    # The weights of both are trained on the same ticket:
+    final = max(
+        (search.done[x] for x in TRAINED if x in search.done),
+        key=lambda outcome: outcome.metric,
+    ).best
+    seed = search.settings.seed
+    return Ticket(
+        weight_masks={
+            weight_key(name): mask for name, mask in found.masks.items()
+        },
+        edge_mask=edge_mask,
+        initial_state=search.initial,
+        final_state=final.state,
+        metrics={key: x.metric for key, x in search.done.items()},
+        history={key: x.history for key, x in search.done.items()},
+        seconds=search.seconds,
+        macs=(
+            loss_macs(search.template, task, seed),
+            loss_macs(search.build(final), small, seed),
+        ),
+        dense_state=search.done['dense'].best.state,
+        narrow_index=search.index,
+    )
 
 
 def _adam(params: Iterable[Any]) -> Optimizer:
