@@ -133,9 +133,10 @@ class GraphLotteryPruner:
         edge_score (str, optional): How edges are ranked: by degrees
             (:obj:`"degree"`), by factors of their messages that are learned
             with the dense model (:obj:`"learned"`), or not at all
-            (:obj:`"random"`). Degrees are better where a model
-            sums up neighbors; where it averages them, random edges do as
-            well, and better for nodes that are not there in the search.
+            (:obj:`"random"`). Degrees are mostly better where a model
+            sums up neighbors; where it averages them or attends to them,
+            random edges do as well, and better when more than half of
+            them leave, and for nodes that are not there in the search.
             (default: :obj:`"degree"`)
         seed (int, optional): Seed of all that is random.
             (default: :obj:`0`)
