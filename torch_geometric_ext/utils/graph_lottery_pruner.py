@@ -60,12 +60,13 @@ class GraphLotteryPruner:
 
     1. The dense model is trained.
     2. In one shot, the hidden channels of largest weights are kept, as few as
-       have room for four times the weights of the ticket, but no fewer than
-       16: a few channels with many weights do more than many with few. Of
-       their weights, those of largest magnitude are kept, compared over all
-       layers, and of the edges, those of nodes with few others: in rounds,
-       edges :math:`(u, v)` of the largest :math:`d_u d_v` leave the graph, by
-       the degrees of what is left.
+       have room for four times the weights of the ticket (eight times where
+       heads share them), but no fewer than 16: a few channels with many
+       weights do more than many with few. Of their weights, those of largest
+       magnitude are kept, compared over all layers, and of the edges, those
+       of nodes with few others: in rounds, edges :math:`(u, v)` of the
+       largest :math:`d_u d_v` leave the graph, by the degrees of what is
+       left.
     3. From their initial values on, the kept weights are trained on the
        pruned graph, while some move: the smallest leave, and the same number
        comes back, as zeros, where the gradient is largest

@@ -123,7 +123,7 @@ NARROW = {
     'one head': lambda: GAT(6, 64, 3, 3),
     'heads': lambda: GAT(6, 64, 3, 3, heads=4),
     'as many heads as channels': lambda: GAT(6, 64, 3, 3, heads=8),
-    'many heads': lambda: GAT(6, 64, 3, 3, heads=32, residual=True),
+    'many heads': lambda: GAT(6, 128, 3, 3, heads=32, residual=True),
     'two sides': lambda: GAT(6, 64, 3, 3, heads=4, v2=True, jk='cat'),
     'several numbers of heads': Heads,
     'concatenated': lambda: GCN(6, 64, 3, 3, jk='cat'),
@@ -191,6 +191,22 @@ def test_narrow(name):
                     assert size == tuple(module.weight.shape)
         for key, x in wide.state_dict().items():
             assert torch.equal(x, state[key])
+
+
+@pytest.mark.parametrize('heads', [1, 4])
+def test_narrow_models_have_room_for_weights_to_move(heads):
+    torch.manual_seed(0)
+    model, data = GAT(6, 256, 2, 3, heads=heads), graph()
+    ticket = find(model, data, weight_sparsity=0.9)
+    narrow, _ = ticket.apply(model, narrow=True)
+    num_kept = sum(int(x.sum()) for x in ticket.weight_masks.values())
+    room = sum(x.weight.numel() for x in narrow.modules() if has_weight(x))
+    density = 0.25 if heads == 1 else 0.125
+    assert 0.9 * density < num_kept / room <= density
+
+
+def has_weight(module):
+    return isinstance(module, (Linear, torch.nn.Linear))
 
 
 @pytest.mark.parametrize('name', WIDE)

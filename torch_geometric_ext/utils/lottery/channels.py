@@ -129,7 +129,7 @@ class _Probe:
         self.layers = {name: model.get_submodule(name) for name in names}
         self.batch = task.first_batch()
         self.hidden, self.ranges = self._observe()
-        self.heads = _num_heads(model, list(self.hidden))
+        self.heads = find_num_heads(model, list(self.hidden))
 
     def by_importance(self) -> Dict[int, Tensor]:
         """The channels of hidden layers by the squares of weights that lead
@@ -229,7 +229,7 @@ class _Probe:
         return record
 
 
-def _num_heads(model: Module, names: List[str]) -> Dict[int, int]:
+def find_num_heads(model: Module, names: List[str]) -> Dict[int, int]:
     """The numbers of heads that outputs of layers are divided into, by the
     numbers of these outputs, as parameters of attention tell.
     """

@@ -13,6 +13,7 @@ from torch_geometric_ext.utils.lottery.channel_rigl import ChannelRigL
 from torch_geometric_ext.utils.lottery.channels import (
     Channels,
     find_channels,
+    find_num_heads,
 )
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.edge_scores import (
@@ -43,6 +44,7 @@ from torch_geometric_ext.utils.lottery.weight_masks import (
 IMP_WEIGHT_RATE = 0.2  # Shares of what is left that leave in a round.
 IMP_EDGE_RATE = 0.05
 CHANNEL_DENSITY = 0.25  # The share of their weights that is kept.
+HEADS_DENSITY = 0.125  # The same, where heads share the channels.
 STOP = 0.75  # The share of a search after which no weight moves.
 
 
@@ -291,7 +293,10 @@ class Search:
         seed = named_seed(self.settings.seed, 'channels')
         torch.manual_seed(seed)
         model = self.task.prepare(build_model(self.template, dense.last))
-        size = math.ceil(self._num_weights() / CHANNEL_DENSITY)
+        heads = find_num_heads(self.template, self.names).values()
+        shared = max(heads, default=1) > 1
+        density = HEADS_DENSITY if shared else CHANNEL_DENSITY
+        size = math.ceil(self._num_weights() / density)
         self.channels, aligned = find_channels(
             model, self.task, self.names, size
         )
