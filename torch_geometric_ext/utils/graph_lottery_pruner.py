@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch_geometric_ext.nn.linear_layers import Ignored, swappable_linears
 from torch_geometric_ext.utils.lottery.checkpoint import Checkpoint
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
+from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
 from torch_geometric_ext.utils.lottery.loss_macs import loss_macs
 from torch_geometric_ext.utils.lottery.progress_bar import ProgressBar
 from torch_geometric_ext.utils.lottery.search import Candidate, Search
@@ -18,7 +19,6 @@ from torch_geometric_ext.utils.lottery.settings import (
     check_model,
     check_settings,
 )
-from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
 from torch_geometric_ext.utils.lottery.stage import Progress, Stage
 from torch_geometric_ext.utils.lottery.task import (
     CustomTask,
@@ -323,7 +323,7 @@ class GraphLotteryPruner:
         check_data(data)
         if loss_fn is None or evaluate is None:
             check_node_task(data, self.model)
-            task: Task = NodeTask(data, inputs=SparseInput.find(data.x))
+            task: Task = NodeTask(KnownGraph(data))
         else:
             task = CustomTask(data, loss_fn, evaluate)
         devices = []

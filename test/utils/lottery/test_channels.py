@@ -21,6 +21,7 @@ from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.utils.lottery.channel_rigl import ChannelRigL
 from torch_geometric_ext.utils.lottery.channels import find_channels
+from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
 from torch_geometric_ext.utils.lottery.task import CustomTask, NodeTask
 from torch_geometric_ext.utils.lottery.weight_masks import (
     Weights,
@@ -48,7 +49,9 @@ def layers(model):
 
 def find(model, size, data=None):
     data = graph() if data is None else data
-    return find_channels(model, NodeTask(data), layers(model), size, 1)[0]
+    return find_channels(
+        model, NodeTask(KnownGraph(data)), layers(model), size, 1
+    )[0]
 
 
 def left(mask):
@@ -362,7 +365,7 @@ def test_channel_rigl(density):
     moved = False
     for _ in range(8):
         optimizer.zero_grad()
-        NodeTask(data).loss(model, data).backward()
+        NodeTask(KnownGraph(data)).loss(model, data).backward()
         optimizer.step()
         scheduler.step()
         for name, layer in scheduler.layers.items():

@@ -9,6 +9,7 @@ from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.utils.lottery.sparse_input import (
     SparseInput,
     SparseInputLinear,
+    swap_linears,
 )
 
 
@@ -23,7 +24,7 @@ def test_equals_the_dense_layer(device):
     x = features(device)
     inputs = SparseInput.find(x)
     dense = GCN(50, 8, num_layers=2, out_channels=50).to(device)
-    model = inputs.swap(copy.deepcopy(dense))
+    model = swap_linears(copy.deepcopy(dense), [inputs])
     assert isinstance(model.convs[0].lin, SparseInputLinear)
     assert type(model.convs[1].lin) is Linear
     assert list(model.state_dict()) == list(dense.state_dict())
@@ -39,16 +40,18 @@ def test_equals_the_dense_layer(device):
 
 def test_other_inputs_are_dense():
     x = features()
-    model = SparseInput(x).swap(torch.nn.Sequential(Linear(50, 4)))
+    model = swap_linears(torch.nn.Sequential(Linear(50, 4)), [SparseInput(x)])
     other = torch.randn(3, 50)
     weight, bias = model[0].weight, model[0].bias
     assert torch.equal(model(other), other @ weight.t() + bias)
-    assert copy.deepcopy(model)[0].inputs is model[0].inputs
+    assert copy.deepcopy(model)[0].inputs[0] is model[0].inputs[0]
 
 
 def test_sparse_layers_stay():
     model = torch.nn.Sequential(SparseLinear(50, 4))
-    assert type(SparseInput(features()).swap(model)[0]) is SparseLinear
+    assert (
+        type(swap_linears(model, [SparseInput(features())])[0]) is SparseLinear
+    )
 
 
 @pytest.mark.parametrize(

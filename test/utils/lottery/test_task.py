@@ -4,10 +4,10 @@ from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN, GraphSAGE, Linear
 
+from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
 from torch_geometric_ext.utils.lottery.task import (
     CustomTask,
     NodeTask,
-    call,
     check_data,
     check_node_task,
     prune_edges,
@@ -112,7 +112,7 @@ def test_node_task():
     mask = torch.tensor([True, True, False, False])
     data = graph(y=torch.tensor([0, 1, 1, 0]), train_mask=mask, val_mask=~mask)
     model = GCN(2, 4, 1, 2)
-    task = NodeTask(data)
+    task = NodeTask(KnownGraph(data))
     out = model(data.x, data.edge_index)
     log_prob = out.log_softmax(dim=-1)
     loss = -(log_prob[0, 0] + log_prob[1, 1]) / 2

@@ -20,7 +20,7 @@ from torch_geometric_ext.utils.lottery.edge_scores import (
     crowded_pairs,
     random_pairs,
 )
-from torch_geometric_ext.utils.lottery.linear_first import put_linear_first
+from torch_geometric_ext.utils.lottery.fast_convs import speed_up
 from torch_geometric_ext.utils.lottery.narrow import (
     Index,
     find_index,
@@ -197,11 +197,14 @@ class Search:
         if name in self.done:
             return self.done[name]
         torch.manual_seed(named_seed(self.settings.seed, name))
-        model = self.build(Weights(self.initial, candidate.masks))
         task = self.task
-        model = put_linear_first(task.prepare(model))
         if candidate.pairs is not None and self.pairs is not None:
             task = task.pruned(self.pairs.edge_mask(candidate.pairs))
+        model = self.build(Weights(self.initial, candidate.masks))
+        model = task.prepare(model)
+        task = task.focused(model, adds_up=edges is None)
+        model = speed_up(model)
+        torch.manual_seed(named_seed(self.settings.seed, name))
         optimizer = self.optimizer(model.parameters())
         if name != 'dense':
             self._soften(optimizer, candidate.masks)

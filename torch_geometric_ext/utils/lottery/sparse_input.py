@@ -1,5 +1,5 @@
 import warnings
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch_geometric_ext.nn.linear_layers import (
     swap_layers,
 )
 
-MAX_DENSITY = 0.03  # Above, a dense product takes as long.
+MAX_DENSITY = 0.06  # Above, a dense product takes about as long.
 
 
 class SparseInput:
@@ -42,39 +42,42 @@ class SparseInput:
             return None
         return cls(x)
 
-    def swap(self, model: Module) -> Module:
-        """Lets the dense layers of a model, in place, multiply by what is not
-        zero if they are given the features.
-        """
-        linears = find_layers(model, LINEARS)
-        others = obstacles(model, list(linears))
-        swaps: Dict[Module, Module] = {
-            linear: SparseInputLinear(linear, self)
-            for linear in linears
-            if linear not in others and linear.weight.size(1) == self.x.size(1)
-        }
-        return swap_layers(model, swaps)
-
     def __deepcopy__(self, memo: Any) -> 'SparseInput':
         return self
 
 
+def swap_linears(model: Module, inputs: List[SparseInput]) -> Module:
+    """Lets the dense layers of a model, in place, multiply by what is not
+    zero where they are given one of some inputs, which may become more.
+    """
+    linears = find_layers(model, LINEARS)
+    others = obstacles(model, list(linears))
+    sizes = {found.x.size(1) for found in inputs}
+    swaps: Dict[Module, Module] = {
+        linear: SparseInputLinear(linear, inputs)
+        for linear in linears
+        if linear not in others and linear.weight.size(1) in sizes
+    }
+    return swap_layers(model, swaps)
+
+
 class SparseInputLinear(Module):
-    """A linear layer that knows one of its inputs to be sparse. It has the
+    """A linear layer that knows some of its inputs to be sparse. It has the
     parameters of the layer that it replaces, by the same names.
     """
 
-    def __init__(self, linear: DenseLinear, inputs: SparseInput) -> None:
+    def __init__(self, linear: DenseLinear, inputs: List[SparseInput]) -> None:
         super().__init__()
         self.weight = linear.weight
         self.bias = linear.bias
         self.inputs = inputs
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        if x is not self.inputs.x:
-            return F.linear(x, self.weight, self.bias)
-        out: Tensor = _Product.apply(self.weight, self.inputs)
-        return out if self.bias is None else out + self.bias
+        for found in self.inputs:
+            if x is found.x:
+                out: Tensor = _Product.apply(self.weight, found)
+                return out if self.bias is None else out + self.bias
+        return F.linear(x, self.weight, self.bias)
 
 
 class _Product(torch.autograd.Function):

@@ -11,9 +11,11 @@ from torch.nn import Module
 from torch_geometric.data import Batch, Data, Dataset, HeteroData
 from torch_geometric.utils import select
 
-from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
+from torch_geometric_ext.utils.lottery.fast_convs import speed_up
+from torch_geometric_ext.utils.lottery.find_part import find_parts
+from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
+from torch_geometric_ext.utils.lottery.sparse_input import swap_linears
 
-EDGE_KEYS = ['edge_weight', 'edge_attr']
 # What mini-batches hold that is of no edge, even if there are as many:
 OTHER_KEYS = [
     'dst_neg_index',
@@ -113,6 +115,18 @@ class Task(ABC):
         """
         return model
 
+    def focused(self, model: Module, adds_up: bool = True) -> 'Task':
+        """The same task, on no more of a graph than a model needs for it. The
+        model is changed in place, as by :meth:`prepare`.
+
+        Args:
+            model (torch.nn.Module): The model.
+            adds_up (bool, optional): Whether the messages of a first layer
+                may be added up once, since none has a factor that changes.
+                (default: :obj:`True`)
+        """
+        return self
+
     def distilled(self, teacher: Module, share: float) -> 'Task':
         """The same task, with a share of the loss against the predictions of
         a model, if there are any to compare.
@@ -124,30 +138,30 @@ class NodeTask(Task):
     """Classification of the nodes of one graph, in full batches.
 
     Args:
-        data (Data): The graph, with labels and masks.
+        graph (KnownGraph): The graph, with labels and masks.
         targets (torch.Tensor, optional): The probabilities that a model is
             to come close to, on all nodes. (default: :obj:`None`)
         share (float, optional): Their share of the loss.
             (default: :obj:`0.0`)
-        inputs (SparseInput, optional): The features, if few of them are not
-            zero. (default: :obj:`None`)
+        valid (KnownGraph, optional): The graph to evaluate on, if it is
+            another one. (default: :obj:`None`)
     """
 
     def __init__(
         self,
-        data: Data,
+        graph: KnownGraph,
         targets: Optional[Tensor] = None,
         share: float = 0.0,
-        inputs: Optional[SparseInput] = None,
+        valid: Optional[KnownGraph] = None,
     ) -> None:
-        self.data = data
-        self.inputs = inputs
+        self.graph = graph
         self.targets = targets
         self.share = share
+        self.valid = graph if valid is None else valid
         self.is_distilled = targets is not None
 
     def batches(self) -> Collection[Any]:  # noqa: D102
-        return [self.data]
+        return [self.graph.data]
 
     def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
         out = call(model, batch)
@@ -160,24 +174,38 @@ class NodeTask(Task):
 
     @torch.no_grad()
     def evaluate(self, model: Module) -> float:  # noqa: D102
-        mask = self.data.val_mask
-        out = call(model.eval(), self.data)[mask].argmax(dim=-1)
-        return float((out == self.data.y[mask]).float().mean())
+        data = self.valid.data
+        out = call(model.eval(), data)[data.val_mask].argmax(dim=-1)
+        return float((out == data.y[data.val_mask]).float().mean())
 
     def pruned(self, edge_mask: Tensor) -> 'NodeTask':  # noqa: D102
-        data = prune_edges(self.data, edge_mask)
-        return NodeTask(data, self.targets, self.share, self.inputs)
+        data = prune_edges(self.graph.data, edge_mask)
+        if 'e_id' not in data:  # Parts of it tell their edges by numbers.
+            data.e_id = edge_mask.nonzero().flatten()
+        graph = self.graph.with_edges_of(data)
+        return NodeTask(graph, self.targets, self.share)
 
     @torch.no_grad()
     def distilled(  # noqa: D102
         self, teacher: Module, share: float
     ) -> 'NodeTask':
-        out = call(teacher.eval(), self.data)
+        out = call(teacher.eval(), self.graph.data)
         targets = (out / TEMPERATURE).softmax(dim=-1)
-        return NodeTask(self.data, targets, share, self.inputs)
+        return NodeTask(self.graph, targets, share)
 
     def prepare(self, model: Module) -> Module:  # noqa: D102
-        return model if self.inputs is None else self.inputs.swap(model)
+        return swap_linears(model, self.graph.inputs)
+
+    def focused(  # noqa: D102
+        self, model: Module, adds_up: bool = True
+    ) -> 'NodeTask':
+        speed_up(model, self.graph, adds_up)
+        keys = (
+            ['val_mask'] if self.is_distilled else ['val_mask', 'train_mask']
+        )
+        valid, *train = find_parts(model, self.graph, keys)
+        graph = train[0] if train else self.graph  # Targets are of all nodes.
+        return NodeTask(graph, self.targets, self.share, valid)
 
 
 class CustomTask(Task):
@@ -245,19 +273,6 @@ class _Pruned(Collection[Any]):
 
     def __contains__(self, batch: object) -> bool:
         return False
-
-
-def call(model: Module, data: Data) -> Tensor:
-    """Calls a model with the features and edges of a graph, and what it takes
-    of their weights and features.
-    """
-    accepted = inspect.signature(model.forward).parameters
-    kwargs = {
-        key: data[key]
-        for key in EDGE_KEYS
-        if key in accepted and data.get(key) is not None
-    }
-    return model(data.x, data.edge_index, **kwargs)
 
 
 def whole_graph(data: Any) -> Data:

@@ -5,7 +5,9 @@ import torch
 from torch.nn import Dropout, ReLU, Sequential
 from torch_geometric.data import Data
 from torch_geometric.nn import (
+    GCN,
     GIN,
+    GCNConv,
     GINConv,
     GraphConv,
     GraphSAGE,
@@ -14,12 +16,17 @@ from torch_geometric.nn import (
 )
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.nn import SparseLinear, sparsify
 from torch_geometric_ext.sparsity import RigL
 from torch_geometric_ext.utils import GraphLotteryPruner
-from torch_geometric_ext.utils.lottery import search
-from torch_geometric_ext.utils.lottery.linear_first import put_linear_first
-from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
+from torch_geometric_ext.utils.lottery import fast_convs, search
+from torch_geometric_ext.utils.lottery.fast_convs import speed_up
+from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
+from torch_geometric_ext.utils.lottery.sparse_input import (
+    SparseInput,
+    swap_linears,
+)
+from torch_geometric_ext.utils.lottery.task import NodeTask
 
 SHAPE = (40, 4)
 CONVS = {
@@ -62,7 +69,7 @@ def is_first(module):
 def test_linear_first_equals(name, device):
     torch.manual_seed(0)
     conv = CONVS[name]().double().to(device)
-    first = put_linear_first(copy.deepcopy(conv))
+    first = speed_up(copy.deepcopy(conv))
     first = copy.deepcopy(first)
     assert is_first(first) and isinstance(first, type(conv))
     x = torch.randn(40, SHAPE[0], device=device, dtype=torch.double)
@@ -82,13 +89,13 @@ def test_linear_first_equals(name, device):
 @pytest.mark.parametrize('name', OTHERS)
 def test_other_convolutions_stay(name):
     conv = OTHERS[name]()
-    assert not is_first(put_linear_first(conv))
+    assert not is_first(speed_up(conv))
 
 
 def test_weights_of_edges():
     torch.manual_seed(0)
     conv = GraphConv(*SHAPE)
-    first = put_linear_first(copy.deepcopy(conv))
+    first = speed_up(copy.deepcopy(conv))
     x, weight = torch.randn(30, SHAPE[0]), torch.rand(80)
     expected = conv(x, edges(), weight)
     assert torch.allclose(first(x, edges(), weight), expected, atol=1e-5)
@@ -97,17 +104,17 @@ def test_weights_of_edges():
 def test_hooked_convolutions_stay():
     conv = SAGEConv(*SHAPE)
     conv.register_message_forward_hook(lambda *args: None)
-    assert not is_first(put_linear_first(conv))
+    assert not is_first(speed_up(conv))
     conv = GINConv(Sequential(Linear(*SHAPE)))
     conv.nn.register_forward_pre_hook(lambda _, args: (2 * args[0],))
-    assert not is_first(put_linear_first(conv))
+    assert not is_first(speed_up(conv))
     conv = SAGEConv(*SHAPE)
     conv.lin_l.register_forward_hook(lambda *args: None)
-    assert not is_first(put_linear_first(conv))
+    assert not is_first(speed_up(conv))
 
 
 def test_layers_are_whole_after_errors():
-    conv = put_linear_first(SAGEConv(*SHAPE))
+    conv = speed_up(SAGEConv(*SHAPE))
     state = {key: x.clone() for key, x in conv.state_dict().items()}
     for x in [torch.randn(30, 5), torch.randn(3, SHAPE[0])]:
         with pytest.raises((RuntimeError, IndexError)):
@@ -120,7 +127,7 @@ def test_sparse_inputs_are_multiplied():
     x = torch.zeros(40, SHAPE[0])
     x[torch.arange(40), torch.arange(40)] = 1.0
     conv = SAGEConv(*SHAPE)
-    first = put_linear_first(SparseInput(x).swap(copy.deepcopy(conv)))
+    first = speed_up(swap_linears(copy.deepcopy(conv), [SparseInput(x)]))
     assert is_first(first)
     calls = []
     for name in ['lin_l', 'lin_r']:
@@ -137,7 +144,7 @@ def test_gradients_of_missing_weights_are_equal():
     torch.manual_seed(0)
     conv = GINConv(SparseLinear(*SHAPE, sparsity=0.5))
     before = conv.nn.mask
-    models = [conv, put_linear_first(copy.deepcopy(conv))]
+    models = [conv, speed_up(copy.deepcopy(conv))]
     assert [is_first(x) for x in models] == [False, True]
     x, masks = torch.randn(30, SHAPE[0]), []
     for model in models:
@@ -152,8 +159,64 @@ def test_gradients_of_missing_weights_are_equal():
     assert not torch.equal(masks[0], before)
 
 
+KNOWN = {
+    **CONVS,
+    'wide': lambda: SAGEConv(40, 60, normalize=True),
+    'frozen eps': lambda: GINConv(Linear(*SHAPE), eps=0.5),
+    'unknown': lambda: GINConv(Sequential(Dropout(0.0), Linear(*SHAPE))),
+    'gcn': lambda: GCNConv(*SHAPE),
+    'no loops': lambda: GCNConv(*SHAPE, add_self_loops=False, bias=False),
+    'plain': lambda: GCNConv(*SHAPE, normalize=False),
+    'sparse gcn': lambda: sparsify(GCNConv(*SHAPE), sparsity=0.5),
+}
+
+
+@withCUDA
+@pytest.mark.parametrize('name', KNOWN)
+def test_known_graphs_equal(name, device, monkeypatch):
+    monkeypatch.setattr(fast_convs, 'MAX_MESSAGES', 200)  # In many parts.
+    torch.manual_seed(0)
+    conv = KNOWN[name]().double().to(device)
+    x = torch.randn(40, SHAPE[0], device=device, dtype=torch.double)
+    data = Data(x=x, edge_index=edges(device))
+    graph = KnownGraph(data)
+    fast = copy.deepcopy(speed_up(copy.deepcopy(conv), graph))
+    assert is_first(fast)
+    messages, counts = [], []
+    fast.register_propagate_forward_hook(lambda *args: messages.append(1))
+    for _ in range(2):
+        outs = [net(x, data.edge_index) for net in [conv, fast]]
+        torch.testing.assert_close(*outs)
+        for net, out in zip([conv, fast], outs):
+            net.zero_grad()
+            out.square().sum().backward()
+        for a, b in zip(conv.parameters(), fast.parameters()):
+            torch.testing.assert_close(a.grad, b.grad)
+        counts.append(len(messages))
+    assert counts[0] == counts[1] >= 20  # All were passed the first time.
+
+    # Other features, and other edges:
+    for other in [(2 * x, data.edge_index), (x, data.edge_index.flip(0))]:
+        torch.testing.assert_close(conv(*other), fast(*other))
+    assert len(messages) == counts[0] + 2
+
+
+def test_sums_are_of_the_whole_graph():
+    torch.manual_seed(0)
+    x, mask = torch.randn(30, SHAPE[0]), torch.arange(30) < 5
+    data = Data(x=x, edge_index=edges(), y=mask, train_mask=mask)
+    data.val_mask = ~mask
+    graph = KnownGraph(data)
+    conv = GCNConv(*SHAPE)
+    fast = speed_up(copy.deepcopy(conv), graph)
+    part = graph.part('train_mask', 0)
+    assert part.data.num_nodes == 5 and part.data.num_edges == 0
+    out = fast(part.data.x, part.data.edge_index)
+    torch.testing.assert_close(out, conv(x, data.edge_index)[:5])
+
+
 @pytest.mark.parametrize('edge_score', ['degree', 'learned'])
-@pytest.mark.parametrize('net', [GIN, GraphSAGE])
+@pytest.mark.parametrize('net', [GCN, GIN, GraphSAGE])
 def test_search_is_the_same(net, edge_score, monkeypatch):
     torch.manual_seed(0)
     y = torch.arange(30) % 3  # Gradients of two classes are as large.
@@ -172,7 +235,8 @@ def test_search_is_the_same(net, edge_score, monkeypatch):
         update_every=2,
     )
     first = pruner.fit(data)
-    monkeypatch.setattr(search, 'put_linear_first', lambda model: model)
+    monkeypatch.setattr(search, 'speed_up', lambda model: model)
+    monkeypatch.setattr(NodeTask, 'focused', lambda task, *_, **__: task)
     other = pruner.fit(data)
     assert torch.equal(first.edge_mask, other.edge_mask)
     for name, mask in first.weight_masks.items():

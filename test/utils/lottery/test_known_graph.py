@@ -1,0 +1,47 @@
+import hypothesis.strategies as st
+import torch
+from hypothesis import given
+from torch_geometric.data import Data
+
+from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, Part
+
+
+@given(st.integers(0, 1000), st.integers(0, 4))
+def test_part_equals_brute_force(seed, num_hops):
+    generator = torch.Generator().manual_seed(seed)
+    edge_index = torch.randint(12, (2, 15), generator=generator)
+    mask = torch.rand(12, generator=generator) < 0.2
+    nodes = {i for i in range(12) if mask[i]}
+    edges = []
+    for _ in range(num_hops):
+        edges = [i for i in range(15) if int(edge_index[1, i]) in nodes]
+        nodes |= {int(edge_index[0, i]) for i in edges}
+
+    part = Part.reached(edge_index, mask, num_hops)
+    assert part.nodes.tolist() == sorted(nodes)
+    relabeled, index = part.edges(edge_index)
+    assert index.tolist() == edges
+    assert torch.equal(part.nodes[relabeled], edge_index[:, index])
+
+
+def test_part_holds_what_a_task_needs():
+    x = torch.rand(4, 3)
+    edge_index = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 3]])
+    mask = torch.tensor([False, True, False, False])
+    data = Data(x=x, edge_index=edge_index, y=torch.arange(4))
+    data.train_mask, data.val_mask, data.e_id = mask, ~mask, torch.arange(4)
+    data.edge_weight, data.edge_attr = torch.rand(4), torch.rand(4, 2)
+    graph = KnownGraph(data)
+    part = graph.part('train_mask', 1)
+    assert graph.part('train_mask', 1) is part
+    assert part.data.keys() == data.keys()
+    assert torch.equal(part.data.x, x[:2])
+    assert part.data.y.tolist() == [0, 1]
+    assert part.data.train_mask.tolist() == [False, True]
+    assert part.data.edge_index.tolist() == [[0], [1]]
+    assert torch.equal(part.data.edge_weight, data.edge_weight[:1])
+    assert torch.equal(part.data.edge_attr, data.edge_attr[:1])
+    assert part.data.e_id.tolist() == [0]
+    assert graph.holding(part.data.edge_index) is part
+    assert graph.holding(edge_index) is graph
+    assert graph.holding(edge_index.clone()) is None

@@ -1,0 +1,287 @@
+"""Convolutions that compute the same in less time. They multiply by weights
+before they add up neighbors, where a layer has fewer outputs than inputs. Of
+graphs that stay, they add up the features and normalize the edges once.
+"""
+
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module, Parameter, Sequential
+from torch_geometric.nn import (
+    MLP,
+    GCNConv,
+    GINConv,
+    GraphConv,
+    MessagePassing,
+    SAGEConv,
+)
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+
+from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.nn.linear_layers import (
+    HOOKS,
+    LINEARS,
+    find_layers,
+    obstacles,
+)
+from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
+from torch_geometric_ext.utils.lottery.sparse_input import SparseInputLinear
+
+SUMS = ['add', 'sum', 'mean']
+STEPS = ('_propagate', '_message', '_aggregate')  # What users may hook.
+
+MAX_MESSAGES = 2**24  # That are held at once, while sums are computed.
+
+Slot = Tuple[Dict[str, Any], str]  # Where a module holds another one.
+Edges = Tuple[Tensor, Optional[Tensor]]
+
+
+def speed_up(
+    model: Module, graph: Optional[KnownGraph] = None, adds_up: bool = True
+) -> Module:
+    """Swaps the convolutions of a model, in place, for faster ones where
+    there are any. It has the parameters that it had, by the same names, and
+    may be given other graphs than the one that is known.
+
+    Args:
+        model (torch.nn.Module): The model.
+        graph (KnownGraph, optional): A graph that stays.
+            (default: :obj:`None`)
+        adds_up (bool, optional): Whether its features are added up once: not
+            if messages have factors that change. (default: :obj:`True`)
+    """
+    linears = find_layers(model, LINEARS)
+    others = obstacles(model, list(linears))
+    for name, conv in model.named_modules():
+        if type(conv) not in CLASSES or not _is_linear(conv):
+            continue
+        modules, slot = _slot(conv)
+        linear = modules.get(slot)
+        narrows = type(conv) is not GCNConv and _narrows(linear)
+        if linear not in others and (narrows or graph):
+            conv.__class__ = CLASSES[type(conv)]
+            conv.name, conv.narrows = name, narrows
+            conv.graph, conv.adds_up = graph, adds_up
+    return model
+
+
+def is_fast(conv: Module) -> bool:
+    """Whether a convolution has been swapped."""
+    return isinstance(conv, _FastConv)
+
+
+def _is_linear(conv: Any) -> bool:
+    """Whether nothing comes between what a convolution is given, its sum of
+    neighbors, and the linear layer that follows.
+    """
+    hooks = [
+        value
+        for module in [conv, getattr(conv, 'nn', conv)]
+        for name, value in vars(module).items()
+        if name in HOOKS or name.startswith(STEPS) and name.endswith('hooks')
+    ]
+    return (
+        conv.aggr in SUMS
+        and conv.flow == 'source_to_target'
+        and not getattr(conv, 'project', False)
+        and not any(hooks)
+    )
+
+
+def _slot(conv: Any) -> Slot:
+    """Where the linear layer is that a sum of neighbors is multiplied by."""
+    if isinstance(conv, GCNConv):
+        return conv._modules, 'lin'
+    if isinstance(conv, SAGEConv):
+        return conv._modules, 'lin_l'
+    if isinstance(conv, GraphConv):
+        return conv._modules, 'lin_rel'
+    if type(conv.nn) is Sequential:
+        return conv.nn._modules, '0'
+    if type(conv.nn) is MLP:
+        return conv.nn.lins._modules, '0'
+    return conv._modules, 'nn'
+
+
+def _narrows(linear: Any) -> bool:
+    if isinstance(linear, SparseLinear):
+        return linear.out_channels < linear.in_channels
+    if isinstance(linear, SparseInputLinear) or isinstance(linear, LINEARS):
+        return linear.weight.size(0) < linear.weight.size(1)
+    return False
+
+
+class _Bias(Module):
+    """What is left to do of a linear layer."""
+
+    def __init__(self, bias: Optional[Parameter]) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.bias is None else x + self.bias
+
+
+@contextmanager
+def _multiplied(conv: MessagePassing, x: Tensor) -> Iterator[Tensor]:
+    """Multiplies by the weights of a convolution, which then only adds its
+    bias. The layer itself is called once, as recorders of gradients expect.
+    """
+    modules, name = _slot(conv)
+    linear = modules[name]
+    bias = linear.bias
+    try:
+        linear.bias = None
+        out = linear(x)
+        modules[name] = _Bias(bias)
+        yield out
+    finally:
+        linear.bias = bias
+        modules[name] = linear
+
+
+class _FastConv(MessagePassing):
+    """Goes before the class of a convolution."""
+
+    name: str
+    narrows: bool
+    graph: Optional[KnownGraph]
+    adds_up: bool
+
+    def forward(self, x: Any, edge_index: Any, *args: Any, **kw: Any) -> Any:
+        graph = self.graph.holding(edge_index) if self.graph else None
+        rest = [value for value in [*args, *kw.values()] if value is not None]
+        if graph is not None and len(rest) == 0:
+            return self.forward_known(x, graph, False)
+        if graph is not None and len(rest) == 1:
+            if rest[0] is graph.data.get('edge_weight'):
+                return self.forward_known(x, graph, True)
+        return self.forward_any(x, edge_index, *args, **kw)
+
+    def forward_known(
+        self, x: Any, graph: KnownGraph, is_weighted: bool
+    ) -> Any:
+        """Takes a graph that is known."""
+        if not self.knows(x, graph):
+            edges = _FastConv.edges(self, graph, is_weighted)
+            return self.forward_any(x, *edges)
+
+        @torch.no_grad()
+        def add_up(graph: KnownGraph) -> Tensor:
+            edge_index, weight = self.edges(graph, is_weighted)
+            step = max(MAX_MESSAGES // max(edge_index.size(1), 1), 1)
+            parts = graph.data.x.split(step, dim=1)
+            out = [self.add_up(part, edge_index, weight) for part in parts]
+            return torch.cat(out, dim=1)
+
+        return self.finish(graph.sums((self.name, is_weighted), add_up), x)
+
+    def knows(self, x: Any, graph: KnownGraph) -> bool:
+        """Whether sums of what it is given are computed once."""
+        return self.adds_up and x is graph.data.x and graph.is_constant
+
+    def forward_any(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Takes any graph."""
+        if not self.narrows or not isinstance(x, Tensor):
+            return super().forward(x, *args, **kwargs)
+        with _multiplied(self, x) as out:
+            both = out if isinstance(self, GINConv) else (out, x)
+            return super().forward(both, *args, **kwargs)
+
+    def edges(self, graph: KnownGraph, is_weighted: bool) -> Edges:
+        """What messages are passed along, and their weights."""
+        weight = graph.data.edge_weight if is_weighted else None
+        return graph.data.edge_index, weight
+
+    def add_up(
+        self, x: Tensor, edge_index: Tensor, weight: Optional[Tensor]
+    ) -> Tensor:
+        """Adds up what neighbors have."""
+        return self.propagate(edge_index, x=(x, x), size=None)
+
+    def finish(self, sums: Tensor, x: Tensor) -> Tensor:
+        """What comes after that."""
+        raise NotImplementedError
+
+
+class _GCNConv(_FastConv, GCNConv):
+    def forward_known(
+        self, x: Any, graph: KnownGraph, is_weighted: bool
+    ) -> Any:
+        if self.knows(x, graph):
+            return super().forward_known(x, graph, is_weighted)
+        edge_index, weight = self.edges(graph, is_weighted)
+        out = self.add_up(self.lin(x), edge_index, weight)
+        return out if self.bias is None else out + self.bias
+
+    def edges(self, graph: KnownGraph, is_weighted: bool) -> Edges:
+        if not self.normalize:
+            return super().edges(graph, is_weighted)
+
+        def norm(graph: KnownGraph) -> Tuple[Tensor, Tensor]:
+            edge_index, weight = _FastConv.edges(self, graph, is_weighted)
+            x = graph.data.x
+            return gcn_norm(
+                edge_index,
+                weight,
+                x.size(self.node_dim),
+                self.improved,
+                self.add_self_loops,
+                self.flow,
+                x.dtype,
+            )
+
+        return graph.norm((self.name, is_weighted), norm)
+
+    def add_up(
+        self, x: Tensor, edge_index: Tensor, weight: Optional[Tensor]
+    ) -> Tensor:
+        return self.propagate(edge_index, x=x, edge_weight=weight)
+
+    def finish(self, sums: Tensor, x: Tensor) -> Tensor:
+        out = self.lin(sums)
+        return out if self.bias is None else out + self.bias
+
+
+class _GINConv(_FastConv, GINConv):
+    def add_up(
+        self, x: Tensor, edge_index: Tensor, weight: Optional[Tensor]
+    ) -> Tensor:
+        out = super().add_up(x, edge_index, weight)
+        return out if self.eps.requires_grad else out + (1 + self.eps) * x
+
+    def finish(self, sums: Tensor, x: Tensor) -> Tensor:
+        if self.eps.requires_grad:
+            sums = sums + (1 + self.eps) * x
+        return self.nn(sums)
+
+
+class _SAGEConv(_FastConv, SAGEConv):
+    def finish(self, sums: Tensor, x: Tensor) -> Tensor:
+        out = self.lin_l(sums)
+        if self.root_weight:
+            out = out + self.lin_r(x)
+        return F.normalize(out, dim=-1) if self.normalize else out
+
+
+class _GraphConv(_FastConv, GraphConv):
+    def add_up(
+        self, x: Tensor, edge_index: Tensor, weight: Optional[Tensor]
+    ) -> Tensor:
+        return self.propagate(
+            edge_index, x=(x, x), edge_weight=weight, size=None
+        )
+
+    def finish(self, sums: Tensor, x: Tensor) -> Tensor:
+        return self.lin_rel(sums) + self.lin_root(x)
+
+
+CLASSES: Dict[type, type] = {
+    GCNConv: _GCNConv,
+    GINConv: _GINConv,
+    SAGEConv: _SAGEConv,
+    GraphConv: _GraphConv,
+}
