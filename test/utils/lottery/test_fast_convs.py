@@ -19,7 +19,7 @@ from torch_geometric.testing import withCUDA
 from torch_geometric_ext.nn import SparseLinear, sparsify
 from torch_geometric_ext.sparsity import RigL
 from torch_geometric_ext.utils import GraphLotteryPruner
-from torch_geometric_ext.utils.lottery import fast_convs, search
+from torch_geometric_ext.utils.lottery import fast_convs
 from torch_geometric_ext.utils.lottery.fast_convs import speed_up
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
 from torch_geometric_ext.utils.lottery.sparse_input import (
@@ -235,8 +235,8 @@ def test_search_is_the_same(net, edge_score, monkeypatch):
         update_every=2,
     )
     first = pruner.fit(data)
-    monkeypatch.setattr(search, 'speed_up', lambda model: model)
-    monkeypatch.setattr(NodeTask, 'focused', lambda task, *_, **__: task)
+    monkeypatch.setattr(NodeTask, 'prepare', lambda _, model, *a, **k: model)
+    monkeypatch.setattr(NodeTask, 'focused', lambda task, model: task)
     other = pruner.fit(data)
     assert torch.equal(first.edge_mask, other.edge_mask)
     for name, mask in first.weight_masks.items():

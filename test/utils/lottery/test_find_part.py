@@ -147,7 +147,7 @@ def test_parts_have_the_same_losses_and_gradients(name, device):
     model = LOCAL[name]().double().to(device)
     task = NodeTask(KnownGraph(data))
     fast = copy.deepcopy(model)
-    focused = task.focused(fast)
+    focused = task.focused(task.prepare(fast))
     assert focused.graph.data.num_nodes < 0.5 * data.num_nodes
     assert focused.graph.data.num_edges < 0.5 * data.num_edges
     assert list(fast.state_dict()) == list(model.state_dict())
@@ -204,11 +204,12 @@ def test_hops_are_those_of_training():
         def forward(self, x, edge_index):
             return self.conv(F.dropout(x, 0.5, self.training), edge_index)
 
-    focused = NodeTask(KnownGraph(data)).focused(Dropped().double())
+    task = NodeTask(KnownGraph(data))
+    focused = task.focused(task.prepare(Dropped().double()))
     mask = data.train_mask
     near = torch.isin(data.edge_index[1], mask.nonzero().flatten())
     assert focused.graph.data.num_edges == int(near.sum())
-    focused = NodeTask(KnownGraph(data)).focused(GCNConv(CHANNELS, 3).double())
+    focused = task.focused(task.prepare(GCNConv(CHANNELS, 3).double()))
     assert focused.graph.data.num_edges == 0
 
 
@@ -231,7 +232,7 @@ def test_weights_of_edges(conv, adds_up):
     model = Weighted().double()
     task = NodeTask(KnownGraph(data))
     fast = copy.deepcopy(model)
-    focused = task.focused(fast, adds_up)
+    focused = task.focused(task.prepare(fast, adds_up))
     assert focused.graph.whole is task.graph
     for a, b in zip(grads(task, model), grads(focused, fast)):
         torch.testing.assert_close(a, b)
@@ -243,7 +244,7 @@ def test_distilled_tasks_train_on_all_nodes():
     task = NodeTask(KnownGraph(graph()))
     task = task.distilled(model, 0.5)
     fast = copy.deepcopy(model)
-    focused = task.focused(fast)
+    focused = task.focused(task.prepare(fast))
     assert focused.graph is task.graph and focused.valid is not task.graph
     for a, b in zip(grads(task, model), grads(focused, fast)):
         torch.testing.assert_close(a, b)

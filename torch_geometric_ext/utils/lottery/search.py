@@ -20,7 +20,6 @@ from torch_geometric_ext.utils.lottery.edge_scores import (
     crowded_pairs,
     random_pairs,
 )
-from torch_geometric_ext.utils.lottery.fast_convs import speed_up
 from torch_geometric_ext.utils.lottery.narrow import (
     Index,
     find_index,
@@ -201,9 +200,8 @@ class Search:
         if candidate.pairs is not None and self.pairs is not None:
             task = task.pruned(self.pairs.edge_mask(candidate.pairs))
         model = self.build(Weights(self.initial, candidate.masks))
-        model = task.prepare(model)
-        task = task.focused(model, adds_up=edges is None)
-        model = speed_up(model)
+        model = task.prepare(model, adds_up=edges is None)
+        task = task.focused(model)
         torch.manual_seed(named_seed(self.settings.seed, name))
         optimizer = self.optimizer(model.parameters())
         if name != 'dense':

@@ -109,15 +109,9 @@ class Task(ABC):
     def pruned(self, edge_mask: Tensor) -> 'Task':
         """The same task on the graph that some edges are left of."""
 
-    def prepare(self, model: Module) -> Module:
+    def prepare(self, model: Module, adds_up: bool = True) -> Module:
         """A model that is faster on the task, changed in place. Its state
         does not tell.
-        """
-        return model
-
-    def focused(self, model: Module, adds_up: bool = True) -> 'Task':
-        """The same task, on no more of a graph than a model needs for it. The
-        model is changed in place, as by :meth:`prepare`.
 
         Args:
             model (torch.nn.Module): The model.
@@ -125,6 +119,10 @@ class Task(ABC):
                 may be added up once, since none has a factor that changes.
                 (default: :obj:`True`)
         """
+        return speed_up(model)
+
+    def focused(self, model: Module) -> 'Task':
+        """The same task, on no more of a graph than a model needs for it."""
         return self
 
     def distilled(self, teacher: Module, share: float) -> 'Task':
@@ -193,16 +191,14 @@ class NodeTask(Task):
         targets = (out / TEMPERATURE).softmax(dim=-1)
         return NodeTask(self.graph, targets, share)
 
-    def prepare(self, model: Module) -> Module:  # noqa: D102
-        return swap_linears(model, self.graph.inputs)
-
-    def focused(  # noqa: D102
+    def prepare(  # noqa: D102
         self, model: Module, adds_up: bool = True
-    ) -> 'NodeTask':
-        speed_up(model, self.graph, adds_up)
-        keys = (
-            ['val_mask'] if self.is_distilled else ['val_mask', 'train_mask']
-        )
+    ) -> Module:
+        model = swap_linears(model, self.graph.inputs)
+        return speed_up(model, self.graph, adds_up)
+
+    def focused(self, model: Module) -> 'NodeTask':  # noqa: D102
+        keys = ['val_mask'] + ['train_mask'] * (not self.is_distilled)
         valid, *train = find_parts(model, self.graph, keys)
         graph = train[0] if train else self.graph  # Targets are of all nodes.
         return NodeTask(graph, self.targets, self.share, valid)
