@@ -79,13 +79,23 @@ class GraphLotteryPruner:
     :class:`~torch_geometric_ext.nn.SparseLinear`, and edges that left are not
     there, nor are channels, if the model computes the same without them
     (this is tried; it does not where it normalizes over channels): each step
-    gets cheaper. In step 1, a layer that reads features of which at most 3 %
+    gets cheaper. In step 1, a layer that reads features of which at most 6 %
     are not zero, such as bags of words, multiplies by these alone. In all
     steps, layers of :class:`~torch_geometric.nn.conv.GINConv`,
     :class:`~torch_geometric.nn.conv.SAGEConv` and
     :class:`~torch_geometric.nn.conv.GraphConv` with fewer outputs than inputs
     multiply by their weights before they sum or average neighbors, which is
     the same.
+
+    Where the nodes of a graph are classified, its features and edges stay as
+    they are. What these layers and :class:`~torch_geometric.nn.conv.GCNConv`
+    sum up of the features is then computed once (it takes as much memory as
+    the features), and so are the norms of edges. A loss on few labels is
+    computed on the part of the graph that it depends on, which is found by
+    counting how often the model passes messages, and so is the validation
+    metric. Outputs and gradients are the same. This is tried, too: models
+    that look at all nodes, as those with normalization over nodes do, are
+    trained on the whole graph.
 
     Where the nodes of a graph are classified, the share :obj:`distill` of the
     loss is the cross-entropy with the predictions of the dense model, on all

@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
 
 EDGE_KEYS = ['edge_weight', 'edge_attr']
+MAX_SHARE = 0.9  # Of nodes. A part of more does not pay.
 NODE_KEYS = ['x', 'y', 'train_mask', 'val_mask']
 
 
@@ -126,11 +127,14 @@ class KnownGraph:
         return self._norms[key]
 
     def part(self, key: str, num_hops: int) -> 'KnownGraph':
-        """What the nodes of a mask get messages from."""
+        """What the nodes of a mask get messages from, or all, if that is
+        nearly all.
+        """
         if (key, num_hops) not in self._parts:
-            data = self.data
+            data, graph = self.data, self
             part = Part.reached(data.edge_index, data[key], num_hops)
-            graph = KnownGraph(data, self, part, self.inputs)
+            if part.nodes.numel() <= MAX_SHARE * part.near.numel():
+                graph = KnownGraph(data, self, part, self.inputs)
             self._parts[key, num_hops] = graph
         return self._parts[key, num_hops]
 

@@ -210,6 +210,9 @@ class Search:
             optimizer.add_param_group(
                 {'params': [edges.score], 'weight_decay': 0.0}
             )
+        every = self.settings.evaluate_every
+        if not keep and self.settings.patience is None:
+            every = max(every, num_epochs // 4)  # Only for progress.
         stage = Stage(
             name,
             model,
@@ -217,7 +220,7 @@ class Search:
             optimizer,
             num_epochs,
             edges=edges,
-            evaluate_every=self.settings.evaluate_every,
+            evaluate_every=every,
             patience=self.settings.patience,
         )
         if moves:
