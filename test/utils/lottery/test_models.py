@@ -1,6 +1,10 @@
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn import LayerNorm, Module, ModuleList, ReLU
+from torch_geometric.data import Data
 from torch_geometric.nn import (
     GAT,
     GCN,
@@ -13,6 +17,7 @@ from torch_geometric.nn import (
     GraphSAGE,
     Linear,
 )
+from torch_geometric.testing import withCUDA
 
 from searches import graph, prune
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
@@ -123,6 +128,70 @@ def test_pruner_models(name, method, edge_score):
     correct = (expected.argmax(dim=-1) == data.y)[data.val_mask]
     metric = max(ticket.metrics.get(x, 0) for x in ['search', 'retrained'])
     assert metric == pytest.approx(float(correct.float().mean()))
+
+
+def plain_loop(model, data, masks, num_epochs):
+    """Trains weights that are not masked, and gives the first state of the
+    best validation accuracy.
+    """
+    params = dict(model.named_parameters())
+    optimizer = sgd(model.parameters())
+    best, state = -1.0, {}
+    for _ in range(num_epochs):
+        for name, mask in masks.items():
+            params[name].data *= mask
+        model.train()
+        optimizer.zero_grad()
+        out = model(data.x, data.edge_index)[data.train_mask]
+        F.cross_entropy(out, data.y[data.train_mask]).backward()
+        for name, mask in masks.items():
+            params[name].grad *= mask
+        optimizer.step()
+        out = model.eval()(data.x, data.edge_index)
+        correct = (out.argmax(dim=-1) == data.y)[data.val_mask]
+        if float(correct.float().mean()) > best:
+            best = float(correct.float().mean())
+            state = copy.deepcopy(model.state_dict())
+    return state
+
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.3, momentum=0.9)
+
+
+@withCUDA
+@pytest.mark.parametrize('name', ['gcn', 'sage', 'max', 'std', 'softmax'])
+def test_ticket_is_trained_as_if_no_edge_had_ever_been_there(name, device):
+    """Few labels on a sparse graph: the search trains on a part of it."""
+    torch.manual_seed(0)
+    make = {**MODELS, 'softmax': lambda: Deep(2)}[name]
+    model = make().double().to(device)
+    edges = torch.randint(190, (2, 170))
+    data = Data(
+        x=torch.randn(200, 5, dtype=torch.double),
+        edge_index=torch.cat([edges, edges.flip(0)], dim=1),
+        y=torch.arange(200) % 3,
+        train_mask=torch.arange(200) % 20 == 0,
+        val_mask=torch.arange(200) % 15 == 1,
+    ).to(device)
+    for module in model.modules():
+        if isinstance(module, DeepGCNLayer):
+            module.dropout = 0.0
+    ticket = prune(
+        model,
+        data,
+        method='one_shot',
+        distill=0.0,
+        optimizer=sgd,
+        retrain_epochs=6,
+        evaluate_every=1,
+    )
+    small = data.clone()
+    edge_index = naive_graph(data, ticket.edge_mask).to(device)
+    small.edge_index = edge_index
+    state = plain_loop(model, small, ticket.weight_masks, 6)
+    for key, value in ticket.final_state.items():
+        torch.testing.assert_close(value, state[key])
 
 
 def test_pruner_edge_features():
