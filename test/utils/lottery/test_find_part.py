@@ -191,6 +191,18 @@ def test_parts_of_most_nodes_do_not_pay():
     assert find_parts(model, known, ['val_mask']) == [known]
 
 
+@pytest.mark.filterwarnings('ignore:Sparse')
+def test_sparse_features():
+    torch.manual_seed(0)
+    data = graph()
+    data.x = data.x.float().to_sparse_csr()
+    known = KnownGraph(data)
+    task, model = NodeTask(known), GCNConv(CHANNELS, 3)
+    focused = task.focused(task.prepare(model))
+    assert focused.graph is focused.valid is known
+    grads(focused, model)
+
+
 def test_hops_are_those_of_training():
     """In evaluation, features are not dropped, and their sums are known."""
     torch.manual_seed(0)

@@ -23,7 +23,7 @@ def find_parts(
     or one more, which layers need that look at degrees of neighbors. This is
     tried, and does not hold for all models: if not, it is the whole graph.
     """
-    if not _is_local(model):
+    if not graph.is_divisible or not _is_local(model):
         return [graph for _ in keys]
     probe = copy.deepcopy(model)  # Training may change it.
     num_hops = _num_hops(probe, graph)

@@ -59,7 +59,8 @@ class Part(NamedTuple):
         for key in NODE_KEYS:
             out[key] = data[key][self.nodes]
         for key in [*EDGE_KEYS, 'e_id']:
-            if data.get(key) is not None:
+            # PyG takes 'e_id' for a feature of nodes if there are as many:
+            if key in data and (key == 'e_id' or data.is_edge_attr(key)):
                 out[key] = data[key][index]
         return out
 
@@ -100,7 +101,15 @@ class KnownGraph:
     def is_constant(self) -> bool:
         """Whether features may be added up once."""
         x = self.data.x
-        return x.dim() == 2 and x.is_floating_point() and not x.requires_grad
+        if not self.is_divisible or x.dim() != 2 or x.requires_grad:
+            return False
+        return bool(x.is_floating_point())
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether features of some nodes are to be had."""
+        x = self.data.x
+        return isinstance(x, Tensor) and x.layout == torch.strided
 
     def sums(self, key: Any, compute: Callable[[Any], Tensor]) -> Tensor:
         """Sums over the neighbors of each node."""
