@@ -1,3 +1,5 @@
+import weakref
+
 import hypothesis.strategies as st
 import torch
 from hypothesis import given
@@ -42,6 +44,20 @@ def test_part_holds_what_a_task_needs():
     assert torch.equal(part.data.edge_weight, data.edge_weight[:1])
     assert torch.equal(part.data.edge_attr, data.edge_attr[:1])
     assert part.data.e_id.tolist() == [0]
-    assert graph.holding(part.data.edge_index) is part
-    assert graph.holding(edge_index) is graph
-    assert graph.holding(edge_index.clone()) is None
+    assert graph.view(part.data.edge_index) is part
+    assert graph.view(edge_index) is graph.whole
+    assert graph.view(edge_index.clone()) is None
+
+
+def test_memory_is_freed():
+    """Without a collection of what refers to itself."""
+    x, mask = torch.rand(4, 3), torch.arange(4) == 1
+    edge_index = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 3]])
+    data = Data(x=x, edge_index=edge_index, y=mask)
+    data.train_mask = data.val_mask = mask
+    graph = KnownGraph(data)
+    part = graph.part('train_mask', 1)
+    refs = [weakref.ref(graph), weakref.ref(part)]
+    graph.sums(part, 'key', lambda: x)
+    del graph, part
+    assert [ref() for ref in refs] == [None, None]

@@ -3,8 +3,9 @@ before they add up neighbors, where a layer has fewer outputs than inputs. Of
 graphs that stay, they add up the features and normalize the edges once.
 """
 
+import weakref
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,11 @@ from torch_geometric_ext.nn.linear_layers import (
     find_layers,
     obstacles,
 )
-from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
+from torch_geometric_ext.utils.lottery.known_graph import (
+    KnownGraph,
+    Norm,
+    View,
+)
 from torch_geometric_ext.utils.lottery.sparse_input import SparseInputLinear
 
 SUMS = ['add', 'sum', 'mean']
@@ -64,7 +69,9 @@ def speed_up(
         if linear not in others and (narrows or graph):
             conv.__class__ = CLASSES[type(conv)]
             conv.name, conv.narrows = name, narrows
-            conv.graph, conv.adds_up = graph, adds_up
+            # Convolutions refer to themselves, and would be freed late:
+            conv.graph = None if graph is None else weakref.ref(graph)
+            conv.adds_up = adds_up
     return model
 
 
@@ -143,45 +150,49 @@ def _multiplied(conv: MessagePassing, x: Tensor) -> Iterator[Tensor]:
         modules[name] = linear
 
 
+def _edges(view: View, is_weighted: bool) -> Edges:
+    return view.data.edge_index, view.data.edge_weight if is_weighted else None
+
+
 class _FastConv(MessagePassing):
     """Goes before the class of a convolution."""
 
     name: str
     narrows: bool
-    graph: Optional[KnownGraph]
+    graph: Optional[Callable[[], Optional[KnownGraph]]]
     adds_up: bool
 
     def forward(self, x: Any, edge_index: Any, *args: Any, **kw: Any) -> Any:
-        graph = self.graph.holding(edge_index) if self.graph else None
+        graph = None if self.graph is None else self.graph()
+        view = None if graph is None else graph.view(edge_index)
         rest = [value for value in [*args, *kw.values()] if value is not None]
-        if graph is not None and len(rest) == 0:
-            return self.forward_known(x, graph, False)
-        if graph is not None and len(rest) == 1:
-            if rest[0] is graph.data.get('edge_weight'):
-                return self.forward_known(x, graph, True)
+        if graph is not None and view is not None and len(rest) < 2:
+            is_weighted = len(rest) == 1
+            if not is_weighted or rest[0] is view.data.get('edge_weight'):
+                return self.forward_known(x, graph, view, is_weighted)
         return self.forward_any(x, edge_index, *args, **kw)
 
     def forward_known(
-        self, x: Any, graph: KnownGraph, is_weighted: bool
+        self, x: Any, graph: KnownGraph, view: View, is_weighted: bool
     ) -> Any:
         """Takes a graph that is known."""
-        if not self.knows(x, graph):
-            edges = _FastConv.edges(self, graph, is_weighted)
-            return self.forward_any(x, *edges)
+        if not self.knows(x, graph, view):
+            return self.forward_any(x, *_edges(view, is_weighted))
 
         @torch.no_grad()
-        def add_up(graph: KnownGraph) -> Tensor:
-            edge_index, weight = self.edges(graph, is_weighted)
+        def add_up() -> Tensor:
+            edge_index, weight = self.edges(graph, graph.whole, is_weighted)
             step = max(MAX_MESSAGES // max(edge_index.size(1), 1), 1)
             parts = graph.data.x.split(step, dim=1)
             out = [self.add_up(part, edge_index, weight) for part in parts]
             return torch.cat(out, dim=1)
 
-        return self.finish(graph.sums((self.name, is_weighted), add_up), x)
+        key = self.name, is_weighted
+        return self.finish(graph.sums(view, key, add_up), x)
 
-    def knows(self, x: Any, graph: KnownGraph) -> bool:
+    def knows(self, x: Any, graph: KnownGraph, view: View) -> bool:
         """Whether sums of what it is given are computed once."""
-        return self.adds_up and x is graph.data.x and graph.is_constant
+        return self.adds_up and x is view.data.x and graph.is_constant
 
     def forward_any(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Takes any graph."""
@@ -191,10 +202,9 @@ class _FastConv(MessagePassing):
             both = out if isinstance(self, GINConv) else (out, x)
             return super().forward(both, *args, **kwargs)
 
-    def edges(self, graph: KnownGraph, is_weighted: bool) -> Edges:
+    def edges(self, graph: KnownGraph, view: View, is_weighted: bool) -> Edges:
         """What messages are passed along, and their weights."""
-        weight = graph.data.edge_weight if is_weighted else None
-        return graph.data.edge_index, weight
+        return _edges(view, is_weighted)
 
     def add_up(
         self, x: Tensor, edge_index: Tensor, weight: Optional[Tensor]
@@ -209,32 +219,29 @@ class _FastConv(MessagePassing):
 
 class _GCNConv(_FastConv, GCNConv):
     def forward_known(
-        self, x: Any, graph: KnownGraph, is_weighted: bool
+        self, x: Any, graph: KnownGraph, view: View, is_weighted: bool
     ) -> Any:
-        if self.knows(x, graph):
-            return super().forward_known(x, graph, is_weighted)
-        edge_index, weight = self.edges(graph, is_weighted)
+        if self.knows(x, graph, view):
+            return super().forward_known(x, graph, view, is_weighted)
+        edge_index, weight = self.edges(graph, view, is_weighted)
         out = self.add_up(self.lin(x), edge_index, weight)
         return out if self.bias is None else out + self.bias
 
-    def edges(self, graph: KnownGraph, is_weighted: bool) -> Edges:
+    def edges(self, graph: KnownGraph, view: View, is_weighted: bool) -> Edges:
         if not self.normalize:
-            return super().edges(graph, is_weighted)
+            return _edges(view, is_weighted)
 
-        def norm(graph: KnownGraph) -> Tuple[Tensor, Tensor]:
-            edge_index, weight = _FastConv.edges(self, graph, is_weighted)
-            x = graph.data.x
+        def norm() -> Norm:
             return gcn_norm(
-                edge_index,
-                weight,
-                x.size(self.node_dim),
+                *_edges(graph.whole, is_weighted),
+                graph.data.x.size(self.node_dim),
                 self.improved,
                 self.add_self_loops,
                 self.flow,
-                x.dtype,
+                graph.data.x.dtype,
             )
 
-        return graph.norm((self.name, is_weighted), norm)
+        return graph.norm(view, (self.name, is_weighted), norm)
 
     def add_up(
         self, x: Tensor, edge_index: Tensor, weight: Optional[Tensor]

@@ -9,7 +9,11 @@ from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_ext.utils.lottery.fast_convs import is_fast
-from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
+from torch_geometric_ext.utils.lottery.known_graph import (
+    KnownGraph,
+    View,
+    call,
+)
 
 TOLERANCE = 1e-3  # Of how far outputs are apart.
 
@@ -17,14 +21,14 @@ TOLERANCE = 1e-3  # Of how far outputs are apart.
 @torch.no_grad()
 def find_parts(
     model: Module, graph: KnownGraph, keys: Sequence[str]
-) -> List[KnownGraph]:
+) -> List[View]:
     """The parts of a graph that give the same outputs of the nodes of some
     masks, and the same gradients: as many hops as the model passes messages,
     or one more, which layers need that look at degrees of neighbors. This is
     tried, and does not hold for all models: if not, it is the whole graph.
     """
     if not graph.is_divisible or not _is_local(model):
-        return [graph for _ in keys]
+        return [graph.whole for _ in keys]
     probe = copy.deepcopy(model)  # Training may change it.
     num_hops = _num_hops(probe, graph)
     probe.eval()
@@ -60,12 +64,12 @@ def _num_hops(model: Module, graph: KnownGraph) -> int:
 
 def _find(
     model: Module, graph: KnownGraph, key: str, num_hops: int, out: Tensor
-) -> KnownGraph:
+) -> View:
     expected = out[graph.data[key]]
     scale = (expected - expected.mean(dim=0)).abs().max()
     for hops in [num_hops, num_hops + 1]:
         part = graph.part(key, hops)
-        if part is graph:
+        if part is graph.whole:
             break
         try:
             found = call(model, part.data)[part.data[key]]
@@ -75,4 +79,4 @@ def _find(
             error = (found - expected).abs().max()
             if error < TOLERANCE * scale:
                 return part
-    return graph
+    return graph.whole

@@ -16,6 +16,8 @@ EDGE_KEYS = ['edge_weight', 'edge_attr']
 MAX_SHARE = 0.9  # Of nodes. A part of more does not pay.
 NODE_KEYS = ['x', 'y', 'train_mask', 'val_mask']
 
+Norm = Tuple[Tensor, Tensor]  # Edges and their weights.
+
 
 class Part(NamedTuple):
     """A part of a graph.
@@ -65,6 +67,21 @@ class Part(NamedTuple):
         return out
 
 
+class View:
+    """A graph, or a part of it, and what layers know of it.
+
+    Args:
+        data (Data): The graph.
+        part (Part, optional): The part of it. (default: :obj:`None`)
+    """
+
+    def __init__(self, data: Data, part: Optional[Part] = None) -> None:
+        self.data = data if part is None else part.data(data)
+        self.part = part
+        self.sums: Dict[Any, Tensor] = {}
+        self.norms: Dict[Any, Norm] = {}
+
+
 class KnownGraph:
     """A graph that stays as it is, and what layers computed of it: sums of
     the features of neighbors, which take as much memory as the features, and
@@ -72,30 +89,26 @@ class KnownGraph:
 
     Args:
         data (Data): The graph, with all nodes.
-        whole (KnownGraph, optional): The graph that is to be had a part of.
-            (default: :obj:`None`)
-        part (Part, optional): This part. (default: :obj:`None`)
         inputs (List[SparseInput], optional): What layers may be given of
             which few values are not zero. More is added.
             (default: :obj:`None`)
     """
 
     def __init__(
-        self,
-        data: Data,
-        whole: Optional['KnownGraph'] = None,
-        part: Optional[Part] = None,
-        inputs: Optional[List[SparseInput]] = None,
+        self, data: Data, inputs: Optional[List[SparseInput]] = None
     ) -> None:
-        self.whole = whole
-        self._part = part
-        self.data = data if part is None else part.data(data)
+        self.data = data
+        self.whole = View(data)
         self.inputs = [] if inputs is None else inputs
-        self._sums: Dict[Any, Tensor] = {}
-        self._norms: Dict[Any, Tuple[Tensor, Tensor]] = {}
-        self._parts: Dict[Any, KnownGraph] = {}
-        if not any(found.x is self.data.x for found in self.inputs):
-            self._compress(self.data.x)
+        self._parts: Dict[Any, View] = {}  # They do not know this graph.
+        if not any(found.x is data.x for found in self.inputs):
+            self._compress(data.x)
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether features of some nodes are to be had."""
+        x = self.data.x
+        return isinstance(x, Tensor) and x.layout == torch.strided
 
     @property
     def is_constant(self) -> bool:
@@ -105,67 +118,63 @@ class KnownGraph:
             return False
         return bool(x.is_floating_point())
 
-    @property
-    def is_divisible(self) -> bool:
-        """Whether features of some nodes are to be had."""
-        x = self.data.x
-        return isinstance(x, Tensor) and x.layout == torch.strided
+    def view(self, edge_index: Any) -> Optional[View]:
+        """What has these edges, the graph or a part of it."""
+        for view in [self.whole, *self._parts.values()]:
+            if edge_index is view.data.edge_index:
+                return view
+        return None
 
-    def sums(self, key: Any, compute: Callable[[Any], Tensor]) -> Tensor:
-        """Sums over the neighbors of each node."""
-        if key not in self._sums:
-            if self.whole is None or self._part is None:
-                sums = compute(self)
-            else:
-                sums = self.whole.sums(key, compute)[self._part.nodes]
-            self._compress(sums)
-            self._sums[key] = sums
-        return self._sums[key]
-
-    def norm(
-        self, key: Any, compute: Callable[[Any], Tuple[Tensor, Tensor]]
-    ) -> Tuple[Tensor, Tensor]:
-        """Edges, with those that layers add, and their weights."""
-        if key not in self._norms:
-            if self.whole is None or self._part is None:
-                self._norms[key] = compute(self)
-            else:
-                edge_index, weight = self.whole.norm(key, compute)
-                edge_index, index = self._part.edges(edge_index)
-                self._norms[key] = edge_index, weight[index]
-        return self._norms[key]
-
-    def part(self, key: str, num_hops: int) -> 'KnownGraph':
+    def part(self, key: str, num_hops: int) -> View:
         """What the nodes of a mask get messages from, or all, if that is
         nearly all.
         """
         if (key, num_hops) not in self._parts:
-            data, graph = self.data, self
+            view, data = self.whole, self.data
             part = Part.reached(data.edge_index, data[key], num_hops)
             if part.nodes.numel() <= MAX_SHARE * part.near.numel():
-                graph = KnownGraph(data, self, part, self.inputs)
-            self._parts[key, num_hops] = graph
+                view = View(data, part)
+                self._compress(view.data.x)
+            self._parts[key, num_hops] = view
         return self._parts[key, num_hops]
 
-    def holding(self, edge_index: Any) -> Optional['KnownGraph']:
-        """The graph, itself or a part of it, that has these edges."""
-        for graph in [self, *self._parts.values()]:
-            if edge_index is graph.data.edge_index:
-                return graph
-        return None
+    def sums(
+        self, view: View, key: Any, compute: Callable[[], Tensor]
+    ) -> Tensor:
+        """Sums over the neighbors of each node, which are computed for all of
+        them.
+        """
+        if key not in view.sums:
+            if view.part is None:
+                sums = compute()
+            else:
+                sums = self.sums(self.whole, key, compute)[view.part.nodes]
+            self._compress(sums)
+            view.sums[key] = sums
+        return view.sums[key]
+
+    def norm(self, view: View, key: Any, compute: Callable[[], Norm]) -> Norm:
+        """Edges, with those that layers add, and their weights, which are
+        computed for all of them.
+        """
+        if key not in view.norms:
+            if view.part is None:
+                view.norms[key] = compute()
+            else:
+                edge_index, weight = self.norm(self.whole, key, compute)
+                edge_index, index = view.part.edges(edge_index)
+                view.norms[key] = edge_index, weight[index]
+        return view.norms[key]
 
     def with_edges_of(self, data: Data) -> 'KnownGraph':
         """A graph with the same features."""
         inputs = [found for found in self.inputs if found.x is data.x]
-        return KnownGraph(data, inputs=inputs)
+        return KnownGraph(data, inputs)
 
     def _compress(self, x: Any) -> None:
         found = SparseInput.find(x)
         if found is not None:
             self.inputs.append(found)
-
-    def __deepcopy__(self, memo: Any) -> 'KnownGraph':
-        return self
 
 
 def call(model: Module, data: Data) -> Tensor:

@@ -141,8 +141,10 @@ class NodeTask(Task):
             to come close to, on all nodes. (default: :obj:`None`)
         share (float, optional): Their share of the loss.
             (default: :obj:`0.0`)
-        valid (KnownGraph, optional): The graph to evaluate on, if it is
-            another one. (default: :obj:`None`)
+        train (Data, optional): The part of the graph to train on.
+            (default: :obj:`None`)
+        valid (Data, optional): The part to evaluate on.
+            (default: :obj:`None`)
     """
 
     def __init__(
@@ -150,16 +152,18 @@ class NodeTask(Task):
         graph: KnownGraph,
         targets: Optional[Tensor] = None,
         share: float = 0.0,
-        valid: Optional[KnownGraph] = None,
+        train: Optional[Data] = None,
+        valid: Optional[Data] = None,
     ) -> None:
         self.graph = graph
         self.targets = targets
         self.share = share
-        self.valid = graph if valid is None else valid
+        self.train = graph.data if train is None else train
+        self.valid = graph.data if valid is None else valid
         self.is_distilled = targets is not None
 
     def batches(self) -> Collection[Any]:  # noqa: D102
-        return [self.graph.data]
+        return [self.train]
 
     def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
         out = call(model, batch)
@@ -172,7 +176,7 @@ class NodeTask(Task):
 
     @torch.no_grad()
     def evaluate(self, model: Module) -> float:  # noqa: D102
-        data = self.valid.data
+        data = self.valid
         out = call(model.eval(), data)[data.val_mask].argmax(dim=-1)
         return float((out == data.y[data.val_mask]).float().mean())
 
@@ -199,9 +203,9 @@ class NodeTask(Task):
 
     def focused(self, model: Module) -> 'NodeTask':  # noqa: D102
         keys = ['val_mask'] + ['train_mask'] * (not self.is_distilled)
-        valid, *train = find_parts(model, self.graph, keys)
-        graph = train[0] if train else self.graph  # Targets are of all nodes.
-        return NodeTask(graph, self.targets, self.share, valid)
+        parts = [x.data for x in find_parts(model, self.graph, keys)]
+        valid, train = [*parts, self.graph.data][:2]  # Targets are of all.
+        return NodeTask(self.graph, self.targets, self.share, train, valid)
 
 
 class CustomTask(Task):
