@@ -236,7 +236,7 @@ def test_search_is_the_same(net, edge_score, monkeypatch):
     )
     first = pruner.fit(data)
     monkeypatch.setattr(NodeTask, 'prepare', lambda _, model, *a, **k: model)
-    monkeypatch.setattr(NodeTask, 'focused', lambda task, model: task)
+    monkeypatch.setattr(NodeTask, 'focused', lambda task, *a, **k: task)
     other = pruner.fit(data)
     assert torch.equal(first.edge_mask, other.edge_mask)
     for name, mask in first.weight_masks.items():

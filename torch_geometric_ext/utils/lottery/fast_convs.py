@@ -38,6 +38,8 @@ from torch_geometric_ext.utils.lottery.sparse_input import SparseInputLinear
 SUMS = ['add', 'sum', 'mean']
 STEPS = ('_propagate', '_message', '_aggregate')  # What users may hook.
 
+METHODS = ['forward', 'propagate', 'message', 'aggregate', 'update']
+
 MAX_MESSAGES = 2**24  # That are held at once, while sums are computed.
 
 Slot = Tuple[Dict[str, Any], str]  # Where a module holds another one.
@@ -60,42 +62,52 @@ def speed_up(
     """
     linears = find_layers(model, LINEARS)
     others = obstacles(model, list(linears))
+    still = graph if graph is not None and graph.is_still else None
     for name, conv in model.named_modules():
         if type(conv) not in CLASSES or not _is_linear(conv):
             continue
         modules, slot = _slot(conv)
         linear = modules.get(slot)
+        if linear in others or type(conv) is GCNConv and not _is_plain(linear):
+            continue
         narrows = type(conv) is not GCNConv and _narrows(linear)
-        if linear not in others and (narrows or graph):
+        if isinstance(conv, SAGEConv) and conv._modules.get('lin_r') is linear:
+            narrows = False  # It is called twice.
+        if narrows or still:
             conv.__class__ = CLASSES[type(conv)]
-            conv.name, conv.narrows = name, narrows
+            conv.name, conv.narrows, conv.adds_up = name, narrows, adds_up
             # Convolutions refer to themselves, and would be freed late:
-            conv.graph = None if graph is None else weakref.ref(graph)
-            conv.adds_up = adds_up
+            conv.graph = None if still is None else weakref.ref(still)
     return model
-
-
-def is_fast(conv: Module) -> bool:
-    """Whether a convolution has been swapped."""
-    return isinstance(conv, _FastConv)
 
 
 def _is_linear(conv: Any) -> bool:
     """Whether nothing comes between what a convolution is given, its sum of
     neighbors, and the linear layer that follows.
     """
-    hooks = [
-        value
-        for module in [conv, getattr(conv, 'nn', conv)]
-        for name, value in vars(module).items()
-        if name in HOOKS or name.startswith(STEPS) and name.endswith('hooks')
-    ]
     return (
         conv.aggr in SUMS
         and conv.flow == 'source_to_target'
         and not getattr(conv, 'project', False)
-        and not any(hooks)
+        and not conv.explain
+        and not any(name in vars(conv) for name in METHODS)
+        and not _is_hooked(conv)
+        and not _is_hooked(getattr(conv, 'nn', conv))
     )
+
+
+def _is_hooked(module: Module) -> bool:
+    return any(
+        value
+        for name, value in vars(module).items()
+        if name in HOOKS or name.startswith(STEPS) and name.endswith('hooks')
+    )
+
+
+def _is_plain(linear: Any) -> bool:
+    """Whether a layer does nothing but to multiply."""
+    classes = (SparseLinear, SparseInputLinear, *LINEARS)
+    return isinstance(linear, classes) and linear.bias is None
 
 
 def _slot(conv: Any) -> Slot:
@@ -154,6 +166,17 @@ def _edges(view: View, is_weighted: bool) -> Edges:
     return view.data.edge_index, view.data.edge_weight if is_weighted else None
 
 
+def _is_like(x: Any, other: Tensor) -> bool:
+    """Whether there is a row of the same type for each node."""
+    return (
+        isinstance(x, Tensor)
+        and x.dim() == other.dim() == 2
+        and x.size(0) == other.size(0)
+        and x.dtype == other.dtype
+        and x.is_floating_point()
+    )
+
+
 class _FastConv(MessagePassing):
     """Goes before the class of a convolution."""
 
@@ -192,7 +215,11 @@ class _FastConv(MessagePassing):
 
     def knows(self, x: Any, graph: KnownGraph, view: View) -> bool:
         """Whether sums of what it is given are computed once."""
-        return self.adds_up and x is view.data.x and graph.is_constant
+        if not self.adds_up or x is not view.data.x:
+            return False
+        if self._message_forward_hooks or self._message_forward_pre_hooks:
+            return False  # They have come since.
+        return x.dim() == 2 and x.is_floating_point()
 
     def forward_any(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Takes any graph."""
@@ -221,7 +248,7 @@ class _GCNConv(_FastConv, GCNConv):
     def forward_known(
         self, x: Any, graph: KnownGraph, view: View, is_weighted: bool
     ) -> Any:
-        if self.knows(x, graph, view):
+        if self.knows(x, graph, view) or not _is_like(x, view.data.x):
             return super().forward_known(x, graph, view, is_weighted)
         edge_index, weight = self.edges(graph, view, is_weighted)
         out = self.add_up(self.lin(x), edge_index, weight)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data
 
+from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
 
 EDGE_KEYS = ['edge_weight', 'edge_attr']
@@ -61,8 +62,7 @@ class Part(NamedTuple):
         for key in NODE_KEYS:
             out[key] = data[key][self.nodes]
         for key in [*EDGE_KEYS, 'e_id']:
-            # PyG takes 'e_id' for a feature of nodes if there are as many:
-            if key in data and (key == 'e_id' or data.is_edge_attr(key)):
+            if _is_still(data.get(key), data.num_edges):
                 out[key] = data[key][index]
         return out
 
@@ -101,22 +101,29 @@ class KnownGraph:
         self.whole = View(data)
         self.inputs = [] if inputs is None else inputs
         self._parts: Dict[Any, View] = {}  # They do not know this graph.
+        self._is_undirected: Optional[bool] = None
         if not any(found.x is data.x for found in self.inputs):
             self._compress(data.x)
 
     @property
-    def is_divisible(self) -> bool:
-        """Whether features of some nodes are to be had."""
-        x = self.data.x
-        return isinstance(x, Tensor) and x.layout == torch.strided
+    def is_still(self) -> bool:
+        """Whether features and edges are ordinary, and not to be changed."""
+        edge_index, num_edges = self.data.edge_index, self.data.num_edges
+        sizes = {'x': self.data.num_nodes}
+        sizes.update({x: num_edges for x in EDGE_KEYS if x in self.data})
+        return (
+            _is_still(edge_index)
+            and edge_index.dtype == torch.long
+            and all(_is_still(self.data[x], n) for x, n in sizes.items())
+        )
 
     @property
-    def is_constant(self) -> bool:
-        """Whether features may be added up once."""
-        x = self.data.x
-        if not self.is_divisible or x.dim() != 2 or x.requires_grad:
-            return False
-        return bool(x.is_floating_point())
+    def is_undirected(self) -> bool:
+        """Whether all edges go both ways."""
+        if self._is_undirected is None:
+            pairs = EdgePairs(self.data.edge_index, self.data.num_nodes)
+            self._is_undirected = pairs.undirected
+        return self._is_undirected
 
     def view(self, edge_index: Any) -> Optional[View]:
         """What has these edges, the graph or a part of it."""
@@ -175,6 +182,16 @@ class KnownGraph:
         found = SparseInput.find(x)
         if found is not None:
             self.inputs.append(found)
+
+
+def _is_still(value: Any, size: Optional[int] = None) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.dim() > 0
+        and size in [None, value.size(0)]
+        and not value.requires_grad
+    )
 
 
 def call(model: Module, data: Data) -> Tensor:

@@ -200,8 +200,8 @@ class Search:
         if candidate.pairs is not None and self.pairs is not None:
             task = task.pruned(self.pairs.edge_mask(candidate.pairs))
         model = self.build(Weights(self.initial, candidate.masks))
+        task = task.focused(model, adds_up=edges is None)
         model = task.prepare(model, adds_up=edges is None)
-        task = task.focused(model)
         torch.manual_seed(named_seed(self.settings.seed, name))
         optimizer = self.optimizer(model.parameters())
         if name != 'dense':

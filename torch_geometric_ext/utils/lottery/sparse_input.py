@@ -14,6 +14,7 @@ from torch_geometric_ext.nn.linear_layers import (
     swap_layers,
 )
 
+DTYPES = [torch.float, torch.double]  # That sparse matrices may have.
 MAX_DENSITY = 0.06  # Above, a dense product takes about as long.
 
 
@@ -36,7 +37,7 @@ class SparseInput:
         """Compresses features where that pays."""
         if not isinstance(x, Tensor) or x.layout != torch.strided:
             return None
-        if x.dim() != 2 or not x.is_floating_point() or x.requires_grad:
+        if x.dim() != 2 or x.dtype not in DTYPES or x.requires_grad:
             return None
         if int(x.count_nonzero()) > MAX_DENSITY * x.numel():
             return None

@@ -12,8 +12,8 @@ from torch_geometric.data import Batch, Data, Dataset, HeteroData
 from torch_geometric.utils import select
 
 from torch_geometric_ext.utils.lottery.fast_convs import speed_up
-from torch_geometric_ext.utils.lottery.find_part import find_parts
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
+from torch_geometric_ext.utils.lottery.locality import find_num_hops
 from torch_geometric_ext.utils.lottery.sparse_input import swap_linears
 
 # What mini-batches hold that is of no edge, even if there are as many:
@@ -121,8 +121,10 @@ class Task(ABC):
         """
         return speed_up(model)
 
-    def focused(self, model: Module) -> 'Task':
-        """The same task, on no more of a graph than a model needs for it."""
+    def focused(self, model: Module, adds_up: bool = True) -> 'Task':
+        """The same task, on no more of a graph than a model needs for it when
+        it is prepared (which it is not yet).
+        """
         return self
 
     def distilled(self, teacher: Module, share: float) -> 'Task':
@@ -201,11 +203,18 @@ class NodeTask(Task):
         model = swap_linears(model, self.graph.inputs)
         return speed_up(model, self.graph, adds_up)
 
-    def focused(self, model: Module) -> 'NodeTask':  # noqa: D102
-        keys = ['val_mask'] + ['train_mask'] * (not self.is_distilled)
-        parts = [x.data for x in find_parts(model, self.graph, keys)]
-        valid, train = [*parts, self.graph.data][:2]  # Targets are of all.
-        return NodeTask(self.graph, self.targets, self.share, train, valid)
+    def focused(  # noqa: D102
+        self, model: Module, adds_up: bool = True
+    ) -> 'NodeTask':
+        num_hops = find_num_hops(model, self.graph, adds_up)
+        if num_hops is None:
+            return self
+        train, valid = self.graph.data, self.graph.part('val_mask', num_hops)
+        if not self.is_distilled:  # Targets are of all nodes.
+            train = self.graph.part('train_mask', num_hops).data
+        return NodeTask(
+            self.graph, self.targets, self.share, train, valid.data
+        )
 
 
 class CustomTask(Task):

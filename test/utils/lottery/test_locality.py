@@ -21,15 +21,19 @@ from torch_geometric.nn import (
     GraphConv,
     GraphNorm,
     GraphSAGE,
+    GraphUNet,
+    GroupAddRev,
     LayerNorm,
+    Linear,
+    PairNorm,
     Sequential,
     SGConv,
     TAGConv,
 )
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.utils.lottery.find_part import find_parts
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
+from torch_geometric_ext.utils.lottery.locality import find_num_hops
 from torch_geometric_ext.utils.lottery.task import NodeTask
 
 CHANNELS = 6
@@ -43,7 +47,8 @@ def graph(num_nodes=300, device=None, **kwargs):
     generator = torch.Generator().manual_seed(0)
     edges = torch.randint(num_nodes - 9, (2, 260), generator=generator)
     edges[1, :5] = edges[0, :5]
-    edges = torch.cat([edges, edges[:, 5:].flip(0), edges[:, 9:12]], dim=1)
+    edges = torch.cat([edges, edges[:, 9:12]], dim=1)
+    edges = torch.cat([edges, edges[:, 5:].flip(0)], dim=1)
     x = torch.randn(num_nodes, CHANNELS, generator=generator).double()
     mask = torch.zeros(num_nodes, dtype=torch.bool)
     data = Data(x=x, edge_index=edges, y=torch.arange(num_nodes) % 3)
@@ -105,7 +110,48 @@ LOCAL = {
     'cluster': lambda: Net(ClusterGCNConv),
     'flow': lambda: Net(lambda a, b: GraphConv(a, b, flow='target_to_source')),
 }
+
+
+class Mean(nn.Module):
+    """Looks at all nodes, in ways that are easily missed."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.conv = GCNConv(CHANNELS, 8)
+        self.lin = nn.Linear(8, 3)
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.register_buffer('mean', torch.zeros(8))
+
+    def forward(self, x, edge_index):
+        h = self.conv(x, edge_index)
+        if self.kind == 'gate':  # Zero at first.
+            h = h + self.gate * h.mean(dim=0)
+        elif self.kind == 'training':
+            h = h - 0.3 * h.mean(dim=0) if self.training else h
+        elif self.kind == 'statistics':
+            if self.training:
+                self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(dim=0)
+            h = h - self.mean
+        elif self.kind == 'seen':
+            if not hasattr(self, 'first'):
+                self.first = h.detach().mean(dim=0)
+            h = h - self.first
+        elif self.kind == 'number':
+            h = h * x.size(0)
+        return self.lin(h.relu())
+
+
 GLOBAL = {
+    **{
+        kind: lambda kind=kind: Mean(kind)
+        for kind in ['gate', 'training', 'statistics', 'seen', 'number']
+    },
+    'pair norm': lambda: Net(GCNConv, norm=PairNorm()),
+    'unet': lambda: GraphUNet(CHANNELS, 8, 3, depth=2),
+    'reversible': lambda: Net(
+        lambda a, b: GroupAddRev(GCNConv(a // 2, b // 2), num_groups=2)
+    ),
     'batch norm': lambda: GCN(CHANNELS, 8, 2, 3, norm='BatchNorm'),
     'graph norm': lambda: Net(GCNConv, norm=GraphNorm(8)),
     'gps': lambda: Net(lambda a, b: GPSConv(a, GCNConv(a, b), norm=None)),
@@ -147,7 +193,8 @@ def test_parts_have_the_same_losses_and_gradients(name, device):
     model = LOCAL[name]().double().to(device)
     task = NodeTask(KnownGraph(data))
     fast = copy.deepcopy(model)
-    focused = task.focused(task.prepare(fast))
+    focused = task.focused(fast)
+    fast = task.prepare(fast)
     assert focused.train.num_nodes < 0.5 * data.num_nodes
     assert focused.train.num_edges < 0.5 * data.num_edges
     assert list(fast.state_dict()) == list(model.state_dict())
@@ -164,33 +211,143 @@ def test_parts_have_the_same_losses_and_gradients(name, device):
     )
 
 
+@pytest.mark.filterwarnings('ignore:Sparse')
 @pytest.mark.parametrize('name', GLOBAL)
 def test_models_that_need_the_whole_graph(name):
     torch.manual_seed(0)
     known = KnownGraph(graph())
     model = GLOBAL[name]().double()
     state = {key: x.clone() for key, x in model.state_dict().items()}
-    assert find_parts(model, known, KEYS) == [known.whole] * 2
+    assert find_num_hops(model, known) is None
     assert all(torch.equal(x, state[k]) for k, x in model.state_dict().items())
 
 
 def test_messages_against_the_direction_of_edges():
     torch.manual_seed(0)
     data = graph()
+    known, flow = KnownGraph(data), LOCAL['flow']().double()
+    assert known.is_undirected and find_num_hops(flow, known) == 3
     data.edge_index = data.edge_index[:, :260]
     known = KnownGraph(data)
-    assert (
-        find_parts(LOCAL['graph']().double(), known, KEYS)[0].part is not None
-    )
-    assert find_parts(LOCAL['flow']().double(), known, KEYS)[0].part is None
+    assert not known.is_undirected and find_num_hops(flow, known) is None
+    assert find_num_hops(LOCAL['graph']().double(), known) == 2
 
 
 def test_parts_of_most_nodes_do_not_pay():
     torch.manual_seed(0)
-    known = KnownGraph(graph())
-    known.data.val_mask = torch.arange(300) > 20
-    model = LOCAL['gat']().double()
-    assert find_parts(model, known, ['val_mask']) == [known.whole]
+    data = graph()
+    data.val_mask = torch.arange(300) > 20
+    task = NodeTask(KnownGraph(data))
+    focused = task.focused(LOCAL['gat']().double())
+    assert focused.valid is data and focused.train is not data
+
+
+def test_what_is_seen_by_sums_is_the_layer_as_it_is_called():
+    """Whatever is hooked, replaced or cast, the result is the same."""
+
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList([GCNConv(CHANNELS, 8), GCNConv(8, 3)])
+
+        def forward(self, x, edge_index):
+            h = self.convs[0](x.float(), edge_index).relu()
+            return self.convs[1](h, edge_index)
+
+    torch.manual_seed(0)
+    doubled = GCNConv(CHANNELS, 3)
+    doubled.message = lambda x_j, edge_weight: 2 * x_j
+    biased = GCNConv(CHANNELS, 3)
+    biased.lin = nn.Linear(CHANNELS, 3)
+    deep = GCNConv(CHANNELS, 3)
+    deep.lin = nn.Sequential(
+        nn.Linear(CHANNELS, 4), nn.ReLU(), nn.Linear(4, 3)
+    )
+    tied = GraphSAGE(CHANNELS, 3, 1)
+    tied.convs[0].lin_r = tied.convs[0].lin_l
+    for model in [doubled, biased, deep, tied, Cast()]:
+        for dtype in [torch.float, torch.half]:
+            data = graph()
+            data.x = data.x.to(
+                dtype if isinstance(model, Cast) else torch.float
+            )
+            task, fast = NodeTask(KnownGraph(data)), copy.deepcopy(model)
+            focused = task.focused(fast)
+            fast = task.prepare(fast)
+            for a, b in zip(grads(task, model), grads(focused, fast)):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+class Embedded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, CHANNELS)
+        self.conv = GCNConv(CHANNELS, 3)
+
+    def forward(self, x, edge_index):
+        return self.conv(self.embedding(x.long().view(-1)), edge_index)
+
+
+class Dense(Linear):
+    def __init__(self):
+        super().__init__(CHANNELS, 3)
+
+    def forward(self, x, edge_index):
+        return super().forward(x)
+
+
+class Adversarial(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = GCNConv(CHANNELS, 3)
+
+    def forward(self, x, edge_index):
+        if self.training:
+            x = x.clone().requires_grad_()
+            out = self.conv(x, edge_index).square().sum()
+            x = x + torch.autograd.grad(out, x)[0].sign()
+        return self.conv(x, edge_index)
+
+
+@pytest.mark.parametrize(
+    'change, model',
+    [
+        (lambda data: {'x': torch.arange(300) % 9}, Embedded),
+        (lambda data: {'x': (torch.arange(300) % 9).view(-1, 1)}, Embedded),
+        (lambda data: {'x': (torch.arange(300) % 9).float()}, Embedded),
+        (lambda data: {'e_id': torch.arange(3)}, Dense),
+        (lambda data: {'e_id': 'none'}, Dense),
+        (lambda data: {'edge_attr': [1, 2, 3]}, Dense),
+        (lambda data: {'edge_attr': torch.rand(7)}, Dense),
+        (lambda data: {'edge_index': data.edge_index[:, :0]}, Dense),
+        (lambda data: {'edge_index': torch.empty(2, 0)}, Dense),
+        (lambda data: {'x': data.x.requires_grad_()}, Dense),
+        (lambda data: {}, Adversarial),
+    ],
+)
+def test_odd_graphs_and_models(change, model):
+    torch.manual_seed(0)
+    data = graph()
+    data.x = data.x.float()
+    for key, value in change(data).items():
+        data[key] = value
+    model = model()
+    task, fast = NodeTask(KnownGraph(data)), copy.deepcopy(model)
+    focused = task.focused(fast)
+    fast = task.prepare(fast)
+    for a, b in zip(grads(task, model), grads(focused, fast)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_features_that_learn():
+    torch.manual_seed(0)
+    data = graph()
+    data.x.requires_grad_()
+    model = GCN(CHANNELS, 8, 2, 3).double()
+    task = NodeTask(KnownGraph(data))
+    focused = task.focused(model)
+    focused.loss(task.prepare(model), focused.batches()[0]).backward()
+    assert data.x.grad.abs().sum() > 0
 
 
 @pytest.mark.filterwarnings('ignore:Sparse')
@@ -200,7 +357,8 @@ def test_sparse_features():
     data.x = data.x.float().to_sparse_csr()
     known = KnownGraph(data)
     task, model = NodeTask(known), GCNConv(CHANNELS, 3)
-    focused = task.focused(task.prepare(model))
+    focused = task.focused(model)
+    model = task.prepare(model)
     assert focused.train is focused.valid is data
     grads(focused, model)
 
@@ -219,11 +377,11 @@ def test_hops_are_those_of_training():
             return self.conv(F.dropout(x, 0.5, self.training), edge_index)
 
     task = NodeTask(KnownGraph(data))
-    focused = task.focused(task.prepare(Dropped().double()))
+    focused = task.focused(Dropped().double())
     mask = data.train_mask
     near = torch.isin(data.edge_index[1], mask.nonzero().flatten())
     assert focused.train.num_edges == int(near.sum())
-    focused = task.focused(task.prepare(GCNConv(CHANNELS, 3).double()))
+    focused = task.focused(GCNConv(CHANNELS, 3).double())
     assert focused.train.num_edges == 0
 
 
@@ -246,7 +404,8 @@ def test_weights_of_edges(conv, adds_up):
     model = Weighted().double()
     task = NodeTask(KnownGraph(data))
     fast = copy.deepcopy(model)
-    focused = task.focused(task.prepare(fast, adds_up))
+    focused = task.focused(fast, adds_up)
+    fast = task.prepare(fast, adds_up)
     assert focused.train.num_nodes < 0.5 * data.num_nodes
     for a, b in zip(grads(task, model), grads(focused, fast)):
         torch.testing.assert_close(a, b)
@@ -258,7 +417,8 @@ def test_distilled_tasks_train_on_all_nodes():
     task = NodeTask(KnownGraph(graph()))
     task = task.distilled(model, 0.5)
     fast = copy.deepcopy(model)
-    focused = task.focused(task.prepare(fast))
+    focused = task.focused(fast)
+    fast = task.prepare(fast)
     assert focused.train is task.train and focused.valid is not task.valid
     for a, b in zip(grads(task, model), grads(focused, fast)):
         torch.testing.assert_close(a, b)
