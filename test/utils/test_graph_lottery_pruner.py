@@ -302,6 +302,28 @@ def test_pruner_default_of_distill(sparsities, distill):
     assert not equal(ticket, prune(model, data, distill=0.9, **kwargs))
 
 
+def test_pruner_crowded_edges():
+    """A third of the edges leaves by degrees, and what is left at random."""
+    data = graph()
+    data.edge_index = torch.combinations(torch.arange(9)).t()
+    path = torch.stack([torch.arange(10, 15), torch.arange(11, 16)])
+    data.edge_index = torch.cat([data.edge_index, path], dim=1)
+    masks = [
+        prune(
+            GCN(5, 8, 2, 3),
+            data,
+            method='one_shot',
+            weight_sparsity=0.0,
+            edge_sparsity=edge_sparsity,
+            seed=seed,
+        ).edge_mask
+        for edge_sparsity, seed in [(0.35, 0), (0.7, 0), (0.7, 1), (0.7, 2)]
+    ]
+    assert masks[0][36:].all() and masks[0][:36].sum() == 27 - 5
+    assert not masks[0].logical_not()[masks[1]].any()  # A part of the first.
+    assert any(not mask[36:].all() for mask in masks[1:])
+
+
 def test_pruner_random_edges():
     torch.manual_seed(0)
     model, data = GCN(5, 8, 2, 3), graph()

@@ -66,7 +66,8 @@ class GraphLotteryPruner:
        magnitude are kept, compared over all layers, and of the edges, those
        of nodes with few others: in rounds, edges :math:`(u, v)` of the
        largest :math:`d_u d_v` leave the graph, by the degrees of what is
-       left.
+       left. Once 35 % of all edges have left, no node has many, and more
+       leave at random.
     3. From their initial values on, the kept weights are trained on the
        pruned graph, while some move: the smallest leave, and the same number
        comes back, as zeros, where the gradient is largest
@@ -116,7 +117,7 @@ class GraphLotteryPruner:
 
     .. note::
         Deviations from the first paper: edges are ranked by degrees alone
-        (its degree term), and do not move: learned scores
+        (its degree term, while it tells), and do not move: learned scores
         (:obj:`edge_score="learned"`, with its penalties) cost more and, on
         Cora, chose edges as good within the errors. Weights are ranked over
         all layers, and grow by the gradient of one step. Channels and
@@ -146,9 +147,8 @@ class GraphLotteryPruner:
             with the dense model (:obj:`"learned"`), or not at all
             (:obj:`"random"`). Degrees are mostly better where a model
             sums up neighbors; where it averages them or attends to them,
-            random edges do as well, and better when more than half of
-            them leave, and for nodes that are not there in the search.
-            (default: :obj:`"degree"`)
+            random edges do as well, and they are better for nodes that are
+            not there in the search. (default: :obj:`"degree"`)
         seed (int, optional): Seed of all that is random.
             (default: :obj:`0`)
         pretrain_epochs (int, optional): Number of epochs of step 1

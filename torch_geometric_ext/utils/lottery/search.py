@@ -44,6 +44,7 @@ IMP_WEIGHT_RATE = 0.2  # Shares of what is left that leave in a round.
 IMP_EDGE_RATE = 0.05
 CHANNEL_DENSITY = 0.25  # The share of their weights that is kept.
 HEADS_DENSITY = 0.125  # The same, where heads share the channels.
+CROWDED_SHARE = 0.35  # Of all edges. Of those left, any may leave.
 STOP = 0.75  # The share of a search after which no weight moves.
 
 
@@ -321,9 +322,11 @@ class Search:
             score = outcome.scores.abs() + 1  # What has left is below.
             return top_mask(score.masked_fill(~mask, 0), size)
         generator = self._generator(f'pairs {self.round}')
-        if self.settings.edge_score == 'random':
-            return random_pairs(mask, size, generator)
-        return crowded_pairs(self.pairs, mask, size, generator)
+        if self.settings.edge_score == 'degree':
+            first = round((1 - CROWDED_SHARE) * mask.numel())
+            first = min(max(first, size), int(mask.sum()))
+            mask = crowded_pairs(self.pairs, mask, first, generator)
+        return random_pairs(mask, size, generator)
 
     def _soft_edges(self, name: str) -> Optional[SoftEdges]:
         mask = self.candidate.pairs
