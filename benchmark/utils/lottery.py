@@ -143,11 +143,10 @@ def train(
     task: Task = NodeTask(KnownGraph(data))
     if teacher is not None:
         task = task.distilled(teacher, DISTILL)
+    task = task.focused(model)
     fast = task.prepare(copy.deepcopy(model))
     optimizer = torch.optim.Adam(fast.parameters(), lr=0.01, weight_decay=5e-4)
-    stage = Stage(
-        'dense', fast, task.focused(fast), optimizer, EPOCHS, evaluate_every=2
-    )
+    stage = Stage('dense', fast, task, optimizer, EPOCHS, evaluate_every=2)
     out = copy.deepcopy(model)
     out.load_state_dict(stage.run(lambda stage: None).best.state)
     seconds = time.process_time() - start
