@@ -19,7 +19,6 @@ from torch_geometric.testing import withCUDA
 from torch_geometric_ext.nn import SparseLinear, sparsify
 from torch_geometric_ext.sparsity import RigL
 from torch_geometric_ext.utils import GraphLotteryPruner
-from torch_geometric_ext.utils.lottery import fast_convs
 from torch_geometric_ext.utils.lottery.fast_convs import speed_up
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
 from torch_geometric_ext.utils.lottery.sparse_input import (
@@ -173,8 +172,7 @@ KNOWN = {
 
 @withCUDA
 @pytest.mark.parametrize('name', KNOWN)
-def test_known_graphs_equal(name, device, monkeypatch):
-    monkeypatch.setattr(fast_convs, 'MAX_MESSAGES', 200)  # In many parts.
+def test_known_graphs_equal(name, device):
     torch.manual_seed(0)
     conv = KNOWN[name]().double().to(device)
     x = torch.randn(40, SHAPE[0], device=device, dtype=torch.double)
@@ -182,7 +180,7 @@ def test_known_graphs_equal(name, device, monkeypatch):
     graph = KnownGraph(data)
     fast = copy.deepcopy(speed_up(copy.deepcopy(conv), graph))
     assert is_first(fast)
-    messages, counts = [], []
+    messages = []
     fast.register_propagate_forward_hook(lambda *args: messages.append(1))
     for _ in range(2):
         outs = [net(x, data.edge_index) for net in [conv, fast]]
@@ -192,13 +190,12 @@ def test_known_graphs_equal(name, device, monkeypatch):
             out.square().sum().backward()
         for a, b in zip(conv.parameters(), fast.parameters()):
             torch.testing.assert_close(a.grad, b.grad)
-        counts.append(len(messages))
-    assert counts[0] == counts[1] >= 20  # All were passed the first time.
+    assert len(messages) == 0  # Their sums were computed once.
 
     # Other features, and other edges:
     for other in [(2 * x, data.edge_index), (x, data.edge_index.flip(0))]:
         torch.testing.assert_close(conv(*other), fast(*other))
-    assert len(messages) == counts[0] + 2
+    assert len(messages) == 2
 
 
 def test_sums_are_of_the_whole_graph():

@@ -3,6 +3,7 @@ before they add up neighbors, where a layer has fewer outputs than inputs. Of
 graphs that stay, they add up the features and normalize the edges once.
 """
 
+import warnings
 import weakref
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
@@ -33,14 +34,15 @@ from torch_geometric_ext.utils.lottery.known_graph import (
     Norm,
     View,
 )
-from torch_geometric_ext.utils.lottery.sparse_input import SparseInputLinear
+from torch_geometric_ext.utils.lottery.sparse_input import (
+    DTYPES,
+    SparseInputLinear,
+)
 
 SUMS = ['add', 'sum', 'mean']
 STEPS = ('_propagate', '_message', '_aggregate')  # What users may hook.
 
 METHODS = ['forward', 'propagate', 'message', 'aggregate', 'update']
-
-MAX_MESSAGES = 2**24  # That are held at once, while sums are computed.
 
 Slot = Tuple[Dict[str, Any], str]  # Where a module holds another one.
 Edges = Tuple[Tensor, Optional[Tensor]]
@@ -166,6 +168,23 @@ def _edges(view: View, is_weighted: bool) -> Edges:
     return view.data.edge_index, view.data.edge_weight if is_weighted else None
 
 
+def _sums(
+    edge_index: Tensor, weight: Optional[Tensor], x: Tensor, aggr: Any
+) -> Tensor:
+    """Sums or means of what neighbors have, without a message for each."""
+    ones = x.new_ones(edge_index.size(1))
+    values = ones if weight is None else weight.view(-1).to(x.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # That this format is new.
+        size = (x.size(0), x.size(0))
+        matrix = torch.sparse_coo_tensor(edge_index.flip(0), values, size)
+        out = matrix.to_sparse_csr() @ x
+    if aggr != 'mean':
+        return out
+    degree = x.new_zeros(x.size(0)).scatter_add_(0, edge_index[1], ones)
+    return out / degree.clamp(min=1)[:, None]
+
+
 def _is_like(x: Any, other: Tensor) -> bool:
     """Whether there is a row of the same type for each node."""
     return (
@@ -205,10 +224,8 @@ class _FastConv(MessagePassing):
         @torch.no_grad()
         def add_up() -> Tensor:
             edge_index, weight = self.edges(graph, graph.whole, is_weighted)
-            step = max(MAX_MESSAGES // max(edge_index.size(1), 1), 1)
-            parts = graph.data.x.split(step, dim=1)
-            out = [self.add_up(part, edge_index, weight) for part in parts]
-            return torch.cat(out, dim=1)
+            out = _sums(edge_index, weight, graph.data.x, self.aggr)
+            return self.finish_sums(out, graph.data.x)
 
         key = self.name, is_weighted
         return self.finish(graph.sums(view, key, add_up), x)
@@ -219,7 +236,7 @@ class _FastConv(MessagePassing):
             return False
         if self._message_forward_hooks or self._message_forward_pre_hooks:
             return False  # They have come since.
-        return x.dim() == 2 and x.is_floating_point()
+        return x.dim() == 2 and x.dtype in DTYPES
 
     def forward_any(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Takes any graph."""
@@ -233,11 +250,9 @@ class _FastConv(MessagePassing):
         """What messages are passed along, and their weights."""
         return _edges(view, is_weighted)
 
-    def add_up(
-        self, x: Tensor, edge_index: Tensor, weight: Optional[Tensor]
-    ) -> Tensor:
-        """Adds up what neighbors have."""
-        return self.propagate(edge_index, x=(x, x), size=None)
+    def finish_sums(self, sums: Tensor, x: Tensor) -> Tensor:
+        """What is added to them, if it does not change, either."""
+        return sums
 
     def finish(self, sums: Tensor, x: Tensor) -> Tensor:
         """What comes after that."""
@@ -251,7 +266,7 @@ class _GCNConv(_FastConv, GCNConv):
         if self.knows(x, graph, view) or not _is_like(x, view.data.x):
             return super().forward_known(x, graph, view, is_weighted)
         edge_index, weight = self.edges(graph, view, is_weighted)
-        out = self.add_up(self.lin(x), edge_index, weight)
+        out = self.propagate(edge_index, x=self.lin(x), edge_weight=weight)
         return out if self.bias is None else out + self.bias
 
     def edges(self, graph: KnownGraph, view: View, is_weighted: bool) -> Edges:
@@ -270,22 +285,14 @@ class _GCNConv(_FastConv, GCNConv):
 
         return graph.norm(view, (self.name, is_weighted), norm)
 
-    def add_up(
-        self, x: Tensor, edge_index: Tensor, weight: Optional[Tensor]
-    ) -> Tensor:
-        return self.propagate(edge_index, x=x, edge_weight=weight)
-
     def finish(self, sums: Tensor, x: Tensor) -> Tensor:
         out = self.lin(sums)
         return out if self.bias is None else out + self.bias
 
 
 class _GINConv(_FastConv, GINConv):
-    def add_up(
-        self, x: Tensor, edge_index: Tensor, weight: Optional[Tensor]
-    ) -> Tensor:
-        out = super().add_up(x, edge_index, weight)
-        return out if self.eps.requires_grad else out + (1 + self.eps) * x
+    def finish_sums(self, sums: Tensor, x: Tensor) -> Tensor:
+        return sums if self.eps.requires_grad else sums + (1 + self.eps) * x
 
     def finish(self, sums: Tensor, x: Tensor) -> Tensor:
         if self.eps.requires_grad:
@@ -302,13 +309,6 @@ class _SAGEConv(_FastConv, SAGEConv):
 
 
 class _GraphConv(_FastConv, GraphConv):
-    def add_up(
-        self, x: Tensor, edge_index: Tensor, weight: Optional[Tensor]
-    ) -> Tensor:
-        return self.propagate(
-            edge_index, x=(x, x), edge_weight=weight, size=None
-        )
-
     def finish(self, sums: Tensor, x: Tensor) -> Tensor:
         return self.lin_rel(sums) + self.lin_root(x)
 

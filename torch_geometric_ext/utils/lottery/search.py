@@ -1,6 +1,15 @@
 import math
 import warnings
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
 
 import torch
 from torch import Tensor
@@ -104,6 +113,8 @@ class Search:
         self.channels: Optional[Channels] = None
         self.index: Optional[Index] = None
         self.pending: Optional[Dict[str, Any]] = None
+        # What the next stage may share:
+        self.pruned: Optional[Tuple[Tensor, Task]] = None
 
     def run(self) -> Candidate:
         """Runs what has not been done yet. The outcomes are in :obj:`done`,
@@ -120,6 +131,7 @@ class Search:
         if self.settings.distill:
             teacher = build_model(self.template, dense.best)
             self.task = self.task.distilled(teacher, self.settings.distill)
+            self.pruned = None
         if method == 'fast' and self.channels is None:
             self._choose_channels(dense)
         if method == 'imp':
@@ -199,7 +211,10 @@ class Search:
         torch.manual_seed(named_seed(self.settings.seed, name))
         task = self.task
         if candidate.pairs is not None and self.pairs is not None:
-            task = task.pruned(self.pairs.edge_mask(candidate.pairs))
+            if self.pruned is None or self.pruned[0] is not candidate.pairs:
+                mask = self.pairs.edge_mask(candidate.pairs)
+                self.pruned = candidate.pairs, task.pruned(mask)
+            task = self.pruned[1]
         model = self.build(Weights(self.initial, candidate.masks))
         task = task.focused(model, adds_up=edges is None)
         model = task.prepare(model, adds_up=edges is None)
