@@ -66,7 +66,7 @@ class GraphLotteryPruner:
        magnitude are kept, compared over all layers, and of the edges, those
        of nodes with few others: in rounds, edges :math:`(u, v)` of the
        largest :math:`d_u d_v` leave the graph, by the degrees of what is
-       left. Once 35 % of all edges have left, no node has many, and more
+       left. Once 35 % of all edges have left, degrees tell little, and more
        leave at random.
     3. From their initial values on, the kept weights are trained on the
        pruned graph, while some move: the smallest leave, and the same number

@@ -86,10 +86,8 @@ def _random_graph(graph: KnownGraph, num_hops: int) -> KnownGraph:
     """
     size = 10 * num_hops + 50
     nodes = torch.arange(size)
-    chords, loops = (
-        torch.randint(size, (size // 3,)),
-        torch.randint(size, (3,)),
-    )
+    chords = torch.randint(size, (size // 3,))
+    loops = torch.randint(size, (3,))
     row = torch.cat([nodes, nodes[:5], chords])
     col = torch.cat([nodes + 1, nodes[:5] + 1, chords + 2]) % size
     back = torch.rand(row.numel()) < (1.0 if graph.is_undirected else 0.5)

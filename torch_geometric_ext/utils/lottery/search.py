@@ -208,17 +208,10 @@ class Search:
         """
         if name in self.done:
             return self.done[name]
-        torch.manual_seed(named_seed(self.settings.seed, name))
-        task = self.task
-        if candidate.pairs is not None and self.pairs is not None:
-            if self.pruned is None or self.pruned[0] is not candidate.pairs:
-                mask = self.pairs.edge_mask(candidate.pairs)
-                self.pruned = candidate.pairs, task.pruned(mask)
-            task = self.pruned[1]
-        model = self.build(Weights(self.initial, candidate.masks))
-        task = task.focused(model, adds_up=edges is None)
-        model = task.prepare(model, adds_up=edges is None)
-        torch.manual_seed(named_seed(self.settings.seed, name))
+        seed = named_seed(self.settings.seed, name)
+        torch.manual_seed(seed)
+        task, model = self._prepared(candidate, adds_up=edges is None)
+        torch.manual_seed(seed)
         optimizer = self.optimizer(model.parameters())
         if name != 'dense':
             self._soften(optimizer, candidate.masks)
@@ -254,6 +247,20 @@ class Search:
         if keep:
             self.done[name] = outcome
         return outcome
+
+    def _prepared(
+        self, candidate: Candidate, adds_up: bool
+    ) -> Tuple[Task, Module]:
+        """What to train, on as little of the graph as that takes."""
+        task, pairs = self.task, candidate.pairs
+        if pairs is not None and self.pairs is not None:
+            if self.pruned is None or self.pruned[0] is not pairs:
+                mask = self.pairs.edge_mask(pairs)
+                self.pruned = pairs, task.pruned(mask)
+            task = self.pruned[1]
+        model = self.build(Weights(self.initial, candidate.masks))
+        task = task.focused(model, adds_up)
+        return task, task.prepare(model, adds_up)
 
     def build(self, weights: Weights) -> Module:
         """A model with some of the weights, and without the channels that
