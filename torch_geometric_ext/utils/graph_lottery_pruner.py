@@ -99,10 +99,12 @@ class GraphLotteryPruner:
     trained on the whole graph.
 
     Where the nodes of a graph are classified, the share :obj:`distill` of the
-    loss is the cross-entropy with the predictions of the dense model, on all
-    nodes: this is what lets a graph lose edges without losing accuracy. These
-    predictions are sharpened (the temperature is one half), since the best
-    model is one of an early epoch.
+    loss is the cross-entropy with the predictions of the dense model: this is
+    what lets a graph lose edges without losing accuracy. These predictions
+    are of 4,096 nodes at random, or of as many as have labels, if these are
+    more: larger graphs then are not passed through as a whole. They are
+    sharpened (the temperature is one half), since the best model is one of an
+    early epoch.
 
     .. warning::
         What the dense model predicts, a ticket learns by heart of the nodes

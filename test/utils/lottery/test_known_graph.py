@@ -34,8 +34,8 @@ def test_part_holds_what_a_task_needs():
     data.train_mask, data.val_mask, data.e_id = mask, ~mask, torch.arange(4)
     data.edge_weight, data.edge_attr = torch.rand(4), torch.rand(4, 2)
     graph = KnownGraph(data)
-    part = graph.part('train_mask', 1)
-    assert graph.part('train_mask', 1) is part
+    part = graph.part(graph.data.train_mask, 1)
+    assert graph.part(graph.data.train_mask, 1) is part
     assert set(part.data.keys()) == set(data.keys())
     assert torch.equal(part.data.x, x[:2])
     assert part.data.y.tolist() == [0, 1]
@@ -56,7 +56,7 @@ def test_memory_is_freed():
     data = Data(x=x, edge_index=edge_index, y=mask)
     data.train_mask = data.val_mask = mask
     graph = KnownGraph(data)
-    part = graph.part('train_mask', 1)
+    part = graph.part(graph.data.train_mask, 1)
     refs = [weakref.ref(graph), weakref.ref(part)]
     graph.sums(part, 'key', lambda: x)
     del graph, part

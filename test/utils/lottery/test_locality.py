@@ -32,6 +32,7 @@ from torch_geometric.nn import (
 )
 from torch_geometric.testing import withCUDA
 
+from torch_geometric_ext.utils.lottery import task as task_module
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
 from torch_geometric_ext.utils.lottery.locality import find_num_hops
 from torch_geometric_ext.utils.lottery.task import NodeTask
@@ -411,14 +412,18 @@ def test_weights_of_edges(conv, adds_up):
         torch.testing.assert_close(a, b)
 
 
-def test_distilled_tasks_train_on_all_nodes():
+@pytest.mark.parametrize('share', [0.5, 1.0])
+@pytest.mark.parametrize('size', [3, 10_000])
+def test_distilled_tasks_train_on_what_targets_need(monkeypatch, size, share):
+    monkeypatch.setattr(task_module, 'MIN_TARGETS', size)
     torch.manual_seed(0)
     model = GCN(CHANNELS, 8, 2, 3).double()
     task = NodeTask(KnownGraph(graph()))
-    task = task.distilled(model, 0.5)
+    task = task.distilled(model, share, torch.Generator())
     fast = copy.deepcopy(model)
     focused = task.focused(fast)
     fast = task.prepare(fast)
-    assert focused.train is task.train and focused.valid is not task.valid
+    assert (focused.train is task.train) == (size == 10_000)
+    assert focused.valid is not task.valid
     for a, b in zip(grads(task, model), grads(focused, fast)):
         torch.testing.assert_close(a, b)

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN, GraphSAGE, Linear
 
+from torch_geometric_ext.utils.lottery import task as task_module
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
 from torch_geometric_ext.utils.lottery.task import (
     CustomTask,
@@ -120,7 +123,7 @@ def test_node_task():
     correct = (out.argmax(dim=-1) == data.y)[2:]
     assert task.evaluate(model) == float(correct.float().mean())
 
-    other = task.distilled(model, 0.25).pruned(MASK)
+    other = task.distilled(model, 0.25, torch.Generator()).pruned(MASK)
     small = other.batches()[0]
     assert small.num_edges == 3
     prob = (2 * log_prob).softmax(dim=-1).detach()  # At temperature 1/2.
@@ -128,6 +131,26 @@ def test_node_task():
     loss = 0.75 * -(out[0, 0] + out[1, 1]) / 2
     loss = loss + 0.25 * -(prob * out).sum(dim=-1).mean()
     assert torch.allclose(other.loss(model, small), loss)
+
+
+@pytest.mark.parametrize('num_labels, num_targets', [(1, 2), (3, 3)])
+def test_targets_are_of_some_nodes(monkeypatch, num_labels, num_targets):
+    monkeypatch.setattr(task_module, 'MIN_TARGETS', 2)
+    mask = torch.arange(4) < num_labels
+    data = graph(y=torch.tensor([0, 1, 1, 0]), train_mask=mask, val_mask=~mask)
+    model = GCN(2, 4, 1, 2)
+    task, found = NodeTask(KnownGraph(data)), set()
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        other = task.distilled(model, 1.0, generator)
+        nodes, prob = other.targets
+        assert nodes.unique().numel() == nodes.numel() == num_targets
+        found.add(tuple(nodes.tolist()))
+        log_prob = model(data.x, data.edge_index).log_softmax(dim=-1)
+        assert torch.allclose(prob, (2 * log_prob[nodes]).softmax(dim=-1))
+        loss = -(prob * log_prob[nodes]).sum(dim=-1).mean()
+        assert torch.allclose(other.loss(model, data), loss)
+    assert len(found) == math.comb(4, num_targets)
 
 
 def test_custom_task():
@@ -144,7 +167,8 @@ def test_custom_task():
     assert [batch.num_edges for batch in small.batches()] == [3, 1]
     assert small.evaluate(Linear(2, 2)) == 4
     assert small.loss(None, loader[0]) == loader[0].x.sum()
-    assert small.distilled(Linear(2, 2), 0.5) is small
+    generator = torch.Generator()
+    assert small.distilled(Linear(2, 2), 0.5, generator) is small
 
 
 def test_call():

@@ -100,7 +100,8 @@ class KnownGraph:
         self.data = data
         self.whole = View(data)
         self.inputs = [] if inputs is None else inputs
-        self._parts: Dict[Any, View] = {}  # They do not know this graph.
+        # They do not know this graph, which would be freed late:
+        self._parts: Dict[Tuple[Tensor, int], View] = {}
         self._is_undirected: Optional[bool] = None
         if not any(found.x is data.x for found in self.inputs):
             self._compress(data.x)
@@ -132,18 +133,18 @@ class KnownGraph:
                 return view
         return None
 
-    def part(self, key: str, num_hops: int) -> View:
+    def part(self, mask: Tensor, num_hops: int) -> View:
         """What the nodes of a mask get messages from, or all, if that is
-        nearly all.
+        nearly all. The same mask, not an equal one, gives the same part.
         """
-        if (key, num_hops) not in self._parts:
+        if (mask, num_hops) not in self._parts:
             view, data = self.whole, self.data
-            part = Part.reached(data.edge_index, data[key], num_hops)
+            part = Part.reached(data.edge_index, mask, num_hops)
             if part.nodes.numel() <= MAX_SHARE * part.near.numel():
                 view = View(data, part)
                 self._compress(view.data.x)
-            self._parts[key, num_hops] = view
-        return self._parts[key, num_hops]
+            self._parts[mask, num_hops] = view
+        return self._parts[mask, num_hops]
 
     def sums(
         self, view: View, key: Any, compute: Callable[[], Tensor]

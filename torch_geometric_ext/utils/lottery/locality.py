@@ -58,9 +58,10 @@ def find_num_hops(
         model = _other_weights(model)
         num_hops = _num_calls(model, _random_graph(graph, 0), adds_up)
         other = _random_graph(graph, num_hops)
+        masks = other.data.train_mask, other.data.val_mask
         expected = _run(model, other.data, other.data)
         for hops in [num_hops, num_hops + 1]:
-            parts = [other.part(x, hops) for x in ['train_mask', 'val_mask']]
+            parts = [other.part(mask, hops) for mask in masks]
             if other.whole in parts:
                 return None
             fast = speed_up(copy.deepcopy(model), other, adds_up)

@@ -130,7 +130,9 @@ class Search:
         )
         if self.settings.distill:
             teacher = build_model(self.template, dense.best)
-            self.task = self.task.distilled(teacher, self.settings.distill)
+            self.task = self.task.distilled(
+                teacher, self.settings.distill, self._generator('targets')
+            )
             self.pruned = None
         if method == 'fast' and self.channels is None:
             self._choose_channels(dense)
@@ -318,19 +320,19 @@ class Search:
         if len(self.names) == 0:
             return
         seed = named_seed(self.settings.seed, 'channels')
+        model = build_model(self.template, dense.last)
+        task = self.task.focused(model)
         torch.manual_seed(seed)
-        model = self.task.prepare(build_model(self.template, dense.last))
+        model = task.prepare(model)
         heads = find_num_heads(self.template, self.names).values()
         shared = max(heads, default=1) > 1
         density = HEADS_DENSITY if shared else CHANNEL_DENSITY
         size = math.ceil(self._num_weights() / density)
-        self.channels, aligned = find_channels(
-            model, self.task, self.names, size
-        )
+        self.channels, aligned = find_channels(model, task, self.names, size)
         room = sum(aligned.num_weights(name) for name in self.names)
         if room >= self._num_weights():
             self.index = find_index(
-                self.template, aligned, dense.last.state, self.task, seed
+                self.template, aligned, dense.last.state, task, seed
             )
         if self.index is not None:
             self.channels = aligned

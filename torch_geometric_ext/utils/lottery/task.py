@@ -2,7 +2,15 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import Any, Callable, Collection, Iterator, List, Optional
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+)
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +33,7 @@ OTHER_KEYS = [
     'ptr',
     'src_index',
 ]
+MIN_TARGETS = 4096  # If there are as many nodes. More do not help PubMed.
 TEMPERATURE = 0.5  # The best model is one of an early epoch, and not sure.
 
 # `loss_fn(model, batch)` and `evaluate(model, data)`:
@@ -127,11 +136,22 @@ class Task(ABC):
         """
         return self
 
-    def distilled(self, teacher: Module, share: float) -> 'Task':
+    def distilled(
+        self, teacher: Module, share: float, generator: torch.Generator
+    ) -> 'Task':
         """The same task, with a share of the loss against the predictions of
         a model, if there are any to compare.
         """
         return self
+
+
+class Targets(NamedTuple):
+    """The probabilities of classes that a model is to come close to, on
+    some of the nodes that it is given.
+    """
+
+    nodes: Tensor
+    probs: Tensor
 
 
 class NodeTask(Task):
@@ -139,30 +159,27 @@ class NodeTask(Task):
 
     Args:
         graph (KnownGraph): The graph, with labels and masks.
-        targets (torch.Tensor, optional): The probabilities that a model is
-            to come close to, on all nodes. (default: :obj:`None`)
+        targets (Targets, optional): What a model is to come close to, on
+            nodes of the graph. (default: :obj:`None`)
         share (float, optional): Their share of the loss.
             (default: :obj:`0.0`)
-        train (Data, optional): The part of the graph to train on.
-            (default: :obj:`None`)
-        valid (Data, optional): The part to evaluate on.
-            (default: :obj:`None`)
     """
 
     def __init__(
         self,
         graph: KnownGraph,
-        targets: Optional[Tensor] = None,
+        targets: Optional[Targets] = None,
         share: float = 0.0,
-        train: Optional[Data] = None,
-        valid: Optional[Data] = None,
     ) -> None:
         self.graph = graph
         self.targets = targets
         self.share = share
-        self.train = graph.data if train is None else train
-        self.valid = graph.data if valid is None else valid
         self.is_distilled = targets is not None
+        # What to train and to evaluate on, and what the loss is of:
+        self.train = self.valid = graph.data
+        self.mask = graph.data.train_mask
+        if targets is not None:
+            self.mask = self.mask.index_fill(0, targets.nodes, True)
 
     def batches(self) -> Collection[Any]:  # noqa: D102
         return [self.train]
@@ -173,7 +190,7 @@ class NodeTask(Task):
         loss = F.cross_entropy(out[mask], batch.y[mask])
         if self.targets is None:
             return loss
-        other = F.cross_entropy(out, self.targets)
+        other = F.cross_entropy(out[self.targets.nodes], self.targets.probs)
         return (1 - self.share) * loss + self.share * other
 
     @torch.no_grad()
@@ -191,11 +208,15 @@ class NodeTask(Task):
 
     @torch.no_grad()
     def distilled(  # noqa: D102
-        self, teacher: Module, share: float
+        self, teacher: Module, share: float, generator: torch.Generator
     ) -> 'NodeTask':
-        out = call(teacher.eval(), self.graph.data)
-        targets = (out / TEMPERATURE).softmax(dim=-1)
-        return NodeTask(self.graph, targets, share)
+        data = self.graph.data
+        out = call(teacher.eval(), data)
+        size = max(MIN_TARGETS, int(data.train_mask.sum()))
+        nodes = torch.randperm(out.size(0), generator=generator)[:size]
+        nodes = nodes.sort().values.to(out.device)
+        probs = (out[nodes] / TEMPERATURE).softmax(dim=-1)
+        return NodeTask(self.graph, Targets(nodes, probs), share)
 
     def prepare(  # noqa: D102
         self, model: Module, adds_up: bool = True
@@ -209,12 +230,14 @@ class NodeTask(Task):
         num_hops = find_num_hops(model, self.graph, adds_up)
         if num_hops is None:
             return self
-        train, valid = self.graph.data, self.graph.part('val_mask', num_hops)
-        if not self.is_distilled:  # Targets are of all nodes.
-            train = self.graph.part('train_mask', num_hops).data
-        return NodeTask(
-            self.graph, self.targets, self.share, train, valid.data
-        )
+        train = self.graph.part(self.mask, num_hops)
+        valid = self.graph.part(self.graph.data.val_mask, num_hops)
+        out = copy.copy(self)
+        out.train, out.valid = train.data, valid.data
+        if self.targets is not None and train.part is not None:
+            nodes = torch.searchsorted(train.part.nodes, self.targets.nodes)
+            out.targets = self.targets._replace(nodes=nodes)
+        return out
 
 
 class CustomTask(Task):
