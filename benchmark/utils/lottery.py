@@ -54,8 +54,9 @@ from torch_geometric.nn import GAT, GCN, GINConv
 
 from torch_geometric_ext.utils import GraphLotteryPruner, count_macs
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
+from torch_geometric_ext.utils.lottery.node_task import NodeTask
 from torch_geometric_ext.utils.lottery.stage import Stage
-from torch_geometric_ext.utils.lottery.task import NodeTask, Task
+from torch_geometric_ext.utils.lottery.task import Task
 
 EPOCHS = 200
 DISTILL = 0.8

@@ -12,7 +12,12 @@ from torch_geometric_ext.utils.lottery.checkpoint import Checkpoint
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
 from torch_geometric_ext.utils.lottery.loss_macs import loss_macs
+from torch_geometric_ext.utils.lottery.node_task import (
+    NodeTask,
+    check_node_task,
+)
 from torch_geometric_ext.utils.lottery.progress_bar import ProgressBar
+from torch_geometric_ext.utils.lottery.prune_edges import whole_graph
 from torch_geometric_ext.utils.lottery.search import Candidate, Search
 from torch_geometric_ext.utils.lottery.settings import (
     Settings,
@@ -24,11 +29,8 @@ from torch_geometric_ext.utils.lottery.task import (
     CustomTask,
     Evaluate,
     LossFunction,
-    NodeTask,
     Task,
     check_data,
-    check_node_task,
-    whole_graph,
 )
 from torch_geometric_ext.utils.lottery.weight_masks import (
     clear_caches,

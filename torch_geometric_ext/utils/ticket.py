@@ -14,7 +14,7 @@ from torch_geometric_ext.utils.lottery.narrow import (
     narrow_model,
     narrow_weights,
 )
-from torch_geometric_ext.utils.lottery.task import prune_edges
+from torch_geometric_ext.utils.lottery.prune_edges import prune_edges
 from torch_geometric_ext.utils.lottery.weight_masks import (
     Masks,
     Weights,

@@ -22,7 +22,8 @@ from torch_geometric.testing import withCUDA
 from torch_geometric_ext.utils.lottery.channel_rigl import ChannelRigL
 from torch_geometric_ext.utils.lottery.channels import find_channels
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
-from torch_geometric_ext.utils.lottery.task import CustomTask, NodeTask
+from torch_geometric_ext.utils.lottery.node_task import NodeTask
+from torch_geometric_ext.utils.lottery.task import CustomTask
 from torch_geometric_ext.utils.lottery.weight_masks import (
     Weights,
     build_model,

@@ -21,11 +21,11 @@ from torch_geometric_ext.sparsity import RigL
 from torch_geometric_ext.utils import GraphLotteryPruner
 from torch_geometric_ext.utils.lottery.fast_convs import speed_up
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph
+from torch_geometric_ext.utils.lottery.node_task import NodeTask
 from torch_geometric_ext.utils.lottery.sparse_input import (
     SparseInput,
     swap_linears,
 )
-from torch_geometric_ext.utils.lottery.task import NodeTask
 
 SHAPE = (40, 4)
 CONVS = {

@@ -3,9 +3,14 @@ import weakref
 import hypothesis.strategies as st
 import torch
 from hypothesis import given
+from torch.nn import Linear
 from torch_geometric.data import Data
 
-from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, Part
+from torch_geometric_ext.utils.lottery.known_graph import (
+    KnownGraph,
+    Part,
+    call,
+)
 
 
 @given(st.integers(0, 1000), st.integers(0, 4))
@@ -61,3 +66,24 @@ def test_memory_is_freed():
     graph.sums(part, 'key', lambda: x)
     del graph, part
     assert [ref() for ref in refs] == [None, None]
+
+
+def test_call():
+    data = Data(
+        x=torch.rand(4, 2),
+        edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 3]]),
+        edge_weight=torch.rand(4),
+        edge_attr=torch.rand(4, 1),
+    )
+
+    def check(forward, expected):
+        model = Linear(2, 2)
+        model.forward = forward
+        assert call(model, data) == expected
+
+    check(lambda x, edge_index: 0, 0)
+    check(
+        lambda feat, adj, edge_weight: float(edge_weight.sum()),
+        float(data.edge_weight.sum()),
+    )
+    check(lambda x, e, edge_attr=None: edge_attr.shape, (4, 1))

@@ -32,10 +32,10 @@ from torch_geometric.nn import (
 )
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.utils.lottery import task as task_module
+from torch_geometric_ext.utils.lottery import node_task
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
 from torch_geometric_ext.utils.lottery.locality import find_num_hops
-from torch_geometric_ext.utils.lottery.task import NodeTask
+from torch_geometric_ext.utils.lottery.node_task import NodeTask
 
 CHANNELS = 6
 KEYS = ['train_mask', 'val_mask']
@@ -415,7 +415,7 @@ def test_weights_of_edges(conv, adds_up):
 @pytest.mark.parametrize('share', [0.5, 1.0])
 @pytest.mark.parametrize('size', [3, 10_000])
 def test_distilled_tasks_train_on_what_targets_need(monkeypatch, size, share):
-    monkeypatch.setattr(task_module, 'MIN_TARGETS', size)
+    monkeypatch.setattr(node_task, 'MIN_TARGETS', size)
     torch.manual_seed(0)
     model = GCN(CHANNELS, 8, 2, 3).double()
     task = NodeTask(KnownGraph(graph()))

@@ -10,8 +10,8 @@ from torch_geometric.utils import to_torch_csr_tensor
 
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.edge_scores import spread_penalty
+from torch_geometric_ext.utils.lottery.prune_edges import prune_edges
 from torch_geometric_ext.utils.lottery.soft_edges import SoftEdges
-from torch_geometric_ext.utils.lottery.task import prune_edges
 
 # With a multi-edge, self-loops in between, and the isolated node 4:
 EDGES = [[0, 1, 1, 2, 0, 1, 3, 2], [1, 0, 1, 0, 2, 0, 3, 1]]

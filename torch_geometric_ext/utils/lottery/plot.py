@@ -3,7 +3,7 @@ from typing import Any
 import torch
 from torch_geometric.utils import degree
 
-from torch_geometric_ext.utils.lottery.task import prune_edges
+from torch_geometric_ext.utils.lottery.prune_edges import prune_edges
 
 
 def plot_ticket(ticket: Any, data: Any) -> Any:

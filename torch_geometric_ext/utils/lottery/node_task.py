@@ -1,0 +1,160 @@
+import copy
+import inspect
+from typing import Any, Collection, List, NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+from torch_geometric.data import Data
+
+from torch_geometric_ext.utils.lottery.fast_convs import speed_up
+from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
+from torch_geometric_ext.utils.lottery.locality import find_num_hops
+from torch_geometric_ext.utils.lottery.prune_edges import prune_edges
+from torch_geometric_ext.utils.lottery.sparse_input import swap_linears
+from torch_geometric_ext.utils.lottery.task import Task
+
+MIN_TARGETS = 4096  # If there are as many nodes. More do not help PubMed.
+TEMPERATURE = 0.5  # The best model is one of an early epoch, and not sure.
+
+
+class Targets(NamedTuple):
+    """The probabilities of classes that a model is to come close to, on
+    some of the nodes that it is given.
+    """
+
+    nodes: Tensor
+    probs: Tensor
+
+
+class NodeTask(Task):
+    """Classification of the nodes of one graph, in full batches.
+
+    Args:
+        graph (KnownGraph): The graph, with labels and masks.
+        targets (Targets, optional): What a model is to come close to, on
+            nodes of the graph. (default: :obj:`None`)
+        share (float, optional): Their share of the loss.
+            (default: :obj:`0.0`)
+    """
+
+    def __init__(
+        self,
+        graph: KnownGraph,
+        targets: Optional[Targets] = None,
+        share: float = 0.0,
+    ) -> None:
+        self.graph = graph
+        self.targets = targets
+        self.share = share
+        self.is_distilled = targets is not None
+        # What to train and to evaluate on, and what the loss is of:
+        self.train = self.valid = graph.data
+        self.mask = graph.data.train_mask
+        if targets is not None:
+            self.mask = self.mask.index_fill(0, targets.nodes, True)
+
+    def batches(self) -> Collection[Any]:  # noqa: D102
+        return [self.train]
+
+    def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
+        out = call(model, batch)
+        mask = batch.train_mask
+        loss = F.cross_entropy(out[mask], batch.y[mask])
+        if self.targets is None:
+            return loss
+        other = F.cross_entropy(out[self.targets.nodes], self.targets.probs)
+        return (1 - self.share) * loss + self.share * other
+
+    @torch.no_grad()
+    def evaluate(self, model: Module) -> float:  # noqa: D102
+        data = self.valid
+        out = call(model.eval(), data)[data.val_mask].argmax(dim=-1)
+        return float((out == data.y[data.val_mask]).float().mean())
+
+    def pruned(self, edge_mask: Tensor) -> 'NodeTask':  # noqa: D102
+        data = prune_edges(self.graph.data, edge_mask)
+        if 'e_id' not in data:  # Parts of it tell their edges by numbers.
+            data.e_id = edge_mask.nonzero().flatten()
+        graph = self.graph.with_edges_of(data)
+        return NodeTask(graph, self.targets, self.share)
+
+    @torch.no_grad()
+    def distilled(  # noqa: D102
+        self, teacher: Module, share: float, generator: torch.Generator
+    ) -> 'NodeTask':
+        data = self.graph.data
+        out = call(teacher.eval(), data)
+        size = max(MIN_TARGETS, int(data.train_mask.sum()))
+        nodes = torch.randperm(out.size(0), generator=generator)[:size]
+        nodes = nodes.sort().values.to(out.device)
+        probs = (out[nodes] / TEMPERATURE).softmax(dim=-1)
+        return NodeTask(self.graph, Targets(nodes, probs), share)
+
+    def prepare(  # noqa: D102
+        self, model: Module, adds_up: bool = True
+    ) -> Module:
+        model = swap_linears(model, self.graph.inputs)
+        return speed_up(model, self.graph, adds_up)
+
+    def focused(  # noqa: D102
+        self, model: Module, adds_up: bool = True
+    ) -> 'NodeTask':
+        num_hops = find_num_hops(model, self.graph, adds_up)
+        if num_hops is None:
+            return self
+        train = self.graph.part(self.mask, num_hops)
+        valid = self.graph.part(self.graph.data.val_mask, num_hops)
+        out = copy.copy(self)
+        out.train, out.valid = train.data, valid.data
+        if self.targets is not None and train.part is not None:
+            nodes = torch.searchsorted(train.part.nodes, self.targets.nodes)
+            out.targets = self.targets._replace(nodes=nodes)
+        return out
+
+
+def check_node_task(data: Any, model: Module) -> None:
+    """Raises if a graph or a model lacks what a classification of its nodes
+    needs.
+    """
+    if not isinstance(data, Data):
+        raise ValueError(
+            f"a loader as 'data' needs 'loss_fn' and 'evaluate' (got "
+            f'{type(data)})'
+        )
+    try:
+        inspect.signature(model.forward).bind(None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"'model' needs to be called with 'x' and 'edge_index'; for any "
+            f"other, give 'loss_fn' and 'evaluate' ({error})"
+        ) from error
+    missing: List[str] = [
+        key
+        for key in ['x', 'edge_index', 'y', 'train_mask', 'val_mask']
+        if data.get(key) is None
+    ]
+    if missing:
+        raise ValueError(
+            f"'data' needs to hold {missing} to classify its nodes ('adj_t' "
+            f"is no 'edge_index'); for any other task, give 'loss_fn' and "
+            f"'evaluate' (got {data})"
+        )
+    y = data.y
+    if y.dim() != 1 or y.is_floating_point() or y.size(0) != data.num_nodes:
+        raise ValueError(
+            f"'y' of 'data' needs to hold one class for each of the "
+            f"{data.num_nodes} nodes; for any other task, give 'loss_fn' and "
+            f"'evaluate' (got {list(y.shape)} of {y.dtype})"
+        )
+    for key in ['train_mask', 'val_mask']:
+        mask = data[key]
+        if mask.dtype != torch.bool or mask.shape != y.shape:
+            raise ValueError(
+                f"'{key}' of 'data' needs to be of torch.bool and of shape "
+                f'{list(y.shape)}, one split (got {mask.dtype} and '
+                f'{list(mask.shape)})'
+            )
+        if not mask.any():
+            raise ValueError(f"'{key}' of 'data' selects no node")
