@@ -143,7 +143,7 @@ def train(
     start = time.process_time()
     task: Task = NodeTask(KnownGraph(data))
     if teacher is not None:
-        task = task.distilled(teacher, DISTILL)
+        task = task.distilled(teacher, DISTILL, torch.Generator())
     task = task.focused(model)
     fast = task.prepare(copy.deepcopy(model))
     optimizer = torch.optim.Adam(fast.parameters(), lr=0.01, weight_decay=5e-4)
