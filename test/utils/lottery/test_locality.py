@@ -412,13 +412,16 @@ def test_weights_of_edges(conv, adds_up):
         torch.testing.assert_close(a, b)
 
 
+@withCUDA
 @pytest.mark.parametrize('share', [0.5, 1.0])
 @pytest.mark.parametrize('size', [3, 10_000])
-def test_distilled_tasks_train_on_what_targets_need(monkeypatch, size, share):
+def test_distilled_tasks_train_on_what_targets_need(
+    monkeypatch, size, share, device
+):
     monkeypatch.setattr(node_task, 'MIN_TARGETS', size)
     torch.manual_seed(0)
-    model = GCN(CHANNELS, 8, 2, 3).double()
-    task = NodeTask(KnownGraph(graph()))
+    model = GCN(CHANNELS, 8, 2, 3).double().to(device)
+    task = NodeTask(KnownGraph(graph(device=device)))
     task = task.distilled(model, share, torch.Generator())
     fast = copy.deepcopy(model)
     focused = task.focused(fast)
