@@ -46,7 +46,8 @@ def find_index(
     torch.manual_seed(seed)
     batch = task.first_batch()
     try:
-        narrow = narrow_model(wide, index)
+        narrow = task.prepare(narrow_model(wide, index))
+        wide = task.prepare(wide)
         models = [wide, wide, narrow]
         losses = [_loss(x, task, batch, seed) for x in models]
     except Exception:  # Models may do anything with their sizes.

@@ -30,7 +30,13 @@ class SparseInput:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # That this format is new.
             self.rows = x.to_sparse_csr()
-            self.cols = x.t().to_sparse_csr()
+            cols = self.rows.to_sparse_csc()
+            self.cols = torch.sparse_csr_tensor(
+                cols.ccol_indices(),
+                cols.row_indices(),
+                cols.values(),
+                (x.size(1), x.size(0)),
+            )
 
     @classmethod
     def find(cls, x: Any) -> Optional['SparseInput']:
