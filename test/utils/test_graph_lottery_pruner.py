@@ -5,6 +5,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
+from torch_geometric.data import Batch
 from torch_geometric.nn import (
     GCN,
     GIN,
@@ -233,6 +234,13 @@ def test_pruner_checkpoint_errors(tmp_path):
     ]:
         with pytest.raises(ValueError, match=match):
             prune(*args, checkpoint=path, **kwargs)
+    kwargs = dict(checkpoint=tmp_path / 'weights.pt', edge_sparsity=0.0)
+    prune(model, data, **kwargs)
+    other = data.clone()
+    other.val_mask = ~other.val_mask
+    for graphs in [other, Batch.from_data_list([data, data])]:
+        with pytest.raises(ValueError, match=match):
+            prune(model, graphs, **kwargs)
     path.write_text('text')
     with pytest.raises(ValueError, match=match):
         prune(model, data, checkpoint=path)

@@ -96,22 +96,23 @@ class GraphLotteryPruner:
     the features), and so are the norms of edges. A loss on few labels is
     computed on the part of the graph that it depends on, which is found by
     counting how often the model passes messages, and so is the validation
-    metric. Outputs and gradients are the same. This is tried, too: models
-    that look at all nodes, as those with normalization over nodes do, are
-    trained on the whole graph.
+    metric. Parts have features and sums of their own. Outputs and gradients
+    are the same. This is tried, too: models that look at all nodes, as those
+    with normalization over nodes do, are trained on the whole graph.
 
     Where the nodes of a graph are classified, the share :obj:`distill` of the
-    loss is the cross-entropy with the predictions of the dense model: this is
-    what lets a graph lose edges without losing accuracy. These predictions
-    are of 4,096 nodes at random, or of as many as have labels, if these are
-    more: larger graphs then are not passed through as a whole. They are
-    sharpened (the temperature is one half), since the best model is one of an
-    early epoch.
+    loss is the cross-entropy with the predictions of the dense model, on all
+    nodes: this is what lets a graph lose edges without losing accuracy. While
+    weights are sparse, predictions on 4,096 nodes at random (or on as many as
+    there are training nodes, if these are more) are enough, if these nodes
+    get messages from a part of the graph alone. Predictions are sharpened
+    (the temperature is one half), since the best model is one of an early
+    epoch.
 
     .. warning::
         What the dense model predicts, a ticket learns by heart of the nodes
-        it sees. On others, it is not as good: measure on these if it is them
-        that the ticket is to serve.
+        it sees. On new ones, it is not as good: measure on these if it is
+        them that the ticket is to serve.
 
     The rivals: :obj:`"one_shot"` leaves the choice of channels and step 3
     out, :obj:`"random"` keeps weights and edges at random, and :obj:`"imp"`

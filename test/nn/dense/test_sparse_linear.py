@@ -71,6 +71,12 @@ def test_repr(ext):
     )
 
 
+def test_sizes_have_the_names_of_both_dense_classes():
+    layer = SparseLinear(8, 4)
+    assert (layer.in_channels, layer.out_channels) == (8, 4)
+    assert (layer.in_features, layer.out_features) == (8, 4)
+
+
 def test_number_of_weights():
     for sparsity, num_weights in [(0.0, 32), (0.9, 3), (0.99, 0), (0.6, 13)]:
         layer = build(sparsity=sparsity)

@@ -63,7 +63,8 @@ def test_memory_is_freed():
     graph = KnownGraph(data)
     part = graph.part(graph.data.train_mask, 1)
     refs = [weakref.ref(graph), weakref.ref(part)]
-    graph.sums(part, 'key', lambda: x)
+    graph.sums(part, 'key', lambda nodes: x[nodes])
+    assert torch.equal(part.sums['key'], x[part.part.nodes])
     del graph, part
     assert [ref() for ref in refs] == [None, None]
 
@@ -87,3 +88,20 @@ def test_call():
         float(data.edge_weight.sum()),
     )
     check(lambda x, e, edge_attr=None: edge_attr.shape, (4, 1))
+
+
+def test_forget():
+    x, mask = torch.eye(40), torch.arange(40) < 2
+    edge_index = torch.stack([torch.arange(40), torch.arange(40)])
+    data = Data(x=x, edge_index=edge_index, y=mask)
+    data.train_mask = data.val_mask = mask
+    graph = KnownGraph(data)
+    part = graph.part(mask, 1)
+    for view in [part, graph.whole]:
+        graph.sums(view, 'key', lambda nodes: torch.zeros(40, 40))
+    assert [found.x is x for found in graph.inputs] == [True] + [False] * 3
+    ref = weakref.ref(part)
+    del part, view
+    graph.forget()
+    assert ref() is None and not graph.whole.sums
+    assert [found.x is x for found in graph.inputs] == [True]

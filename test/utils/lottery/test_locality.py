@@ -414,19 +414,66 @@ def test_weights_of_edges(conv, adds_up):
 
 @withCUDA
 @pytest.mark.parametrize('share', [0.5, 1.0])
-@pytest.mark.parametrize('size', [3, 10_000])
-def test_distilled_tasks_train_on_what_targets_need(
-    monkeypatch, size, share, device
-):
-    monkeypatch.setattr(node_task, 'MIN_TARGETS', size)
+def test_distilled_tasks_train_on_all_nodes(share, device):
     torch.manual_seed(0)
     model = GCN(CHANNELS, 8, 2, 3).double().to(device)
     task = NodeTask(KnownGraph(graph(device=device)))
-    task = task.distilled(model, share, torch.Generator())
+    task = task.distilled(model, share)
     fast = copy.deepcopy(model)
     focused = task.focused(fast)
     fast = task.prepare(fast)
-    assert (focused.train is task.train) == (size == 10_000)
-    assert focused.valid is not task.valid
+    assert focused.train is task.train and focused.valid is not task.valid
     for a, b in zip(grads(task, model), grads(focused, fast)):
         torch.testing.assert_close(a, b)
+
+
+@withCUDA
+@pytest.mark.parametrize('prune', [False, True])
+def test_distilled_tasks_train_on_what_a_sample_needs(
+    monkeypatch, prune, device
+):
+    monkeypatch.setattr(node_task, 'MIN_TARGETS', 20)
+    torch.manual_seed(0)
+    model = GCN(CHANNELS, 8, 2, 3).double().to(device)
+    task = NodeTask(KnownGraph(graph(device=device)))
+    task = task.distilled(model, 0.75, torch.Generator())
+    if prune:
+        mask = torch.arange(task.graph.data.num_edges) % 3 > 0
+        task = task.pruned(mask.to(device))
+    assert task.sample.numel() == 20
+    fast = copy.deepcopy(model)
+    focused = task.focused(fast)
+    fast = task.prepare(fast)
+    assert focused.train.num_nodes < 0.5 * task.train.num_nodes
+    assert task.focused(model).train is focused.train  # It is found once.
+    again = focused.focused(model)
+    assert again.train is focused.train
+
+    data = task.graph.data
+    model.zero_grad()
+    out = model(data.x, data.edge_index)
+    loss = 0.25 * F.cross_entropy(
+        out[data.train_mask], data.y[data.train_mask]
+    )
+    targets = task.targets[task.sample]
+    loss = loss + 0.75 * F.cross_entropy(out[task.sample], targets)
+    loss.backward()
+    expected = [loss, *(x.grad for x in model.parameters())]
+    for other in [focused, again]:
+        for a, b in zip(expected, grads(other, fast)):
+            torch.testing.assert_close(a, b)
+
+
+def test_all_targets_are_used_where_that_is_free(monkeypatch):
+    monkeypatch.setattr(node_task, 'MIN_TARGETS', 280)
+    torch.manual_seed(0)
+    task = NodeTask(KnownGraph(graph()))
+    for model in [
+        GCN(CHANNELS, 8, 6, 3),
+        GCN(CHANNELS, 8, 2, 3, norm='graph'),
+    ]:
+        model = model.double()
+        other = task.distilled(model, 0.75, torch.Generator())
+        focused = other.focused(model)
+        assert focused.train is task.train and focused.told.nodes is None
+        assert len(focused.told.probs) == task.train.num_nodes

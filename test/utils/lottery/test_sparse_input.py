@@ -47,6 +47,31 @@ def test_other_inputs_are_dense():
     assert copy.deepcopy(model)[0].inputs[0] is model[0].inputs[0]
 
 
+@pytest.mark.parametrize(
+    'cls, name', [(torch.nn.Linear, 'input'), (Linear, 'x')]
+)
+def test_serves_as_the_dense_layer(cls, name):
+    x = features()
+    dense = cls(50, 4)
+    layer = swap_linears(torch.nn.Sequential(dense), [SparseInput(x)])[0]
+    assert isinstance(layer, SparseInputLinear)
+    torch.testing.assert_close(layer(**{name: x}), dense(x))
+    for key in ['in_channels', 'in_features', 'out_channels', 'out_features']:
+        assert getattr(layer, key, None) == getattr(dense, key, None)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(layer(x), dense(x))
+
+
+def test_columns_equal_those_of_the_transpose():
+    for size in [(20, 50), (0, 5), (5, 0), (3, 7)]:
+        x = torch.rand(size) * (torch.rand(size) < 0.1)
+        cols, expected = SparseInput(x).cols, x.t().to_sparse_csr()
+        assert cols.shape == expected.shape
+        for name in ['crow_indices', 'col_indices', 'values']:
+            a, b = getattr(cols, name)(), getattr(expected, name)()
+            assert torch.equal(a, b)
+
+
 def test_sparse_layers_stay():
     model = torch.nn.Sequential(SparseLinear(50, 4))
     assert (

@@ -310,6 +310,16 @@ class SparseLinear(SparseParameters):
         self._replace(pattern, self.values.new_zeros(num_weights))
         self.reset_parameters()
 
+    @property
+    def in_features(self) -> int:
+        """The number of inputs, as :class:`torch.nn.Linear` names it."""
+        return self.in_channels
+
+    @property
+    def out_features(self) -> int:
+        """The number of outputs, as :class:`torch.nn.Linear` names it."""
+        return self.out_channels
+
     def forward(self, x: Tensor) -> Tensor:
         """Applies the transformation.
 

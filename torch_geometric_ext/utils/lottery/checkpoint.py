@@ -9,7 +9,6 @@ import torch
 
 from torch_geometric_ext.data.atomic_save import atomic_save
 from torch_geometric_ext.utils.lottery.channels import Channels
-from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.search import Candidate, Search
 from torch_geometric_ext.utils.lottery.stage import Outcome, Stage
 from torch_geometric_ext.utils.lottery.weight_masks import Weights
@@ -34,7 +33,7 @@ class Checkpoint:
             'settings': asdict(search.settings),
             'names': search.names,
             'sizes': [list(x.shape) for x in search.initial.values()],
-            'graph': None if search.pairs is None else _digest(search.pairs),
+            'graph': _digest(search),
         }
         self._count = 0
 
@@ -109,8 +108,15 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _digest(pairs: EdgePairs) -> str:
-    return hashlib.sha256(pairs.ends.cpu().numpy().tobytes()).hexdigest()
+def _digest(search: Search) -> str:
+    tensors = search.task.identity()
+    if search.pairs is not None:
+        tensors.append(search.pairs.ends)
+    out = hashlib.sha256()
+    for x in tensors:
+        out.update(f'{x.dtype} {list(x.shape)};'.encode())
+        out.update(x.cpu().contiguous().numpy().tobytes())
+    return out.hexdigest()
 
 
 def _lists(value: Any) -> Any:

@@ -169,20 +169,36 @@ def _edges(view: View, is_weighted: bool) -> Edges:
 
 
 def _sums(
-    edge_index: Tensor, weight: Optional[Tensor], x: Tensor, aggr: Any
+    edge_index: Tensor,
+    weight: Optional[Tensor],
+    x: Tensor,
+    aggr: Any,
+    nodes: Optional[Tensor] = None,
 ) -> Tensor:
-    """Sums or means of what neighbors have, without a message for each."""
-    ones = x.new_ones(edge_index.size(1))
-    values = ones if weight is None else weight.view(-1).to(x.dtype)
+    """Sums or means of what neighbors of some nodes have, without a message
+    for each.
+    """
+    row, col = edge_index
+    values = x.new_ones(row.size(0))
+    if weight is not None:
+        values = weight.view(-1).to(x.dtype)
+    size = x.size(0)
+    if nodes is not None:
+        size = nodes.numel()
+        number = col.new_full((x.size(0),), -1)
+        number[nodes] = torch.arange(size, device=col.device)
+        index = (number[col] >= 0).nonzero().flatten()
+        row, col, values = row[index], number[col[index]], values[index]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # That this format is new.
-        size = (x.size(0), x.size(0))
-        matrix = torch.sparse_coo_tensor(edge_index.flip(0), values, size)
+        matrix = torch.sparse_coo_tensor(
+            torch.stack([col, row]), values, (size, x.size(0))
+        )
         out = matrix.to_sparse_csr() @ x
     if aggr != 'mean':
         return out
-    degree = x.new_zeros(x.size(0)).scatter_add_(0, edge_index[1], ones)
-    return out / degree.clamp(min=1)[:, None]
+    degree = torch.bincount(col, minlength=size).clamp(min=1)
+    return out / degree[:, None]
 
 
 def _is_like(x: Any, other: Tensor) -> bool:
@@ -222,10 +238,11 @@ class _FastConv(MessagePassing):
             return self.forward_any(x, *_edges(view, is_weighted))
 
         @torch.no_grad()
-        def add_up() -> Tensor:
+        def add_up(nodes: Optional[Tensor]) -> Tensor:
             edge_index, weight = self.edges(graph, graph.whole, is_weighted)
-            out = _sums(edge_index, weight, graph.data.x, self.aggr)
-            return self.finish_sums(out, graph.data.x)
+            x = graph.data.x
+            out = _sums(edge_index, weight, x, self.aggr, nodes)
+            return self.finish_sums(out, x if nodes is None else x[nodes])
 
         key = self.name, is_weighted
         return self.finish(graph.sums(view, key, add_up), x)

@@ -84,8 +84,9 @@ class View:
 
 class KnownGraph:
     """A graph that stays as it is, and what layers computed of it: sums of
-    the features of neighbors, which take as much memory as the features, and
-    norms of edges. Both are those of the whole graph in any part of it.
+    the features of neighbors and norms of edges, which are those of the whole
+    graph in any part of it. Of each part, sums take as much memory as its
+    features, of which it has a copy.
 
     Args:
         data (Data): The graph, with all nodes.
@@ -147,16 +148,12 @@ class KnownGraph:
         return self._parts[mask, num_hops]
 
     def sums(
-        self, view: View, key: Any, compute: Callable[[], Tensor]
+        self, view: View, key: Any, compute: Callable[[Any], Tensor]
     ) -> Tensor:
-        """Sums over the neighbors of each node, which are computed for all of
-        them.
-        """
+        """Sums over all neighbors of some nodes, or of all (of no part)."""
         if key not in view.sums:
-            if view.part is None:
-                sums = compute()
-            else:
-                sums = self.sums(self.whole, key, compute)[view.part.nodes]
+            nodes = None if view.part is None else view.part.nodes
+            sums = compute(nodes)
             self._compress(sums)
             view.sums[key] = sums
         return view.sums[key]
@@ -173,6 +170,14 @@ class KnownGraph:
                 edge_index, index = view.part.edges(edge_index)
                 view.norms[key] = edge_index, weight[index]
         return view.norms[key]
+
+    def forget(self) -> None:
+        """Frees what is known of it."""
+        self._parts.clear()
+        self.whole.sums.clear()
+        self.whole.norms.clear()
+        x = self.data.x
+        self.inputs = [found for found in self.inputs if found.x is x]
 
     def with_edges_of(self, data: Data) -> 'KnownGraph':
         """A graph with the same features."""

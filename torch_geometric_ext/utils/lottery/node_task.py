@@ -15,17 +15,26 @@ from torch_geometric_ext.utils.lottery.prune_edges import prune_edges
 from torch_geometric_ext.utils.lottery.sparse_input import swap_linears
 from torch_geometric_ext.utils.lottery.task import Task
 
-MIN_TARGETS = 4096  # If there are as many nodes. More do not help PubMed.
+MIN_TARGETS = 4096  # A network of fewer weights learns no more of others.
 TEMPERATURE = 0.5  # The best model is one of an early epoch, and not sure.
 
 
 class Targets(NamedTuple):
-    """The probabilities of classes that a model is to come close to, on
-    some of the nodes that it is given.
+    """The probabilities of classes that a model is to come close to.
+
+    Attributes:
+        probs (torch.Tensor): The probabilities.
+        nodes (torch.Tensor, optional): The nodes that they are of, if not of
+            all.
     """
 
-    nodes: Tensor
     probs: Tensor
+    nodes: Optional[Tensor] = None
+
+    def loss(self, out: Tensor) -> Tensor:
+        """The cross-entropy."""
+        out = out if self.nodes is None else out[self.nodes]
+        return F.cross_entropy(out, self.probs)
 
 
 class NodeTask(Task):
@@ -33,27 +42,32 @@ class NodeTask(Task):
 
     Args:
         graph (KnownGraph): The graph, with labels and masks.
-        targets (Targets, optional): What a model is to come close to, on
-            nodes of the graph. (default: :obj:`None`)
+        targets (torch.Tensor, optional): The probabilities that a model is
+            to come close to, on all nodes. (default: :obj:`None`)
         share (float, optional): Their share of the loss.
             (default: :obj:`0.0`)
+        sample (torch.Tensor, optional): The nodes that targets of are enough
+            where these lie in a part of the graph. (default: :obj:`None`)
     """
 
     def __init__(
         self,
         graph: KnownGraph,
-        targets: Optional[Targets] = None,
+        targets: Optional[Tensor] = None,
         share: float = 0.0,
+        sample: Optional[Tensor] = None,
     ) -> None:
         self.graph = graph
         self.targets = targets
         self.share = share
+        self.sample = sample
         self.is_distilled = targets is not None
-        # What to train and to evaluate on, and what the loss is of:
+        self.told_mask: Optional[Tensor] = None  # With what labels tell.
+        if sample is not None:
+            self.told_mask = graph.data.train_mask.index_fill(0, sample, True)
+        # What is looked at, which 'focused' reduces:
         self.train = self.valid = graph.data
-        self.mask = graph.data.train_mask
-        if targets is not None:
-            self.mask = self.mask.index_fill(0, targets.nodes, True)
+        self.told = None if targets is None else Targets(targets)
 
     def batches(self) -> Collection[Any]:  # noqa: D102
         return [self.train]
@@ -61,11 +75,10 @@ class NodeTask(Task):
     def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
         out = call(model, batch)
         mask = batch.train_mask
-        loss = F.cross_entropy(out[mask], batch.y[mask])
-        if self.targets is None:
+        loss = F.cross_entropy(out[mask], batch.y[mask].long())
+        if self.told is None:
             return loss
-        other = F.cross_entropy(out[self.targets.nodes], self.targets.probs)
-        return (1 - self.share) * loss + self.share * other
+        return (1 - self.share) * loss + self.share * self.told.loss(out)
 
     @torch.no_grad()
     def evaluate(self, model: Module) -> float:  # noqa: D102
@@ -77,20 +90,31 @@ class NodeTask(Task):
         data = prune_edges(self.graph.data, edge_mask)
         if 'e_id' not in data:  # Parts of it tell their edges by numbers.
             data.e_id = edge_mask.nonzero().flatten()
+        self.graph.forget()  # Its successor is what is trained on.
         graph = self.graph.with_edges_of(data)
-        return NodeTask(graph, self.targets, self.share)
+        return NodeTask(graph, self.targets, self.share, self.sample)
+
+    def identity(self) -> List[Tensor]:  # noqa: D102
+        data = self.graph.data
+        sizes = [*data.x.shape, data.num_edges]
+        masks = [data.train_mask, data.val_mask]
+        return [torch.tensor(sizes), data.y, *masks]
 
     @torch.no_grad()
     def distilled(  # noqa: D102
-        self, teacher: Module, share: float, generator: torch.Generator
+        self,
+        teacher: Module,
+        share: float,
+        generator: Optional[torch.Generator] = None,
     ) -> 'NodeTask':
         data = self.graph.data
         out = call(teacher.eval(), data)
+        targets, sample = (out / TEMPERATURE).softmax(dim=-1), None
         size = max(MIN_TARGETS, int(data.train_mask.sum()))
-        nodes = torch.randperm(out.size(0), generator=generator)[:size]
-        nodes = nodes.sort().values.to(out.device)
-        probs = (out[nodes] / TEMPERATURE).softmax(dim=-1)
-        return NodeTask(self.graph, Targets(nodes, probs), share)
+        if generator is not None and size < out.size(0):
+            sample = torch.randperm(out.size(0), generator=generator)[:size]
+            sample = sample.sort().values.to(out.device)
+        return NodeTask(self.graph, targets, share, sample)
 
     def prepare(  # noqa: D102
         self, model: Module, adds_up: bool = True
@@ -104,13 +128,16 @@ class NodeTask(Task):
         num_hops = find_num_hops(model, self.graph, adds_up)
         if num_hops is None:
             return self
-        train = self.graph.part(self.mask, num_hops)
-        valid = self.graph.part(self.graph.data.val_mask, num_hops)
-        out = copy.copy(self)
-        out.train, out.valid = train.data, valid.data
-        if self.targets is not None and train.part is not None:
-            nodes = torch.searchsorted(train.part.nodes, self.targets.nodes)
-            out.targets = self.targets._replace(nodes=nodes)
+        data, out = self.graph.data, copy.copy(self)
+        out.valid = self.graph.part(data.val_mask, num_hops).data
+        if self.targets is None:
+            out.train = self.graph.part(data.train_mask, num_hops).data
+        elif self.sample is not None and self.told_mask is not None:
+            view = self.graph.part(self.told_mask, num_hops)
+            if view.part is not None:  # Else, more targets are for free.
+                nodes = torch.searchsorted(view.part.nodes, self.sample)
+                out.train = view.data
+                out.told = Targets(self.targets[self.sample], nodes)
         return out
 
 

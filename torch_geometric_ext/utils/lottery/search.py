@@ -130,8 +130,10 @@ class Search:
         )
         if self.settings.distill:
             teacher = build_model(self.template, dense.best)
+            # Dense weights learn by heart, and need to be told of all nodes:
+            sampler = self._generator('targets') if self.names else None
             self.task = self.task.distilled(
-                teacher, self.settings.distill, self._generator('targets')
+                teacher, self.settings.distill, sampler
             )
             self.pruned = None
         if method == 'fast' and self.channels is None:
@@ -321,7 +323,9 @@ class Search:
             return
         seed = named_seed(self.settings.seed, 'channels')
         model = build_model(self.template, dense.last)
-        task = self.task.focused(model)
+        task = self.task
+        if task.is_distilled:  # Labels alone are too few to observe.
+            task = task.focused(model)
         torch.manual_seed(seed)
         model = task.prepare(model)
         heads = find_num_heads(self.template, self.names).values()

@@ -16,6 +16,7 @@ from torch_geometric_ext.nn.linear_layers import (
 
 DTYPES = [torch.float, torch.double]  # That sparse matrices may have.
 MAX_DENSITY = 0.06  # Above, a dense product takes about as long.
+SIZES = ['in_channels', 'in_features', 'out_channels', 'out_features']
 
 
 class SparseInput:
@@ -70,20 +71,25 @@ def swap_linears(model: Module, inputs: List[SparseInput]) -> Module:
 
 class SparseInputLinear(Module):
     """A linear layer that knows some of its inputs to be sparse. It has the
-    parameters of the layer that it replaces, by the same names.
+    parameters of the layer that it replaces, by the same names, and its
+    sizes.
     """
 
     def __init__(self, linear: DenseLinear, inputs: List[SparseInput]) -> None:
         super().__init__()
+        sizes = {key: x for key, x in vars(linear).items() if key in SIZES}
+        vars(self).update(sizes)
         self.weight = linear.weight
         self.bias = linear.bias
         self.inputs = inputs
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        for found in self.inputs:
-            if x is found.x:
-                out: Tensor = _Product.apply(self.weight, found)
-                return out if self.bias is None else out + self.bias
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:  # noqa: D102
+        (x,) = [*args, *kwargs.values()]  # Its name differs.
+        if not torch.is_autocast_enabled(x.device.type):
+            for found in self.inputs:
+                if x is found.x:
+                    out: Tensor = _Product.apply(self.weight, found)
+                    return out if self.bias is None else out + self.bias
         return F.linear(x, self.weight, self.bias)
 
 

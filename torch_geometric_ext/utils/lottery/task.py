@@ -1,6 +1,6 @@
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import Any, Callable, Collection, Iterator, Optional
+from typing import Any, Callable, Collection, Iterator, List, Optional
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ class Task(ABC):
     def pruned(self, edge_mask: Tensor) -> 'Task':
         """The same task on the graph that some edges are left of."""
 
+    def identity(self) -> List[Tensor]:
+        """What tells whether it is of the same data, as far as is known."""
+        return []
+
     def prepare(self, model: Module, adds_up: bool = True) -> Module:
         """A model that is faster on the task, changed in place. Its state
         does not tell.
@@ -69,10 +73,14 @@ class Task(ABC):
         return self
 
     def distilled(
-        self, teacher: Module, share: float, generator: torch.Generator
+        self,
+        teacher: Module,
+        share: float,
+        generator: Optional[torch.Generator] = None,
     ) -> 'Task':
         """The same task, with a share of the loss against the predictions of
-        a model, if there are any to compare.
+        a model, if there are any to compare, or against a sample of them
+        where that is faster.
         """
         return self
 
