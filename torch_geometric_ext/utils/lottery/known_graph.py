@@ -101,7 +101,7 @@ class KnownGraph:
         self.data = data
         self.whole = View(data)
         self.inputs = [] if inputs is None else inputs
-        # They do not know this graph, which would be freed late:
+        # None refers to this graph, which a cycle would free late:
         self._parts: Dict[Tuple[Tensor, int], View] = {}
         self._is_undirected: Optional[bool] = None
         if not any(found.x is data.x for found in self.inputs):

@@ -15,7 +15,7 @@ from torch_geometric_ext.utils.lottery.prune_edges import prune_edges
 from torch_geometric_ext.utils.lottery.sparse_input import swap_linears
 from torch_geometric_ext.utils.lottery.task import Task
 
-MIN_TARGETS = 4096  # A network of fewer weights learns no more of others.
+MIN_TARGETS = 4096  # While weights are sparse, more are no better (PubMed).
 TEMPERATURE = 0.5  # The best model is one of an early epoch, and not sure.
 
 
@@ -46,8 +46,9 @@ class NodeTask(Task):
             to come close to, on all nodes. (default: :obj:`None`)
         share (float, optional): Their share of the loss.
             (default: :obj:`0.0`)
-        sample (torch.Tensor, optional): The nodes that targets of are enough
-            where these lie in a part of the graph. (default: :obj:`None`)
+        sample (torch.Tensor, optional): Nodes, in order, whose targets are
+            enough where no more than a part of the graph is needed for them.
+            (default: :obj:`None`)
     """
 
     def __init__(
@@ -62,10 +63,13 @@ class NodeTask(Task):
         self.share = share
         self.sample = sample
         self.is_distilled = targets is not None
-        self.told_mask: Optional[Tensor] = None  # With what labels tell.
+        # The nodes that the loss is of, if not of all:
+        self.mask: Optional[Tensor] = graph.data.train_mask
         if sample is not None:
-            self.told_mask = graph.data.train_mask.index_fill(0, sample, True)
-        # What is looked at, which 'focused' reduces:
+            self.mask = graph.data.train_mask.index_fill(0, sample, True)
+        elif targets is not None:
+            self.mask = None
+        # What is looked at, of which 'focused' leaves a part:
         self.train = self.valid = graph.data
         self.told = None if targets is None else Targets(targets)
 
@@ -128,16 +132,17 @@ class NodeTask(Task):
         num_hops = find_num_hops(model, self.graph, adds_up)
         if num_hops is None:
             return self
-        data, out = self.graph.data, copy.copy(self)
-        out.valid = self.graph.part(data.val_mask, num_hops).data
-        if self.targets is None:
-            out.train = self.graph.part(data.train_mask, num_hops).data
-        elif self.sample is not None and self.told_mask is not None:
-            view = self.graph.part(self.told_mask, num_hops)
-            if view.part is not None:  # Else, more targets are for free.
-                nodes = torch.searchsorted(view.part.nodes, self.sample)
-                out.train = view.data
-                out.told = Targets(self.targets[self.sample], nodes)
+        out = copy.copy(self)
+        out.valid = self.graph.part(self.graph.data.val_mask, num_hops).data
+        if self.mask is None:
+            return out
+        train = self.graph.part(self.mask, num_hops)
+        out.train = train.data
+        if train.part is None:  # All targets are for free.
+            return out
+        if self.targets is not None and self.sample is not None:
+            nodes = torch.searchsorted(train.part.nodes, self.sample)
+            out.told = Targets(self.targets[self.sample], nodes)
         return out
 
 

@@ -85,11 +85,10 @@ class SparseInputLinear(Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:  # noqa: D102
         (x,) = [*args, *kwargs.values()]  # Its name differs.
-        if not torch.is_autocast_enabled(x.device.type):
-            for found in self.inputs:
-                if x is found.x:
-                    out: Tensor = _Product.apply(self.weight, found)
-                    return out if self.bias is None else out + self.bias
+        found = next((found for found in self.inputs if x is found.x), None)
+        if found is not None and not torch.is_autocast_enabled(x.device.type):
+            out: Tensor = _Product.apply(self.weight, found)
+            return out if self.bias is None else out + self.bias
         return F.linear(x, self.weight, self.bias)
 
 
