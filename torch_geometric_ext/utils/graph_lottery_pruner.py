@@ -82,9 +82,10 @@ class GraphLotteryPruner:
     :class:`~torch_geometric_ext.nn.SparseLinear`, and edges that left are not
     there, nor are channels, if the model computes the same without them
     (this is tried; it does not where it normalizes over channels): each step
-    gets cheaper. In step 1, a layer that reads features of which at most 6 %
-    are not zero, such as bags of words, multiplies by these alone. In all
-    steps, layers of :class:`~torch_geometric.nn.conv.GINConv`,
+    gets cheaper. Where at most 6 % of the features are not zero, such as in
+    bags of words, layers that read them skip the zeros, unless they skip more
+    by weights that do not exist. In all steps, layers of
+    :class:`~torch_geometric.nn.conv.GINConv`,
     :class:`~torch_geometric.nn.conv.SAGEConv` and
     :class:`~torch_geometric.nn.conv.GraphConv` with fewer outputs than inputs
     multiply by their weights before they sum or average neighbors, which is

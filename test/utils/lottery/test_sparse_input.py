@@ -7,6 +7,7 @@ from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.utils.lottery.sparse_input import (
+    DoublySparseLinear,
     SparseInput,
     SparseInputLinear,
     swap_linears,
@@ -72,11 +73,51 @@ def test_columns_equal_those_of_the_transpose():
             assert torch.equal(a, b)
 
 
-def test_sparse_layers_stay():
-    model = torch.nn.Sequential(SparseLinear(50, 4))
-    assert (
-        type(swap_linears(model, [SparseInput(features())])[0]) is SparseLinear
-    )
+@withCUDA
+@pytest.mark.parametrize('sparsity, pays', [(0.5, True), (0.98, False)])
+@pytest.mark.parametrize('bias', [True, False])
+def test_sparse_layers_skip_zeros_of_both(device, sparsity, pays, bias):
+    x = features(device)
+    dense = SparseLinear(50, 4, bias=bias, sparsity=sparsity, seed=0)
+    dense = dense.to(device)
+    other = torch.nn.Sequential(copy.deepcopy(dense))
+    layer = swap_linears(other, [SparseInput(x)])[0]
+    assert type(layer) is DoublySparseLinear
+    assert list(layer.state_dict()) == list(dense.state_dict())
+
+    outs = [net(x) for net in [dense, layer]]
+    torch.testing.assert_close(*outs)
+    assert torch.equal(*outs) or pays
+    for out in outs:
+        out.square().sum().backward()
+    for a, b in zip(dense.parameters(), layer.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+
+    assert torch.equal(layer(x.clone()), dense(x))
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        assert torch.equal(layer(x), dense(x))
+    with pytest.raises(ValueError, match="'x' needs to be of the type"):
+        layer.double()(x)
+
+
+def test_sparse_layers_follow_moves():
+    x = features()
+    sparse = SparseLinear(50, 4, sparsity=0.5, seed=0)
+    layer = swap_linears(torch.nn.Sequential(sparse), [SparseInput(x)])[0]
+    index, values = torch.arange(100), torch.rand(100)
+    layer.set_weights(index, values)
+    weight = torch.cat([values, torch.zeros(100)]).view(4, 50)
+    torch.testing.assert_close(layer(x), x @ weight.t() + layer.bias)
+    layer.reset_mask(seed=1)
+    expected = x @ layer.weight.t() + layer.bias
+    torch.testing.assert_close(layer(x), expected)
+    assert copy.deepcopy(layer).inputs[0] is layer.inputs[0]
+
+
+def test_sparse_layers_of_other_sizes_stay():
+    model = torch.nn.Sequential(SparseLinear(40, 4))
+    model = swap_linears(model, [SparseInput(features())])
+    assert type(model[0]) is SparseLinear
 
 
 @pytest.mark.parametrize(

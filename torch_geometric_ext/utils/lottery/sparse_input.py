@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
+from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.nn.dense.sparse_linear import DenseLinear
 from torch_geometric_ext.nn.linear_layers import (
     LINEARS,
@@ -15,6 +16,7 @@ from torch_geometric_ext.nn.linear_layers import (
 )
 
 DTYPES = [torch.float, torch.double]  # That sparse matrices may have.
+COST = 2.0  # Of an input that is not zero, in weights that exist.
 MAX_DENSITY = 0.06  # Above, a dense product takes about as long.
 SIZES = ['in_channels', 'in_features', 'out_channels', 'out_features']
 
@@ -39,6 +41,11 @@ class SparseInput:
                 (x.size(1), x.size(0)),
             )
 
+    @property
+    def density(self) -> float:
+        """The share of values that are not zero."""
+        return self.rows.values().numel() / max(self.x.numel(), 1)
+
     @classmethod
     def find(cls, x: Any) -> Optional['SparseInput']:
         """Compresses features where that pays."""
@@ -55,8 +62,9 @@ class SparseInput:
 
 
 def swap_linears(model: Module, inputs: List[SparseInput]) -> Module:
-    """Lets the dense layers of a model, in place, multiply by what is not
+    """Lets the linear layers of a model, in place, multiply by what is not
     zero where they are given one of some inputs, which may become more.
+    Sparse layers stay what they are to all others.
     """
     linears = find_layers(model, LINEARS)
     others = obstacles(model, list(linears))
@@ -66,6 +74,10 @@ def swap_linears(model: Module, inputs: List[SparseInput]) -> Module:
         for linear in linears
         if linear not in others and linear.weight.size(1) in sizes
     }
+    for layer in find_layers(model, (SparseLinear,)):
+        if type(layer) is SparseLinear and layer.in_channels in sizes:
+            layer.__class__ = DoublySparseLinear
+            vars(layer).update(inputs=inputs)
     return swap_layers(model, swaps)
 
 
@@ -85,11 +97,40 @@ class SparseInputLinear(Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:  # noqa: D102
         (x,) = [*args, *kwargs.values()]  # Its name differs.
-        found = next((found for found in self.inputs if x is found.x), None)
-        if found is not None and not torch.is_autocast_enabled(x.device.type):
-            out: Tensor = _Product.apply(self.weight, found)
-            return out if self.bias is None else out + self.bias
-        return F.linear(x, self.weight, self.bias)
+        found = _find(self.inputs, x)
+        if found is None:
+            return F.linear(x, self.weight, self.bias)
+        return _multiply(found, self.weight, self.bias)
+
+
+class DoublySparseLinear(SparseLinear):
+    """A sparse layer that knows some of its inputs to be sparse, too, and
+    skips the zeros of its weights or of these, whichever saves more.
+    """
+
+    inputs: List[SparseInput]
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        found = _find(self.inputs, x)
+        if found is None or x.dtype != self.values.dtype:
+            return super().forward(x)
+        numel = self.in_channels * self.out_channels
+        if COST * found.density * numel > self.values.numel():
+            return super().forward(x)
+        return _multiply(found, self.weight, self.bias)
+
+
+def _find(inputs: List[SparseInput], x: Tensor) -> Optional[SparseInput]:
+    if torch.is_autocast_enabled(x.device.type):
+        return None
+    return next((found for found in inputs if x is found.x), None)
+
+
+def _multiply(
+    found: SparseInput, weight: Tensor, bias: Optional[Tensor]
+) -> Tensor:
+    out: Tensor = _Product.apply(weight, found)
+    return out if bias is None else out + bias
 
 
 class _Product(torch.autograd.Function):
