@@ -110,8 +110,6 @@ class _Record(NamedTuple):
         x_range = _range(x)
         before = self.ranges.get(name, x_range)
         self.ranges[name] = torch.maximum(before, x_range)
-        # At random, since sums of normalized values are constant:
-        self.sums.append((torch.rand_like(x) * x).sum())
 
 
 class _Probe:
@@ -210,6 +208,8 @@ class _Probe:
                 if x.requires_grad and torch.is_grad_enabled():
                     # Now, since reversible layers free what they are given:
                     record.add(name, x)
+                    if len(rows) == 0:  # Else, their gradients are not taken.
+                        record.sums.append(_sum(x))
                 if name in rows:
                     out = out * rows[name]
                 record.outputs.append((name, out))
@@ -227,6 +227,11 @@ class _Probe:
             for handle in handles:
                 handle.remove()
         return record
+
+
+def _sum(x: Tensor) -> Tensor:
+    """At random, since sums of normalized values are constant."""
+    return (torch.rand_like(x) * x).sum()
 
 
 def find_num_heads(model: Module, names: List[str]) -> Dict[int, int]:
