@@ -98,7 +98,10 @@ class Net(torch.nn.Module):
             make_conv(name, size, deg) for size in sizes[:-1]
         )
         self.norms = torch.nn.ModuleList(
-            torch.nn.BatchNorm1d(HIDDEN) if norm else torch.nn.Identity()
+            # Rounding of equal nodes is divided by the root of 'eps':
+            torch.nn.BatchNorm1d(HIDDEN, eps=0.1)
+            if norm
+            else torch.nn.Identity()
             for _ in self.convs
         )
         self.aggr = RootAggregation(aggr)
