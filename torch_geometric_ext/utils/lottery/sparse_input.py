@@ -104,8 +104,10 @@ class SparseInputLinear(Module):
 
 
 class DoublySparseLinear(SparseLinear):
-    """A sparse layer that knows some of its inputs to be sparse, too, and
-    skips the zeros of its weights or of these, whichever saves more.
+    r"""A sparse layer that knows some of its inputs to be sparse, too, and
+    skips the zeros of its weights or of these, whichever saves more. Of the
+    latter, a product takes :math:`O(\textrm{nnz}(\mathbf{X}) O)` time, and the
+    memory of a dense weight for a moment.
     """
 
     inputs: List[SparseInput]
