@@ -20,6 +20,8 @@ hypothesis.settings.load_profile('untimed')
 # Real data sets in PyG's layout, for tests that are skipped without them.
 DATA = os.getenv('TEST_DATA', Path(__file__).parents[2] / 'shared' / 'data')
 
+RUN_RANK = Path(__file__).with_name('run_rank.py')
+
 
 @pytest.fixture(params=[True, False], ids=['kernels', 'reference'])
 def ext(request, monkeypatch):
@@ -62,7 +64,7 @@ def interrupts():
 
 @pytest.fixture
 def run_ranks(tmp_path):
-    """Runs a test file as a script on two ranks of `torch.distributed`."""
+    """Runs `run_rank` of a test file on two ranks."""
 
     def run(script):
         # Ranks meet in a store that outlives them: that of a file is removed
@@ -79,7 +81,7 @@ def run_ranks(tmp_path):
         )
         ranks = [
             subprocess.Popen(
-                [sys.executable, script, str(tmp_path)],
+                [sys.executable, RUN_RANK, script, str(tmp_path)],
                 env=dict(env, RANK=str(rank)),
             )
             for rank in range(2)

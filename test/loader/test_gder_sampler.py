@@ -1,5 +1,4 @@
 import copy
-import sys
 import warnings
 
 import pytest
@@ -310,9 +309,7 @@ def test_errors():
 
 
 def run_rank(path):
-    torch.distributed.init_process_group('gloo')
     rank = torch.distributed.get_rank()
-    torch.set_num_threads(1)
     trainer = Trainer(num_graphs=61)
     assert trainer.sampler.num_replicas == 2 and trainer.sampler.rank == rank
     trainer.prototypes = torch.nn.parallel.DistributedDataParallel(
@@ -330,10 +327,6 @@ def run_rank(path):
     again = trainer.sampler.state_dict()
     torch.save((epochs, state, again), f'{path}/{rank}.pt')
 
-    # An error on one rank only would make the other one wait for ever:
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
 
 def test_two_ranks(run_ranks, tmp_path):
     run_ranks(__file__)
@@ -349,7 +342,3 @@ def test_two_ranks(run_ranks, tmp_path):
     assert state['scores'].isfinite().sum() > 40
     assert torch.equal(again['graph_idx'], state['graph_idx'])
     assert (again['feedback'] != state['feedback']).any(dim=1).all()
-
-
-if __name__ == '__main__':
-    run_rank(sys.argv[1])
