@@ -236,11 +236,19 @@ def test_pruner_checkpoint_errors(tmp_path):
             prune(*args, checkpoint=path, **kwargs)
     kwargs = dict(checkpoint=tmp_path / 'weights.pt', edge_sparsity=0.0)
     prune(model, data, **kwargs)
-    other = data.clone()
-    other.val_mask = ~other.val_mask
-    for graphs in [other, Batch.from_data_list([data, data])]:
+    others = [data.clone() for _ in range(4)]
+    others[0].val_mask = ~data.val_mask
+    others[1].x = data.x + 1
+    others[2].edge_index = data.edge_index.flip(1)
+    others[3].edge_weight = torch.ones(data.num_edges)
+    for other in [*others, Batch.from_data_list([data, data])]:
         with pytest.raises(ValueError, match=match):
-            prune(model, graphs, **kwargs)
+            prune(model, other, **kwargs)
+    for optimizer in [torch.optim.SGD, torch.optim.Adam]:
+        with pytest.raises(ValueError, match=match):
+            prune(model, data, optimizer=optimizer, **kwargs)
+    with pytest.raises(ValueError, match=match):
+        prune(GCN(5, 8, 2, 3, act='elu'), data, **kwargs)
     path.write_text('text')
     with pytest.raises(ValueError, match=match):
         prune(model, data, checkpoint=path)

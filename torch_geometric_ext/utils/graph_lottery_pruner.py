@@ -6,6 +6,7 @@ import torch
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch_geometric.data import Data
 
 from torch_geometric_ext.nn.linear_layers import Ignored, swappable_linears
 from torch_geometric_ext.utils.lottery.checkpoint import Checkpoint
@@ -17,7 +18,10 @@ from torch_geometric_ext.utils.lottery.node_task import (
     check_node_task,
 )
 from torch_geometric_ext.utils.lottery.progress_bar import ProgressBar
-from torch_geometric_ext.utils.lottery.prune_edges import whole_graph
+from torch_geometric_ext.utils.lottery.prune_edges import (
+    digest_edges,
+    whole_graph,
+)
 from torch_geometric_ext.utils.lottery.search import Candidate, Search
 from torch_geometric_ext.utils.lottery.settings import (
     Settings,
@@ -307,9 +311,10 @@ class GraphLotteryPruner:
                 :obj:`num_epochs`, :obj:`metric`, :obj:`best`).
                 (default: :obj:`()`)
             checkpoint (str or Path, optional): A file that holds the state of
-                the search. If it is there, the search goes on from it, with
-                the same result as without an interruption, if a loader
-                draws from the global generator. (default: :obj:`None`)
+                the search. If it is there, the search goes on from it, and
+                from the initial weights that it holds, with the same result
+                as without an interruption, if a loader draws from the global
+                generator. (default: :obj:`None`)
             checkpoint_every (int, optional): Number of evaluations between
                 writes of this file. (default: :obj:`10`)
 
@@ -363,7 +368,10 @@ class GraphLotteryPruner:
         names: List[str] = []
         if settings.weight_sparsity > 0:
             names = list(swappable_linears(template, self.ignored).values())
-        pairs = self._pairs(data) if settings.edge_sparsity > 0 else None
+        pairs, edges_digest = None, None
+        if settings.edge_sparsity > 0:
+            graph = whole_graph(data)
+            pairs, edges_digest = _pairs(graph), digest_edges(graph)
 
         file: Optional[Checkpoint] = None
         bar = ProgressBar() if self.log else None
@@ -390,7 +398,9 @@ class GraphLotteryPruner:
         if file is not None:
             file.write()
 
-        return _ticket(search, found, task)
+        ticket = _ticket(search, found, task)
+        ticket.edges_digest = edges_digest
+        return ticket
 
     def __repr__(self) -> str:
         settings = self.settings
@@ -412,14 +422,14 @@ class GraphLotteryPruner:
             clear_caches(model)
         return model
 
-    def _pairs(self, data: Any) -> EdgePairs:
-        graph = whole_graph(data)
-        pairs = EdgePairs(graph.edge_index, graph.num_nodes)
-        if pairs.num_pairs == 0:
-            raise ValueError(
-                "'data' needs edges that are no self-loops to prune (got none)"
-            )
-        return pairs
+
+def _pairs(graph: Data) -> EdgePairs:
+    pairs = EdgePairs(graph.edge_index, graph.num_nodes)
+    if pairs.num_pairs == 0:
+        raise ValueError(
+            "'data' needs edges that are no self-loops to prune (got none)"
+        )
+    return pairs
 
 
 def _ticket(search: Search, found: Candidate, task: Task) -> Ticket:

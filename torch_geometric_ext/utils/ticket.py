@@ -61,6 +61,9 @@ class Ticket:
             positions that channels leave of each tensor of the state, by its
             dimensions, or :obj:`None` if the model cannot be narrowed.
             (default: :obj:`None`)
+        edges_digest (str, optional): Tells the edges that were searched from
+            others, and from themselves in another order.
+            (default: :obj:`None`)
     """
 
     weight_masks: Dict[str, Tensor]
@@ -73,6 +76,7 @@ class Ticket:
     macs: Tuple[int, int]
     dense_state: Dict[str, Tensor]
     narrow_index: Optional[Index] = None
+    edges_digest: Optional[str] = None
 
     @property
     def weight_sparsity(self) -> float:
@@ -100,9 +104,9 @@ class Ticket:
         Args:
             model (torch.nn.Module): The model that was searched, or another
                 one of the same parameters.
-            data (torch_geometric.data.Data, optional): The graph, or a
-                mini-batch with the global numbers :obj:`e_id` of its edges.
-                (default: :obj:`None`)
+            data (torch_geometric.data.Data, optional): The graph, its edges
+                in the order in which they were searched, or a mini-batch with
+                their global numbers :obj:`e_id`. (default: :obj:`None`)
             sparse (bool, optional): If set to :obj:`True`, pruned layers are
                 :class:`~torch_geometric_ext.nn.SparseLinear`, in which other
                 weights do not exist; else, ordinary layers with zeros.
@@ -140,7 +144,7 @@ class Ticket:
         check_model(self.initial_state, model)
         model = _materialized(model, self.initial_state)
         if data is not None and self.edge_mask is not None:
-            data = prune_edges(data, self.edge_mask)
+            data = prune_edges(data, self.edge_mask, self.edges_digest)
         elif data is not None:
             data = copy.copy(data)
         masks = {

@@ -1,9 +1,11 @@
 import pytest
 import torch
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GraphSAGE
 
+from torch_geometric_ext.utils import number_edges
 from torch_geometric_ext.utils.lottery.prune_edges import (
+    digest_edges,
     prune_edges,
     whole_graph,
 )
@@ -23,6 +25,10 @@ def test_prune_edges():
         # As many labels of edges as edges, and as many edges as nodes:
         edge_label=torch.ones(4),
         edge_label_index=torch.ones(2, 4).long(),
+        # As 'RandomLinkSplit(split_labels=True)' calls them:
+        pos_edge_label=torch.ones(4),
+        neg_edge_label_index=torch.ones(2, 4).long(),
+        other_edge_index=torch.ones(2, 4).long(),
         y=torch.arange(4),
     )
     keys, before = data.keys(), data.clone()
@@ -30,8 +36,9 @@ def test_prune_edges():
     assert out.edge_index.tolist() == [[0, 2, 3], [1, 3, 3]]
     assert out.edge_attr.tolist() == [0, 2, 3]
     assert torch.equal(out.edge_weight, data.edge_weight[MASK])
-    for key in ['x', 'y', 'edge_label', 'edge_label_index']:
-        assert torch.equal(out[key], data[key])
+    for key in data.keys():
+        if key not in ['edge_index', 'edge_attr', 'edge_weight']:
+            assert torch.equal(out[key], data[key])
     assert data.keys() == keys
     assert all(torch.equal(data[key], before[key]) for key in keys)
 
@@ -46,6 +53,23 @@ def test_prune_edges_numbered():
     assert again.num_edges == 0 and again.num_nodes == 4
     with pytest.raises(ValueError, match='needs to have the 3 edges'):
         prune_edges(graph(), MASK[:3])
+
+
+def test_prune_edges_of_batches():
+    generator = torch.Generator().manual_seed(0)
+    graphs = [graph(edge_attr=torch.rand(4)) for _ in range(3)]
+    graphs.insert(1, prune_edges(graphs[0], torch.zeros(4).bool()))
+    graphs = number_edges(graphs)
+    batch = Batch.from_data_list(graphs)
+    mask = torch.rand(12, generator=generator) < 0.5
+    out = prune_edges(batch, mask)
+    assert out.num_graphs == 4
+    for i, data in enumerate(out.to_data_list()):
+        expected = prune_edges(graphs[i], mask)
+        for key in data.keys():
+            assert torch.equal(data[key], expected[key])
+        assert torch.equal(out[i].edge_index, expected.edge_index)
+    assert batch[2].num_edges == 4  # It stays what it is.
 
 
 def test_prune_edges_of_seeds():
@@ -84,7 +108,22 @@ def test_prune_edges_of_hops():
     torch.testing.assert_close(trimmed[0], whole[0])
 
 
+def test_prune_edges_of_other_orders():
+    data = graph()
+    order = digest_edges(data)
+    assert prune_edges(data, MASK, order).num_edges == 3
+    data.edge_index = data.edge_index.int()
+    assert prune_edges(data, MASK, order).num_edges == 3
+    data.edge_index = data.edge_index.flip(1)
+    with pytest.raises(ValueError, match="'edge_index' .* in their order"):
+        prune_edges(data, MASK, order)
+    data.e_id = torch.arange(4).flip(0)
+    assert prune_edges(data, MASK, order).e_id.tolist() == [3, 2, 0]
+
+
 def test_prune_edges_of_changed_batches():
+    with pytest.raises(TypeError, match=r"'Data' .* \(got <class 'tuple'>\)"):
+        prune_edges((graph(), 1), MASK)
     data = graph(e_id=torch.arange(3))  # A transform added an edge.
     with pytest.raises(ValueError, match='got 3 numbers of 4 edges'):
         prune_edges(data, MASK)

@@ -1,14 +1,14 @@
-import hashlib
 import pickle
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, List, Optional, Union
 
 import torch
 
 from torch_geometric_ext.data.atomic_save import atomic_save
 from torch_geometric_ext.utils.lottery.channels import Channels
+from torch_geometric_ext.utils.lottery.digest import digest
 from torch_geometric_ext.utils.lottery.search import Candidate, Search
 from torch_geometric_ext.utils.lottery.stage import Outcome, Stage
 from torch_geometric_ext.utils.lottery.weight_masks import Weights
@@ -29,11 +29,18 @@ class Checkpoint:
         self.path = Path(path)
         self.search = search
         self.every = every
+        tensors = search.task.identity()
+        if search.pairs is not None:
+            tensors.append(search.pairs.ends)
         self.config = {
             'settings': asdict(search.settings),
             'names': search.names,
-            'sizes': [list(x.shape) for x in search.initial.values()],
-            'graph': _digest(search),
+            'model': {key: list(x.shape) for key, x in search.initial.items()},
+            'modules': [
+                type(module).__name__ for module in search.template.modules()
+            ],
+            'optimizer': _optimizer(search),
+            'data': digest(tensors),
         }
         self._count = 0
 
@@ -76,7 +83,8 @@ class Checkpoint:
         if state.get('config') != self.config:
             raise ValueError(
                 f"'checkpoint' needs to be of a search with the same "
-                f'arguments, model and graph; remove it to start anew (got '
+                f'arguments, model, optimizer and data; remove it to start '
+                f'anew (got '
                 f"'{self.path}')"
             )
         search.initial = _to(state['initial'], device)
@@ -108,15 +116,14 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _digest(search: Search) -> str:
-    tensors = search.task.identity()
-    if search.pairs is not None:
-        tensors.append(search.pairs.ends)
-    out = hashlib.sha256()
-    for x in tensors:
-        out.update(f'{x.dtype} {list(x.shape)};'.encode())
-        out.update(x.cpu().contiguous().numpy().tobytes())
-    return out.hexdigest()
+def _optimizer(search: Search) -> List[str]:
+    """Tells an optimizer from others, by its class and options."""
+    optimizer = search.optimizer(search.template.parameters())
+    options = [
+        {key: value for key, value in group.items() if key != 'params'}
+        for group in optimizer.param_groups
+    ]
+    return [type(optimizer).__name__, repr(options)]
 
 
 def _lists(value: Any) -> Any:

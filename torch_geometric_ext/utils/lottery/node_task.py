@@ -9,7 +9,12 @@ from torch.nn import Module
 from torch_geometric.data import Data
 
 from torch_geometric_ext.utils.lottery.fast_convs import speed_up
-from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
+from torch_geometric_ext.utils.lottery.known_graph import (
+    EDGE_KEYS,
+    NODE_KEYS,
+    KnownGraph,
+    call,
+)
 from torch_geometric_ext.utils.lottery.locality import find_num_hops
 from torch_geometric_ext.utils.lottery.prune_edges import prune_edges
 from torch_geometric_ext.utils.lottery.sparse_input import swap_linears
@@ -100,9 +105,9 @@ class NodeTask(Task):
 
     def identity(self) -> List[Tensor]:  # noqa: D102
         data = self.graph.data
-        sizes = [*data.x.shape, data.num_edges]
-        masks = [data.train_mask, data.val_mask]
-        return [torch.tensor(sizes), data.y, *masks]
+        keys = [*NODE_KEYS, 'edge_index', *EDGE_KEYS]
+        values = [data.get(key) for key in keys]
+        return [value for value in values if isinstance(value, Tensor)]
 
     @torch.no_grad()
     def distilled(  # noqa: D102

@@ -1,26 +1,29 @@
 import copy
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data, Dataset
-from torch_geometric.utils import select
+from torch_geometric.utils import cumsum, select
+
+from torch_geometric_ext.utils.lottery.digest import digest
 
 # What mini-batches hold that is of no edge, even if there are as many:
-OTHER_KEYS = [
-    'dst_neg_index',
-    'dst_pos_index',
-    'input_id',
-    'num_sampled_nodes',
-    'ptr',
-    'src_index',
-]
+OTHER_KEYS = ['input_id', 'num_sampled_edges', 'num_sampled_nodes', 'ptr']
 
 
-def prune_edges(data: Any, edge_mask: Tensor) -> Any:
+def prune_edges(
+    data: Any, edge_mask: Tensor, edges_digest: Optional[str] = None
+) -> Any:
     """A copy of a graph or mini-batch with some of its edges, which are
-    numbered by :obj:`e_id` if there is one. Labels of edges stay.
+    numbered by :obj:`e_id` if there is one, and else need to have a digest.
+    Labels of edges stay.
     """
+    if not isinstance(data, Data):
+        raise TypeError(
+            f"'data' needs to be a 'Data' or a loader of such mini-batches to "
+            f'have edges pruned (got {type(data)})'
+        )
     if data.get('edge_index') is None or 'adj_t' in data:
         raise ValueError(
             f"'data' needs to hold its edges as 'edge_index', and not as "
@@ -41,22 +44,45 @@ def prune_edges(data: Any, edge_mask: Tensor) -> Any:
             f"graph that was searched, or their numbers 'e_id', as of "
             f"'number_edges' (got {data.num_edges} edges)"
         )
+    elif edges_digest not in [None, digest_edges(data)]:
+        raise ValueError(
+            "'edge_index' of 'data' needs to hold the edges of the graph that "
+            "was searched, in their order, or 'data' their numbers 'e_id', as "
+            "of 'number_edges' (got others)"
+        )
     out = copy.copy(data)
-    for key, value in data:
-        # PyG takes 'e_id' for a feature of nodes if there are as many:
-        if key == 'e_id':
-            out[key] = value[edge_mask]
-        elif key == 'num_sampled_edges':  # In each hop, one after another.
-            hops = edge_mask.split(value)
-            out[key] = [int(hop.sum()) for hop in hops]
-        elif key in OTHER_KEYS or key.startswith('edge_label'):
-            continue
-        elif data.is_edge_attr(key):
-            dim = data.__cat_dim__(key, value)
-            out[key] = select(value, edge_mask, dim)
+    keys = [key for key in data.keys() if _is_of_edges(data, key)]
+    for key in keys:
+        dim = data.__cat_dim__(key, data[key])
+        out[key] = select(data[key], edge_mask, dim)
+    if 'num_sampled_edges' in data:  # In each hop, one after another.
+        hops = edge_mask.split(data.num_sampled_edges)
+        out.num_sampled_edges = [int(hop.sum()) for hop in hops]
+    if getattr(data, '_slice_dict', None) is not None:  # Of a 'Batch'.
+        ptr = cumsum(edge_mask.long()).cpu()
+        slices = dict(data._slice_dict)
+        slices.update({x: ptr[slices[x]] for x in keys if x in slices})
+        out._slice_dict = slices
     if out.num_nodes != data.num_nodes:  # It is inferred from edges.
         out.num_nodes = data.num_nodes
     return out
+
+
+def digest_edges(data: Data) -> str:
+    """Tells edges from others, and from themselves in another order."""
+    return digest([data.edge_index.long()])
+
+
+def _is_of_edges(data: Data, key: str) -> bool:
+    """Whether there is a value for each edge. Labels are of other edges, and
+    so are other indices, even if there are as many.
+    """
+    # PyG takes 'e_id' for a feature of nodes if there are as many:
+    if key in ['edge_index', 'e_id']:
+        return True
+    if key in OTHER_KEYS or 'edge_label' in key:
+        return False
+    return 'index' not in key and data.is_edge_attr(key)
 
 
 def whole_graph(data: Any) -> Data:
