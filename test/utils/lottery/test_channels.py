@@ -88,6 +88,19 @@ class Normalized(Module):
         return self.last(self.norm(self.conv(x, edge_index)), edge_index)
 
 
+class Shared(Module):
+    """A layer that is given features first, and then its own outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = GCNConv(8, 8), Linear(8, 3)
+
+    def forward(self, x, edge_index):
+        for _ in range(2):
+            x = self.conv(x, edge_index).relu()
+        return self.last(x)
+
+
 MODELS = {
     'GCN': lambda: GCN(6, 8, 3, 3),
     'SAGE': lambda: GraphSAGE(6, 8, 3, 3),
@@ -97,6 +110,17 @@ MODELS = {
     'residual': Residual,
     'normalized': Normalized,
 }
+
+
+def test_layers_given_features_keep_their_inputs():
+    torch.manual_seed(0)
+    names, data = ['conv.lin', 'last'], graph(num_features=8)
+    for channels in find_channels(
+        Shared(), NodeTask(KnownGraph(data)), names, 30, 1
+    ):
+        assert 0 < channels.rows['conv.lin'].sum() < 8
+        assert channels.cols['conv.lin'].all()
+        assert torch.equal(channels.cols['last'], channels.rows['conv.lin'])
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch.nn import BatchNorm1d, LayerNorm, Module
+from torch.nn import LSTM, BatchNorm1d, Embedding, LayerNorm, Module
 from torch_geometric.data import Data
 from torch_geometric.nn import (
     GAT,
@@ -12,10 +12,12 @@ from torch_geometric.nn import (
     PNA,
     GATConv,
     GATv2Conv,
+    GCN2Conv,
     GCNConv,
     GPSConv,
     GraphSAGE,
     Linear,
+    TransformerConv,
 )
 from torch_geometric.testing import withCUDA
 
@@ -116,6 +118,93 @@ class Scaled(Module):
         return self.last((self.first(x) * scale).relu())
 
 
+class Residuals(Module):
+    """Weights of no layer see biases of channels that leave (GCNII)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = Linear(6, 64), Linear(64, 3)
+        self.convs = torch.nn.ModuleList(
+            [GCN2Conv(64, 0.1, 0.5, i + 1) for i in range(3)]
+        )
+        self.last.weight.data *= 1e-3  # No loss tells, at first.
+
+    def forward(self, x, edge_index):
+        x = start = self.first(x).relu()
+        for conv in self.convs:
+            x = conv(x, start, edge_index).relu()
+        return self.last(x)
+
+
+class Transformer(Module):
+    """Attention is divided by the root of the number of channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(
+            [TransformerConv(6, 64), TransformerConv(64, 3)]
+        )
+        self.convs[0].lin_query.weight.data *= 1e-3
+
+    def forward(self, x, edge_index):
+        x = self.convs[0](x, edge_index).relu()
+        return self.convs[1](x, edge_index)
+
+
+class Supervised(Module):
+    """Some layers are there in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = GCNConv(6, 64), Linear(64, 3)
+        self.other = Linear(64, 3)
+
+    def forward(self, x, edge_index):
+        x = self.conv(x, edge_index).relu()
+        out = self.last(x)
+        return out + 0.1 * self.other(x) if self.training else out
+
+
+class Masked(Module):
+    """Features of some nodes are replaced in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = torch.nn.Parameter(torch.zeros(1, 64))
+        self.conv, self.last = GCNConv(64, 64), Linear(64, 3)
+
+    def forward(self, x, edge_index):
+        x = x.repeat(1, 11)[:, :64]
+        if self.training:
+            x = torch.where(torch.rand(x.size(0), 1) < 0.1, self.token, x)
+        return self.last(self.conv(x, edge_index).relu())
+
+
+class Recurrent(Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = GCNConv(6, 64), Linear(32, 3)
+        self.rnn = LSTM(64, 16, bidirectional=True)  # 4 * 16 rows.
+
+    def forward(self, x, edge_index):
+        x = self.conv(x, edge_index).relu()
+        return self.last(self.rnn(x[None])[0][0])
+
+
+class Embedded(Module):
+    """As many rows of embeddings as channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = Embedding(64, 8)
+        self.convs = torch.nn.ModuleList([GCNConv(8, 64), GCNConv(64, 3)])
+
+    def forward(self, x, edge_index):
+        x = self.embedding(x[:, 0].abs().mul(10).long())
+        x = self.convs[0](x, edge_index).relu()
+        return self.convs[1](x, edge_index)
+
+
 NARROW = {
     'GCN': lambda: GCN(6, 64, 3, 3),
     'SAGE': lambda: GraphSAGE(6, 64, 3, 3, norm='batch_norm'),
@@ -131,6 +220,7 @@ NARROW = {
     'residual': Residual,
     'lazy': lambda: GCN(-1, 64, 3, 3),
     'as many outputs': lambda: GCN(6, 64, 3, 64),
+    'embedded': Embedded,
 }
 WIDE = {
     'normalized': Normalized,
@@ -146,6 +236,11 @@ WIDE = {
         deg=torch.tensor([1, 20, 30]),
         divide_input=False,
     ),
+    'residuals': Residuals,
+    'transformer': Transformer,
+    'supervised': Supervised,
+    'masked': Masked,
+    'recurrent': Recurrent,
 }
 
 
@@ -209,14 +304,28 @@ def has_weight(module):
     return isinstance(module, (Linear, torch.nn.Linear))
 
 
+@pytest.mark.parametrize('lr', [1e-2, 1e-4])  # Biases are zero at first.
 @pytest.mark.parametrize('name', WIDE)
-def test_not_narrow(name):
+def test_not_narrow(name, lr):
+    def optimizer(params):
+        return torch.optim.Adam(params, lr)
+
     torch.manual_seed(0)
     model, data = WIDE[name](), graph()
-    ticket = find(model, data)
+    ticket = find(model, data, optimizer=optimizer, pretrain_epochs=2)
     assert ticket.narrow_index is None
     with pytest.raises(ValueError, match="'narrow' needs a ticket"):
         ticket.apply(model, data, narrow=True)
+
+
+def test_ignored_layers_are_not_narrow():
+    torch.manual_seed(0)
+    model = GCN(6, 64, 3, 3, bias=False)
+    ticket = find(model, graph(), ignored=['convs.1'])
+    assert ticket.narrow_index is None
+    before = ticket.initial_state['convs.1.lin.weight']
+    after = ticket.final_state['convs.1.lin.weight']
+    assert (before != after).float().mean() > 0.9
 
 
 def test_narrow_search_equals_wide(monkeypatch):

@@ -53,9 +53,10 @@ def find_channels(
     Layers with as many outputs share their channels, as is needed where these
     add up, and heads of attention keep as many each. Layers that no other one
     follows give the result of the model, and keep their outputs. The inputs
-    that leave are those that no longer depend on anything: this is observed,
-    and holds for any model (where gradients cannot be taken once more, all
-    channels are left). A second choice has the inputs leave that are where
+    that leave are those that no longer depend on anything: this is observed
+    (where gradients cannot be taken once more, all channels are left). Layers
+    that are also given what depends on no parameter, such as features, keep
+    all inputs. A second choice has the inputs leave that are where
     channels left, by their numbers. Takes :math:`O(\log C)` forward passes of
     a mini-batch for :math:`C` channels.
     """
@@ -195,7 +196,7 @@ class _Probe:
         """Runs the model, and sets outputs of layers to zero that are not
         among :obj:`rows`.
         """
-        record = _Record({}, [], [])
+        record, others = _Record({}, [], []), set()
 
         def hook_of(name: str) -> Any:
             def hook(
@@ -210,6 +211,8 @@ class _Probe:
                     record.add(name, x)
                     if len(rows) == 0:  # Else, their gradients are not taken.
                         record.sums.append(_sum(x))
+                else:
+                    others.add(name)
                 if name in rows:
                     out = out * rows[name]
                 record.outputs.append((name, out))
@@ -226,6 +229,8 @@ class _Probe:
         finally:
             for handle in handles:
                 handle.remove()
+        for name in others:
+            record.ranges.pop(name, None)
         return record
 
 

@@ -2,13 +2,11 @@
 
 import copy
 import logging
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, List, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
@@ -18,19 +16,7 @@ from torch_geometric_ext.utils.lottery.known_graph import (
     KnownGraph,
     call,
 )
-
-NOISE = 0.02  # Of parameters, some of which may be zero at first.
-DROPOUTS = [
-    F.dropout,
-    F.alpha_dropout,
-    F.dropout1d,
-    F.feature_alpha_dropout,
-    torch.dropout,
-    torch.dropout_,
-    torch.alpha_dropout,
-    torch.feature_dropout,
-    torch.feature_alpha_dropout,
-]
+from torch_geometric_ext.utils.lottery.trials import NoDropout, other_weights
 
 
 def find_num_hops(
@@ -55,7 +41,7 @@ def find_num_hops(
     if not graph.is_still:
         return None
     try:
-        model = _other_weights(model)
+        model = other_weights(copy.deepcopy(model).double())
         num_hops = _num_calls(model, _random_graph(graph, 0), adds_up)
         other = _random_graph(graph, num_hops)
         masks = other.data.train_mask, other.data.val_mask
@@ -71,13 +57,6 @@ def find_num_hops(
     except Exception as error:  # Models may do anything.
         logging.getLogger(__name__).info(f'Trained on all nodes ({error!r})')
     return None
-
-
-def _other_weights(model: Module) -> Module:
-    model = copy.deepcopy(model).double()
-    for param in model.parameters():
-        param.data += NOISE * torch.randn_like(param)
-    return model
 
 
 def _random_graph(graph: KnownGraph, num_hops: int) -> KnownGraph:
@@ -131,28 +110,12 @@ def _num_calls(model: Module, graph: KnownGraph, adds_up: bool) -> int:
     return len(calls)
 
 
-class _NoDropout(TorchFunctionMode):
-    """Training, in which all values are kept."""
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: Tuple[Any, ...] = (),
-        kwargs: Optional[Dict[str, Any]] = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in DROPOUTS:
-            return args[0] if args else kwargs['input']
-        return func(*args, **kwargs)
-
-
 def _run(model: Module, train: Data, valid: Data) -> List[Optional[Tensor]]:
     """Outputs and gradients in training, then outputs in evaluation. A model
     may hold what it has seen.
     """
     model = copy.deepcopy(model).train()
-    with _NoDropout():
+    with NoDropout():
         out = call(model, train)[train.train_mask]
     loss = (out * torch.linspace(1, 2, out.numel()).view_as(out).to(out)).sum()
     params = [x for x in model.parameters() if x.requires_grad]

@@ -5,13 +5,15 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Embedding, EmbeddingBag, Module, Parameter, RNNBase
 
+from torch_geometric_ext.nn.linear_layers import LINEARS, find_layers
 from torch_geometric_ext.utils.lottery.channels import (
     Channels,
     is_attention,
 )
 from torch_geometric_ext.utils.lottery.task import Task
+from torch_geometric_ext.utils.lottery.trials import NoDropout, other_weights
 from torch_geometric_ext.utils.lottery.weight_masks import (
     State,
     Weights,
@@ -24,6 +26,7 @@ from torch_geometric_ext.utils.lottery.weight_masks import (
 Index = Dict[str, Dict[int, Tensor]]
 HEADS = -2  # The last two dimensions, as one: heads and their channels.
 
+EMBEDDINGS = (Embedding, EmbeddingBag)
 INPUT_SIZES = ['in_channels', 'in_features']
 OUTPUT_SIZES = ['out_channels', 'out_features']
 SIZES = [*INPUT_SIZES, *OUTPUT_SIZES, 'hidden_channels', 'num_features']
@@ -34,35 +37,38 @@ def find_index(
 ) -> Optional[Index]:
     """How to narrow a model, or :obj:`None` if the result would not compute
     the same as with channels that are zero, since layers normalize over
-    channels, say, or compare all of them: this is tried with a state.
+    channels, say, or compare all of them: this is tried, with the weights of
+    a state and some noise. Nor are layers narrowed that are not pruned.
     """
-    index = _index(channels, state)
-    if len(index) == 0:
+    index = _index(template, channels, state)
+    linears = set(find_layers(template, LINEARS).values())
+    names = {key.rpartition('.')[0] for key in index}
+    if len(index) == 0 or not names & linears <= channels.rows.keys():
         return None
     wide = build_model(template, Weights(state, {}))
-    for name in channels.rows:
-        weight = wide.get_submodule(name).get_parameter('weight')
-        weight.data *= channels.mask(name)
-    torch.manual_seed(seed)
     batch = task.first_batch()
     try:
+        torch.manual_seed(seed)
+        other_weights(wide)
+        for name in channels.rows:
+            weight = wide.get_submodule(name).get_parameter('weight')
+            weight.data *= channels.mask(name)
         narrow = task.prepare(narrow_model(wide, index))
-        wide = task.prepare(wide)
-        models = [wide, wide, narrow]
-        losses = [_loss(x, task, batch, seed) for x in models]
+        found = _trial(narrow, task, batch, seed)
+        expected = _trial(task.prepare(wide), task, batch, seed)
     except Exception:  # Models may do anything with their sizes.
         return None
-    # A loss that is random, beyond the seed, does not tell. Sums in another
-    # order, as on other devices, do:
-    same = [torch.allclose(x, losses[0], rtol=1e-4) for x in losses[1:]]
-    return index if all(same) else None
+    parts = {key: _part(x, index.get(key, {})) for key, x in expected.items()}
+    return index if _are_close(found, parts) else None
 
 
-def _index(channels: Channels, state: State) -> Index:
+def _index(template: Module, channels: Channels, state: State) -> Index:
     """Tensors of no layer with channels, such as biases of convolutions, are
     taken to have them along dimensions of as many elements, but for those of
-    convolutions whose layers keep theirs.
+    convolutions whose layers keep theirs, rows of embeddings, and recurrent
+    layers, which keep their weights elsewhere, too.
     """
+    modules = dict(template.named_modules(remove_duplicate=False))
     widths = {
         mask.numel(): _positions(mask)
         for mask in channels.rows.values()
@@ -87,6 +93,10 @@ def _index(channels: Channels, state: State) -> Index:
             sizes = dict(enumerate(x.shape))
             if is_attention(x) and x.numel() in widths:
                 sizes = {HEADS: x.numel()}
+            if isinstance(modules.get(name), EMBEDDINGS):
+                sizes.pop(0)
+            if isinstance(modules.get(name), RNNBase):
+                sizes.clear()
             index[key] = {
                 dim: widths[size]
                 for dim, size in sizes.items()
@@ -99,9 +109,39 @@ def _positions(mask: Tensor) -> Tensor:
     return mask.nonzero().flatten()
 
 
-def _loss(model: Module, task: Task, batch: Any, seed: int) -> Tensor:
+def _trial(
+    model: Module, task: Task, batch: Any, seed: int
+) -> Dict[str, Tensor]:
+    """The loss in evaluation, and that in training with its gradients."""
     torch.manual_seed(seed)  # With gradients, which a loss may take:
-    return task.loss(model.eval(), copy.copy(batch)).detach()
+    eval_loss = task.loss(model.eval(), copy.copy(batch)).detach()
+    torch.manual_seed(seed)
+    with NoDropout():
+        loss = task.loss(model.train(), copy.copy(batch))
+    loss.backward()  # type: ignore[no-untyped-call]
+    grads = {
+        name: param.grad
+        for name, param in model.named_parameters()
+        if param.grad is not None
+    }
+    return {**grads, '': torch.stack([eval_loss, loss.detach()])}
+
+
+def _are_close(found: Dict[str, Tensor], expected: Dict[str, Tensor]) -> bool:
+    """Sums may be in another order, and be zero but for that."""
+    if found.keys() != expected.keys():
+        return False
+    largest = {
+        key: float(x.abs().max()) if x.numel() > 0 else 0.0
+        for key, x in expected.items()
+    }
+    floor = 1e-5 * max(largest.values())
+    return all(
+        torch.allclose(
+            x, expected[key], rtol=0, atol=1e-4 * largest[key] + floor
+        )
+        for key, x in found.items()
+    )
 
 
 def narrow_model(model: Module, index: Index) -> Module:
