@@ -368,6 +368,14 @@ def test_pruner_odd_settings():
     assert ticket.weight_sparsity == pytest.approx(0.7, abs=0.01)
 
 
+def test_pruner_within_no_grad():
+    model, data = GCN(5, 8, 2, 3), graph()
+    with torch.no_grad():
+        ticket = prune(model, data)
+        assert not torch.is_grad_enabled()
+    assert equal(ticket, prune(model, data))
+
+
 def test_pruner_keeps_layers():
     # The last layer has the smallest weights, and would lose all of them:
     model, data = GCN(5, 16, 2, 3), graph()

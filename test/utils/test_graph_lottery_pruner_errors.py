@@ -43,6 +43,13 @@ def test_pruner_of_other_models():
     optimizer = torch.optim.Adam(model.parameters())
     with pytest.raises(TypeError, match="'optimizer' .* of parameters"):
         GraphLotteryPruner(model, weight_sparsity=0.5, optimizer=optimizer)
+
+    class Versioned(GCN):
+        def get_extra_state(self):
+            return {'version': 1}
+
+    with pytest.raises(ValueError, match="tensors alone .* '_extra_state'"):
+        GraphLotteryPruner(Versioned(5, 8, 2, 3), weight_sparsity=0.5)
     sparsify(model, sparsity=0.5)
     with pytest.raises(ValueError, match="to be dense .* 'SparseLinear'"):
         GraphLotteryPruner(model, edge_sparsity=0.5)

@@ -102,8 +102,9 @@ class GraphLotteryPruner:
     computed on the part of the graph that it depends on, which is found by
     counting how often the model passes messages, and so is the validation
     metric. Parts have features and sums of their own. Outputs and gradients
-    are the same. This is tried, too: models that look at all nodes, as those
-    with normalization over nodes do, are trained on the whole graph.
+    are the same. This is tried, too, on random graphs and once on the graph
+    itself: models that look at all nodes, as those with normalization over
+    nodes do, are trained on the whole graph.
 
     Where the nodes of a graph are classified, the share :obj:`distill` of the
     loss is the cross-entropy with the predictions of the dense model, on all
@@ -343,14 +344,14 @@ class GraphLotteryPruner:
             )
         check_data(data)
         if loss_fn is None or evaluate is None:
-            check_node_task(data, self.model)
+            check_node_task(data, self.model, self.settings.weight_sparsity)
             task: Task = NodeTask(KnownGraph(data))
         else:
             task = CustomTask(data, loss_fn, evaluate)
         devices = []
         if torch.cuda.is_initialized():  # Seeds are for all of them:
             devices = list(range(torch.cuda.device_count()))
-        with torch.random.fork_rng(devices):
+        with torch.enable_grad(), torch.random.fork_rng(devices):
             return self._fit(
                 data, task, callbacks, checkpoint, checkpoint_every
             )

@@ -112,6 +112,27 @@ def test_hooked_convolutions_stay():
     assert not is_first(speed_up(conv))
 
 
+def test_layers_that_are_called_twice_stay():
+    conv = GraphConv(*SHAPE)
+    conv.lin_root = conv.lin_rel
+    assert not is_first(speed_up(conv))
+    first, last = Linear(*SHAPE), Linear(*SHAPE[::-1])
+    conv = GINConv(Sequential(first, last, first))
+    assert not is_first(speed_up(conv))
+
+
+def test_sums_with_autocast():
+    x = torch.randn(40, SHAPE[0])
+    data = Data(x=x, edge_index=edges())
+    for conv in [GCNConv(*SHAPE), GraphConv(*SHAPE)]:
+        known = KnownGraph(data)  # It needs to live.
+        fast = speed_up(copy.deepcopy(conv), known)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            out = fast(x, data.edge_index)
+            expected = conv(x, data.edge_index)
+        torch.testing.assert_close(out, expected, atol=0.1, rtol=0.1)
+
+
 def test_layers_are_whole_after_errors():
     conv = speed_up(SAGEConv(*SHAPE))
     state = {key: x.clone() for key, x in conv.state_dict().items()}

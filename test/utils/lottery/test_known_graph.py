@@ -80,14 +80,17 @@ def test_call():
     def check(forward, expected):
         model = Linear(2, 2)
         model.forward = forward
-        assert call(model, data) == expected
+        assert float(call(model, data)) == expected
 
-    check(lambda x, edge_index: 0, 0)
+    check(lambda x, edge_index: torch.zeros(1, 1), 0)
     check(
-        lambda feat, adj, edge_weight: float(edge_weight.sum()),
+        lambda feat, adj, edge_weight: edge_weight.sum().view(1, 1),
         float(data.edge_weight.sum()),
     )
-    check(lambda x, e, edge_attr=None: edge_attr.shape, (4, 1))
+    check(
+        lambda x, e, edge_attr=None: edge_attr.sum().view(1, 1),
+        float(data.edge_attr.sum()),
+    )
 
 
 def test_forget():

@@ -31,6 +31,7 @@ from torch_geometric.nn import (
     TAGConv,
 )
 from torch_geometric.testing import withCUDA
+from torch_geometric.utils import degree
 
 from torch_geometric_ext.utils.lottery import node_task
 from torch_geometric_ext.utils.lottery.known_graph import KnownGraph, call
@@ -221,6 +222,37 @@ def test_models_that_need_the_whole_graph(name):
     state = {key: x.clone() for key, x in model.state_dict().items()}
     assert find_num_hops(model, known) is None
     assert all(torch.equal(x, state[k]) for k, x in model.state_dict().items())
+
+
+class Hubs(nn.Module):
+    """Compares nodes with all others, which no part of a ring tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = GCNConv(CHANNELS, 8)
+        self.last = GCNConv(8, 3)
+
+    def forward(self, x, edge_index):
+        size = degree(edge_index[1], x.size(0))
+        x = self.conv(x, edge_index).relu()
+        x = x * torch.where(size > size.median(), 2, 1)[:, None]
+        if x.size(0) > 200:
+            x = x - x.mean(dim=0)
+        return self.last(x, edge_index)
+
+
+def test_the_graph_itself_is_tried_once(monkeypatch):
+    torch.manual_seed(0)
+    task, calls = NodeTask(KnownGraph(graph())), []
+    monkeypatch.setattr(node_task, 'find_num_hops', lambda *args: 2)
+    model = Hubs().double()
+    model.register_forward_hook(lambda *args: calls.append(args[0]))
+    for _ in range(2):
+        assert task.focused(model) is task
+        task = task.pruned(torch.ones(521).bool())
+    assert len(calls) == 2  # On all nodes, and on a part.
+    task = NodeTask(KnownGraph(graph()))
+    assert task.focused(LOCAL['gcn']().double()) is not task
 
 
 def test_messages_against_the_direction_of_edges():

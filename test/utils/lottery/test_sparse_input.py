@@ -63,6 +63,14 @@ def test_serves_as_the_dense_layer(cls, name):
         assert torch.equal(layer(x), dense(x))
 
 
+def test_layers_of_other_classes_stay():
+    class Scaled(torch.nn.Linear):
+        scale = 2.0
+
+    layer = torch.nn.Sequential(Scaled(50, 4))
+    assert swap_linears(layer, [SparseInput(features())])[0].scale == 2.0
+
+
 def test_columns_equal_those_of_the_transpose():
     for size in [(20, 50), (0, 5), (5, 0), (3, 7)]:
         x = torch.rand(size) * (torch.rand(size) < 0.1)

@@ -16,5 +16,5 @@ def digest(tensors: Iterable[Tensor]) -> str:
             x = x.to_dense()
         out.update(f'{x.dtype} {list(x.shape)};'.encode())
         values = x.detach().cpu().contiguous().flatten()
-        out.update(values.view(torch.uint8).numpy())
+        out.update(values.view(torch.uint8).numpy().data)
     return out.hexdigest()

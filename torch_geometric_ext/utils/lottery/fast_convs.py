@@ -73,7 +73,8 @@ def speed_up(
         if linear in others or type(conv) is GCNConv and not _is_plain(linear):
             continue
         narrows = type(conv) is not GCNConv and _narrows(linear)
-        if isinstance(conv, SAGEConv) and conv._modules.get('lin_r') is linear:
+        modules_of = conv.named_modules(remove_duplicate=False)
+        if sum(module is linear for _, module in modules_of) > 1:
             narrows = False  # It is called twice.
         if narrows or still:
             conv.__class__ = CLASSES[type(conv)]
@@ -143,7 +144,7 @@ class _Bias(Module):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.bias is None else x + self.bias
+        return x if self.bias is None else x + self.bias.to(x.dtype)
 
 
 @contextmanager
@@ -253,6 +254,8 @@ class _FastConv(MessagePassing):
             return False
         if self._message_forward_hooks or self._message_forward_pre_hooks:
             return False  # They have come since.
+        if torch.is_autocast_enabled(x.device.type):
+            return False
         return x.dim() == 2 and x.dtype in DTYPES
 
     def forward_any(self, x: Any, *args: Any, **kwargs: Any) -> Any:

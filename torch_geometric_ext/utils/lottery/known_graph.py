@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data
+from torch_geometric.nn import Sequential
 
 from torch_geometric_ext.utils.lottery.edge_pairs import EdgePairs
 from torch_geometric_ext.utils.lottery.sparse_input import SparseInput
@@ -101,6 +102,8 @@ class KnownGraph:
         self.data = data
         self.whole = View(data)
         self.inputs = [] if inputs is None else inputs
+        # Whether parts of it have given what it gives, once that is known:
+        self.is_local: Optional[bool] = None
         # None refers to this graph, which a cycle would free late:
         self._parts: Dict[Tuple[Tensor, int], View] = {}
         self._is_undirected: Optional[bool] = None
@@ -182,7 +185,9 @@ class KnownGraph:
     def with_edges_of(self, data: Data) -> 'KnownGraph':
         """A graph with the same features."""
         inputs = [found for found in self.inputs if found.x is data.x]
-        return KnownGraph(data, inputs)
+        graph = KnownGraph(data, inputs)
+        graph.is_local = self.is_local
+        return graph
 
     def _compress(self, x: Any) -> None:
         found = SparseInput.find(x)
@@ -204,10 +209,23 @@ def call(model: Module, data: Data) -> Tensor:
     """Calls a model with the features and edges of a graph, and what it takes
     of their weights and features.
     """
-    accepted = inspect.signature(model.forward).parameters
-    kwargs = {
+    out = model(data.x, data.edge_index, **edge_kwargs(model, data))
+    if not isinstance(out, Tensor) or out.dim() != 2:
+        raise ValueError(
+            f"'model' needs to return a score of each class for each node; "
+            f"for any other, give 'loss_fn' and 'evaluate' (got "
+            f'{list(out.shape) if isinstance(out, Tensor) else type(out)})'
+        )
+    return out
+
+
+def edge_kwargs(model: Module, data: Data) -> Dict[str, Any]:
+    """The weights and features of edges, if a model takes them."""
+    accepted = list(inspect.signature(model.forward).parameters)
+    if isinstance(model, Sequential):  # It tells elsewhere.
+        accepted = list(model.signature.param_dict)
+    return {
         key: data[key]
         for key in EDGE_KEYS
         if key in accepted and data.get(key) is not None
     }
-    return model(data.x, data.edge_index, **kwargs)

@@ -118,7 +118,7 @@ def _trial(
     torch.manual_seed(seed)
     with NoDropout():
         loss = task.loss(model.train(), copy.copy(batch))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     grads = {
         name: param.grad
         for name, param in model.named_parameters()

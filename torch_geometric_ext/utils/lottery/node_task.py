@@ -14,6 +14,7 @@ from torch_geometric_ext.utils.lottery.known_graph import (
     NODE_KEYS,
     KnownGraph,
     call,
+    edge_kwargs,
 )
 from torch_geometric_ext.utils.lottery.locality import find_num_hops
 from torch_geometric_ext.utils.lottery.prune_edges import prune_edges
@@ -137,11 +138,20 @@ class NodeTask(Task):
         num_hops = find_num_hops(model, self.graph, adds_up)
         if num_hops is None:
             return self
-        out = copy.copy(self)
-        out.valid = self.graph.part(self.graph.data.val_mask, num_hops).data
-        if self.mask is None:
+        out, data = copy.copy(self), self.graph.data
+        valid = self.graph.part(data.val_mask, num_hops)
+        train = None
+        if self.mask is not None:
+            train = self.graph.part(self.mask, num_hops)
+        views = [(data.val_mask, valid), (self.mask, train)]
+        parts = [x for x in views if x[1] is not None and x[1].part]
+        if self.graph.is_local is None and parts:
+            self.graph.is_local = self._is_local(model, adds_up, parts)
+        if parts and not self.graph.is_local:
+            return self
+        out.valid = valid.data
+        if train is None:
             return out
-        train = self.graph.part(self.mask, num_hops)
         out.train = train.data
         if train.part is None:  # All targets are for free.
             return out
@@ -150,8 +160,26 @@ class NodeTask(Task):
             out.told = Targets(self.targets[self.sample], nodes)
         return out
 
+    @torch.no_grad()
+    def _is_local(
+        self, model: Module, adds_up: bool, parts: List[Any]
+    ) -> bool:
+        """Whether parts of the graph give the outputs of all of it, as those
+        of a random graph did: a model may compare nodes with a median, say.
+        """
+        plain = swap_linears(copy.deepcopy(model), self.graph.inputs)
+        whole = call(plain.eval(), self.graph.data)
+        fast = self.prepare(copy.deepcopy(model), adds_up).eval()
+        tolerance = torch.finfo(whole.dtype).eps ** 0.5
+        tolerance *= float(whole.abs().max())
+        for mask, view in parts:
+            out = call(fast, view.data)[mask[view.part.nodes]]
+            if not torch.allclose(out, whole[mask], rtol=0, atol=tolerance):
+                return False
+        return True
 
-def check_node_task(data: Any, model: Module) -> None:
+
+def check_node_task(data: Any, model: Module, weight_sparsity: float) -> None:
     """Raises if a graph or a model lacks what a classification of its nodes
     needs.
     """
@@ -160,11 +188,13 @@ def check_node_task(data: Any, model: Module) -> None:
             f"a loader as 'data' needs 'loss_fn' and 'evaluate' (got "
             f'{type(data)})'
         )
+    kwargs = edge_kwargs(model, data)
     try:
-        inspect.signature(model.forward).bind(None, None)
+        inspect.signature(model.forward).bind(None, None, **kwargs)
     except TypeError as error:
         raise ValueError(
-            f"'model' needs to be called with 'x' and 'edge_index'; for any "
+            f"'model' needs to be called with 'x' and 'edge_index' (and "
+            f"'edge_weight' and 'edge_attr', if 'data' holds them); for any "
             f"other, give 'loss_fn' and 'evaluate' ({error})"
         ) from error
     missing: List[str] = [
@@ -177,6 +207,13 @@ def check_node_task(data: Any, model: Module) -> None:
             f"'data' needs to hold {missing} to classify its nodes ('adj_t' "
             f"is no 'edge_index'); for any other task, give 'loss_fn' and "
             f"'evaluate' (got {data})"
+        )
+    layout = getattr(data.x, 'layout', type(data.x))
+    if weight_sparsity > 0 and layout != torch.strided:
+        raise ValueError(
+            f"'x' of 'data' needs to be dense where weights are pruned "
+            f"('to_dense' makes it so, and its zeros are skipped all the "
+            f'same; got {layout})'
         )
     y = data.y
     if y.dim() != 1 or y.is_floating_point() or y.size(0) != data.num_nodes:

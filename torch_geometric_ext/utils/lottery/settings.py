@@ -1,6 +1,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
+from torch import Tensor
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
@@ -86,6 +87,12 @@ def check_model(model: Any, edge_sparsity: float) -> None:
             "'model' of 'GraphLotteryPruner' needs to be dense (got a "
             "'SparseLinear'); 'densify' makes it so"
         )
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"the state of 'model' needs to hold tensors alone (got "
+                f"{type(value)} as '{key}')"
+            )
     if edge_sparsity > 0 and not any(
         isinstance(module, MessagePassing) for module in model.modules()
     ):

@@ -73,6 +73,7 @@ def swap_linears(model: Module, inputs: List[SparseInput]) -> Module:
         linear: SparseInputLinear(linear, inputs)
         for linear in linears
         if linear not in others and linear.weight.size(1) in sizes
+        if type(linear) in LINEARS  # Others may have more attributes.
     }
     for layer in find_layers(model, (SparseLinear,)):
         if type(layer) is SparseLinear and layer.in_channels in sizes:
