@@ -156,6 +156,10 @@ def test_ticket_apply_errors(found):
     small.e_id = torch.arange(4)
     out = ticket.apply(model, small)[1]
     assert out.num_edges == int(ticket.edge_mask[:4].sum())
+    data = data.clone()
+    data.edge_index = data.edge_index.flip(1)
+    with pytest.raises(ValueError, match='in their order'):
+        ticket.apply(model, data)
 
 
 class Lazy(Module):
