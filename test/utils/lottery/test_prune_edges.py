@@ -60,7 +60,8 @@ def test_prune_edges_of_batches():
     graphs = [graph(edge_attr=torch.rand(4)) for _ in range(3)]
     graphs.insert(1, prune_edges(graphs[0], torch.zeros(4).bool()))
     graphs = number_edges(graphs)
-    batch = Batch.from_data_list(graphs)
+    keys = ['edge_index', 'edge_attr']
+    batch = Batch.from_data_list(graphs, follow_batch=keys)
     mask = torch.rand(12, generator=generator) < 0.5
     out = prune_edges(batch, mask)
     assert out.num_graphs == 4
@@ -70,6 +71,10 @@ def test_prune_edges_of_batches():
             assert torch.equal(data[key], expected[key])
         assert torch.equal(out[i].edge_index, expected.edge_index)
     assert batch[2].num_edges == 4  # It stays what it is.
+    for key in keys:
+        count = torch.bincount(out[f'{key}_batch'], minlength=4)
+        assert count.tolist() == out[f'{key}_ptr'].diff().tolist()
+        assert int(count.sum()) == out.num_edges == int(mask.sum())
 
 
 def test_prune_edges_of_seeds():

@@ -52,15 +52,17 @@ def prune_edges(
         )
     out = copy.copy(data)
     keys = [key for key in data.keys() if _is_of_edges(data, key)]
+    ptr = cumsum(edge_mask.long())
     for key in keys:
         dim = data.__cat_dim__(key, data[key])
         out[key] = select(data[key], edge_mask, dim)
+        if f'{key}_ptr' in data:  # As 'follow_batch' makes it.
+            out[f'{key}_ptr'] = ptr[data[f'{key}_ptr']]
     if 'num_sampled_edges' in data:  # In each hop, one after another.
         hops = edge_mask.split(data.num_sampled_edges)
         out.num_sampled_edges = [int(hop.sum()) for hop in hops]
     if getattr(data, '_slice_dict', None) is not None:  # Of a 'Batch'.
-        ptr = cumsum(edge_mask.long()).cpu()
-        slices = dict(data._slice_dict)
+        ptr, slices = ptr.cpu(), dict(data._slice_dict)
         slices.update({x: ptr[slices[x]] for x in keys if x in slices})
         out._slice_dict = slices
     if out.num_nodes != data.num_nodes:  # It is inferred from edges.
@@ -78,7 +80,7 @@ def _is_of_edges(data: Data, key: str) -> bool:
     so are other indices, even if there are as many.
     """
     # PyG takes 'e_id' for a feature of nodes if there are as many:
-    if key in ['edge_index', 'e_id']:
+    if key in ['edge_index', 'edge_index_batch', 'e_id']:
         return True
     if key in OTHER_KEYS or 'edge_label' in key:
         return False
