@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Optional, Union
 import torch
 
 from torch_geometric_ext.data.atomic_save import atomic_save
+from torch_geometric_ext.data.digest import digest
 from torch_geometric_ext.utils.lottery.channels import Channels
-from torch_geometric_ext.utils.lottery.digest import digest
 from torch_geometric_ext.utils.lottery.search import Candidate, Search
 from torch_geometric_ext.utils.lottery.stage import Outcome, Stage
 from torch_geometric_ext.utils.lottery.weight_masks import Weights

@@ -13,6 +13,7 @@ from torch_geometric_ext.utils.lottery.known_graph import (
     EDGE_KEYS,
     NODE_KEYS,
     KnownGraph,
+    View,
     call,
     edge_kwargs,
 )
@@ -138,19 +139,17 @@ class NodeTask(Task):
         num_hops = find_num_hops(model, self.graph, adds_up)
         if num_hops is None:
             return self
-        out, data = copy.copy(self), self.graph.data
-        valid = self.graph.part(data.val_mask, num_hops)
-        train = None
+        masks = [self.graph.data.val_mask]
         if self.mask is not None:
-            train = self.graph.part(self.mask, num_hops)
-        views = [(data.val_mask, valid), (self.mask, train)]
-        parts = [x for x in views if x[1] is not None and x[1].part]
-        if self.graph.is_local is None and parts:
-            self.graph.is_local = self._is_local(model, adds_up, parts)
-        if parts and not self.graph.is_local:
+            masks.append(self.mask)
+        views = [self.graph.part(mask, num_hops) for mask in masks]
+        if self.graph.is_local is None:
+            self.graph.is_local = self._is_local(model, adds_up, masks, views)
+        if not self.graph.is_local:
             return self
-        out.valid = valid.data
-        if train is None:
+        out, train = copy.copy(self), views[-1]
+        out.valid = views[0].data
+        if self.mask is None:
             return out
         out.train = train.data
         if train.part is None:  # All targets are for free.
@@ -162,17 +161,26 @@ class NodeTask(Task):
 
     @torch.no_grad()
     def _is_local(
-        self, model: Module, adds_up: bool, parts: List[Any]
-    ) -> bool:
+        self,
+        model: Module,
+        adds_up: bool,
+        masks: List[Tensor],
+        views: List[View],
+    ) -> Optional[bool]:
         """Whether parts of the graph give the outputs of all of it, as those
         of a random graph did: a model may compare nodes with a median, say.
+        It is not known if there are no parts.
         """
+        if all(view.part is None for view in views):
+            return None
         plain = swap_linears(copy.deepcopy(model), self.graph.inputs)
         whole = call(plain.eval(), self.graph.data)
         fast = self.prepare(copy.deepcopy(model), adds_up).eval()
         tolerance = torch.finfo(whole.dtype).eps ** 0.5
         tolerance *= float(whole.abs().max())
-        for mask, view in parts:
+        for mask, view in zip(masks, views):
+            if view.part is None:
+                continue
             out = call(fast, view.data)[mask[view.part.nodes]]
             if not torch.allclose(out, whole[mask], rtol=0, atol=tolerance):
                 return False

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data, Dataset
 from torch_geometric.utils import cumsum, select
 
-from torch_geometric_ext.utils.lottery.digest import digest
+from torch_geometric_ext.data.digest import digest
 
 # What mini-batches hold that is of no edge, even if there are as many:
 OTHER_KEYS = ['input_id', 'num_sampled_edges', 'num_sampled_nodes', 'ptr']
@@ -72,7 +72,7 @@ def prune_edges(
 
 def digest_edges(data: Data) -> str:
     """Tells edges from others, and from themselves in another order."""
-    return digest([data.edge_index.long()])
+    return digest(data.edge_index.long())
 
 
 def _is_of_edges(data: Data, key: str) -> bool:
