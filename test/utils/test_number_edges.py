@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import torch
 from torch_geometric.data import Data
 from torch_geometric.testing import withCUDA
@@ -17,3 +18,10 @@ def test_number_edges(device):
     assert [data.e_id.tolist() for data in out] == [[0, 1, 2], [], [3, 4]]
     assert all('e_id' not in data for data in graphs)
     assert all(data.e_id.device.type == device.type for data in out)
+
+
+def test_number_edges_without_edge_index():
+    edge_index = torch.tensor([[0, 1], [1, 0]])
+    graphs = [Data(edge_index=edge_index), Data(x=torch.ones(1, 1))]
+    with pytest.raises(ValueError, match=r"'graphs'.*x=\[1, 1\].*number 1"):
+        number_edges(graphs)
