@@ -48,14 +48,14 @@ from torch_geometric.nn import GATConv, GCNConv, GINConv, GPSConv, SAGEConv
 from torch_geometric.utils import degree
 
 from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.data.trees_to_graphs import unshare_graphs
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import RootAggregation
 from torch_geometric_ext.transforms import (
     MirageCondense,
     ShareComputationTrees,
 )
-from torch_geometric_ext.transforms.select_graphs import herding_order
-from torch_geometric_ext.transforms.unshare_graphs import unshare_graphs
+from torch_geometric_ext.transforms.mirage.select_graphs import herding_order
 
 NUM_LAYERS = 2
 EVERY = 20  # Steps between evaluations.

@@ -11,8 +11,8 @@ still normalizes by degrees that are no longer there. And a mask saves no time.
 
 A *winning ticket* is a part of the weights and a part of the edges that are
 together as good as all of them.
-:class:`~torch_geometric_ext.utils.GraphLotteryPruner` looks for it, and gives
-back an ordinary model and a smaller graph.
+:class:`~torch_geometric_ext.lottery.GraphLotteryPruner` looks for it, and
+gives back an ordinary model and a smaller graph.
 """
 
 # %%
@@ -216,7 +216,7 @@ print(pruner.fit(train_data, loss_fn, evaluate))
 # The loader samples from the whole graph, and edges leave its mini-batches
 # afterwards: a node may have fewer neighbors than were asked for.
 #
-# For a list of graphs, :func:`~torch_geometric_ext.utils.number_edges` gives
+# For a list of graphs, :func:`~torch_geometric_ext.lottery.number_edges` gives
 # all edges a number, such that a :class:`~torch_geometric.loader.DataLoader`
 # of them works in the same way.
 #

@@ -12,11 +12,11 @@ from torch_geometric.datasets import FakeDataset
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.data import IndexedDataset
-from torch_geometric_ext.ops import computation_tree_ids
-from torch_geometric_ext.transforms import ShareComputationTrees
-from torch_geometric_ext.transforms.merge_shared_trees import (
+from torch_geometric_ext.data.merge_trees import (
     merge_shared_trees,
 )
+from torch_geometric_ext.ops import computation_tree_ids
+from torch_geometric_ext.transforms import ShareComputationTrees
 
 
 def make_graphs(num_graphs=30, seed=0, edge_attr=True):

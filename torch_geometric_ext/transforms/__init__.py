@@ -1,5 +1,5 @@
 from .discretize import Discretize
-from .mirage_condense import MirageCondense
+from .mirage.mirage_condense import MirageCondense
 from .share_computation_trees import ShareComputationTrees
 
 __all__ = classes = [

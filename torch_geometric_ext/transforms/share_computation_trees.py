@@ -6,11 +6,11 @@ from torch_geometric.data.data import BaseData
 from tqdm import tqdm
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.transforms.collated import Collated, read_chunks
-from torch_geometric_ext.transforms.discretize import Discretize
-from torch_geometric_ext.transforms.merge_shared_trees import (
+from torch_geometric_ext.data.merge_trees import (
     merge_shared_trees,
 )
+from torch_geometric_ext.transforms.collated import Collated, read_chunks
+from torch_geometric_ext.transforms.discretize import Discretize
 from torch_geometric_ext.transforms.share_graphs import (
     Settings,
     check_labels,

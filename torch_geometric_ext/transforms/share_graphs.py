@@ -5,6 +5,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.data.merge_trees import compact
 from torch_geometric_ext.ops import unique_rows
 from torch_geometric_ext.ops.computation_tree_ids import (
     check_categorical,
@@ -15,7 +16,6 @@ from torch_geometric_ext.ops.computation_tree_ids import (
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 from torch_geometric_ext.transforms.collated import Collated
 from torch_geometric_ext.transforms.discretize import Discretize
-from torch_geometric_ext.transforms.merge_shared_trees import compact
 
 Labels = Tuple[Tensor, Tensor]  # And the first row of each.
 

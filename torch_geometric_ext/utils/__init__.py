@@ -1,7 +1,9 @@
-from .graph_lottery_pruner import GraphLotteryPruner
-from .macs import count_macs
-from .number_edges import number_edges
-from .ticket import Ticket
+from .macs import count_macs  # isort: skip  # 'lottery' needs it.
+from torch_geometric_ext.lottery import (
+    GraphLotteryPruner,
+    Ticket,
+    number_edges,
+)
 
 __all__ = ['GraphLotteryPruner', 'Ticket', 'count_macs', 'number_edges']
 

@@ -1,0 +1,95 @@
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch.autograd import gradcheck
+from torch_geometric.testing import withCUDA
+
+from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
+from torch_geometric_ext.lottery.edges.edge_ranking import (
+    NUM_ROUNDS,
+    crowded_pairs,
+    random_pairs,
+    spread_penalty,
+)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def naive_spread(score):
+    diff = (score.view(-1, 1) - score).abs().mean()
+    return (-diff / 2).exp() - score.var(unbiased=False).log()
+
+
+@withCUDA
+@pytest.mark.parametrize('size', [2, 3, 10])
+def test_spread_penalty(device, size):
+    score = torch.randn(size, generator=generator(), dtype=torch.double)
+    score = score.to(device).requires_grad_()
+    out = spread_penalty(score)
+    assert torch.allclose(out, naive_spread(score))
+    assert gradcheck(spread_penalty, [score])
+
+
+def naive_crowded(ends, num_nodes, kept, size, noise):
+    """Keeps pairs in a loop over rounds."""
+    num_kept = len(kept)
+    for i in range(1, NUM_ROUNDS + 1):
+        degree = [0] * num_nodes
+        for j in kept:
+            for node in ends[j]:
+                degree[node] += 1
+        crowd = {j: degree[ends[j][0]] * degree[ends[j][1]] for j in kept}
+        step = round(num_kept + (size - num_kept) * i / NUM_ROUNDS)
+        order = sorted(kept, key=lambda j: crowd[j] + noise[j])  # noqa: B023
+        kept = order[:step]
+    return sorted(kept)
+
+
+NODES = st.integers(0, 7)
+ENDS = st.lists(st.tuples(NODES, NODES), min_size=1, max_size=30)
+
+
+@settings(max_examples=40)
+@given(ENDS, st.data())
+def test_crowded_pairs(ends, data):
+    ends = sorted({(u, v) for u, v in ends if u != v}) or [(0, 1)]
+    pairs = EdgePairs(torch.tensor(ends).t(), num_nodes=8)
+    mask = torch.rand(pairs.num_pairs, generator=generator(1)) < 0.8
+    size = data.draw(st.integers(0, int(mask.sum())))
+    noise = torch.rand(mask.numel(), generator=generator()).tolist()
+    out = crowded_pairs(pairs, mask, size, generator())
+    expected = naive_crowded(
+        pairs.ends.t().tolist(),
+        8,
+        mask.nonzero().flatten().tolist(),
+        size,
+        noise,
+    )
+    assert out.nonzero().flatten().tolist() == expected
+
+
+def test_crowded_pairs_hubs():
+    # The hubs 0 and 1 share an edge, which leaves first, whatever the degree:
+    leaves = torch.arange(2, 5002)
+    hubs = torch.tensor([0, 1]).repeat(2500)
+    edge_index = torch.stack([hubs, leaves])
+    edge_index = torch.cat([edge_index, torch.tensor([[0], [1]])], dim=1)
+    pairs = EdgePairs(edge_index, num_nodes=5002)
+    mask = torch.ones(pairs.num_pairs, dtype=torch.bool)
+    out = crowded_pairs(pairs, mask, 5000, generator())
+    assert out.nonzero().flatten().tolist() == list(range(5000))
+
+
+@withCUDA
+def test_random_pairs(device):
+    mask = torch.rand(50, generator=generator(1)).to(device) < 0.5
+    size = int(mask.sum()) // 2
+    out = random_pairs(mask, size, generator())
+    assert int(out.sum()) == size
+    assert not (out & ~mask).any()
+    assert torch.equal(out, random_pairs(mask, size, generator()))
+    assert not torch.equal(out, random_pairs(mask, size, generator(2)))
+    assert torch.equal(random_pairs(mask, 2 * size, generator()) | mask, mask)

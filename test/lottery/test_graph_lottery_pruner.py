@@ -1,0 +1,399 @@
+import copy
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import assume, example, given, settings
+from torch_geometric.data import Batch
+from torch_geometric.nn import (
+    GCN,
+    GIN,
+    Linear,
+)
+from torch_geometric.testing import withCUDA
+
+from searches import equal, flat, graph, prune
+from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
+from torch_geometric_ext.lottery.stage import Stage
+
+METHODS = ['fast', 'imp', 'one_shot', 'random']
+EDGE_SCORES = ['degree', 'learned', 'random']
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('undirected', [True, False])
+@pytest.mark.parametrize('sparsities', [(0.7, 0.0), (0.0, 0.4), (0.6, 0.15)])
+def test_pruner_counts(method, undirected, sparsities, monkeypatch):
+    data, seen = graph(undirected=undirected), {}
+    pairs = EdgePairs(data.edge_index, data.num_nodes)
+    assert pairs.undirected == undirected
+
+    def count(stage, run=Stage.run):
+        layers = [x for x in stage.model.modules() if hasattr(x, 'values')]
+        sizes = [x.values.numel() for x in layers]
+        num_edges = stage.task.graph.data.num_edges
+        out = run(stage, lambda stage: None)
+        assert [x.values.numel() for x in layers] == sizes
+        seen[stage.name] = (sum(sizes), num_edges)
+        return out
+
+    monkeypatch.setattr(Stage, 'run', lambda stage, callback: count(stage))
+    torch.manual_seed(0)
+    model = GCN(5, 8, 2, 3)
+    weight_sparsity, edge_sparsity = sparsities
+    prune(
+        model,
+        data,
+        method=method,
+        weight_sparsity=weight_sparsity,
+        edge_sparsity=edge_sparsity,
+        edge_score='degree' if undirected else 'learned',
+        retrain_epochs=1,
+    )
+
+    def num_edges(share):
+        step = 1 + undirected
+        num_loops = int(pairs.is_loop.sum())
+        return num_loops + step * round(share * pairs.num_pairs)
+
+    def num_weights(share):
+        return round(share * 64) if weight_sparsity > 0 else 0
+
+    target = (num_weights(1 - weight_sparsity), num_edges(1 - edge_sparsity))
+    expected = {'dense': (0, data.num_edges), 'retrained': target}
+    if method == 'fast' and weight_sparsity > 0:
+        expected['search'] = target
+    number = 1
+    while method == 'imp':
+        shares = (
+            max(0.8**number, 1 - weight_sparsity),
+            max(0.95**number, 1 - edge_sparsity),
+        )
+        current = (num_weights(shares[0]), num_edges(shares[1]))
+        if shares == (1 - weight_sparsity, 1 - edge_sparsity):
+            break
+        number += 1
+        expected[f'round {number}'] = current
+    assert seen == expected
+
+
+SHARES = st.floats(0, 0.9)
+
+
+@settings(max_examples=12)
+@example('imp', 1e-300, 0.0, True)
+@example('fast', 0.9, 1e-300, False)
+@given(st.sampled_from(METHODS), SHARES, SHARES, st.booleans())
+def test_pruner_any_sparsity(method, weight_sparsity, edge_sparsity, both):
+    data, model = graph(8, undirected=both), GCN(5, 8, 1, 3)
+    assume(weight_sparsity + edge_sparsity > 0)
+    ticket = prune(
+        model,
+        data,
+        method=method,
+        weight_sparsity=weight_sparsity,
+        edge_sparsity=min(edge_sparsity, 0.5),  # Else there are many rounds.
+        **dict.fromkeys(['pretrain_epochs', 'retrain_epochs'], 1),
+    )
+    kept = sum(int(x.sum()) for x in ticket.weight_masks.values())
+    assert kept == (
+        round((1 - weight_sparsity) * 15) if weight_sparsity else 0
+    )
+    if edge_sparsity == 0:
+        assert ticket.edge_mask is None
+        return
+    pairs = EdgePairs(data.edge_index, data.num_nodes)
+    target = round((1 - min(edge_sparsity, 0.5)) * pairs.num_pairs)
+    counts = torch.zeros(pairs.num_pairs, dtype=torch.long)
+    between = pairs.pair >= 0
+    counts.index_add_(0, pairs.pair[between], ticket.edge_mask[between].long())
+    assert ticket.edge_mask[~between].all()
+    size = 1 + pairs.undirected  # Both directions leave together:
+    assert set(counts.tolist()) <= {0, size}
+    assert int((counts == size).sum()) == target
+
+
+def test_pruner_moves(monkeypatch):
+    moved = []
+
+    def spy(stage, callback, run=Stage.run):
+        scheduler = stage.scheduler
+        if scheduler is None:
+            return run(stage, callback)
+        layer, step = scheduler.layers['convs.0.lin'], scheduler.step
+
+        def check():
+            before = layer.index.clone()
+            step()
+            new = ~torch.isin(layer.index, before)
+            assert (layer.values[new] == 0).all()
+            moved.append(int(new.sum()))
+
+        scheduler.step = check
+        return run(stage, callback)
+
+    monkeypatch.setattr(Stage, 'run', spy)
+    torch.manual_seed(0)
+    prune(
+        GCN(5, 8, 1, 3),
+        graph(),
+        weight_sparsity=0.6,
+        search_epochs=12,
+        update_every=3,
+        drop_fraction=0.8,
+    )
+    # By a cosine that ends at three quarters of the search:
+    expected = [0] * 12
+    for i in [3, 6]:
+        share = 0.4 * (1 + math.cos(math.pi * i / 9))
+        expected[i - 1] = round(share * 6)
+    assert moved == expected == [0, 0, 4, 0, 0, 1] + [0] * 6
+
+
+@pytest.mark.parametrize('method', ['fast', 'imp', 'random'])
+def test_pruner_leaves_inputs(method):
+    model, data = GIN(5, 8, 2, 3, norm='batch_norm', dropout=0.5), graph()
+    model.train()
+    state, before = copy.deepcopy(model.state_dict()), data.clone()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    kwargs = dict(method=method, weight_sparsity=0.4, edge_sparsity=0.1)
+    ticket = prune(model, data, **kwargs)
+    assert torch.equal(torch.rand(3), expected)
+    assert model.training
+    assert flat(model.state_dict()) == flat(state)
+    assert flat(ticket.initial_state) == flat(state)
+    assert flat(data.to_dict()) == flat(before.to_dict())
+    assert all(x.grad is None for x in model.parameters())
+
+    assert equal(ticket, prune(model, data, **kwargs))
+    assert not equal(ticket, prune(model, data, seed=1, **kwargs))
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize('edge_score', EDGE_SCORES)
+@pytest.mark.parametrize('method', METHODS)
+def test_pruner_resumes(method, edge_score, tmp_path):
+    torch.manual_seed(0)
+    model, data = GCN(-1, 8, 2, 3, dropout=0.5, norm='batch_norm'), graph()
+    kwargs = dict(
+        method=method,
+        edge_score=edge_score,
+        weight_sparsity=0.4,
+        edge_sparsity=0.14,
+        evaluate_every=1,
+    )
+    expected = prune(model, data, **kwargs)
+    path, stages = tmp_path / 'search.pt', []
+
+    def interrupt(progress):
+        # Once in the middle of each stage:
+        if progress.stage not in stages and progress.epoch == 3:
+            stages.append(progress.stage)
+            raise Interrupted
+
+    while True:
+        try:
+            ticket = prune(
+                model,
+                data,
+                callbacks=[interrupt],
+                checkpoint=path,
+                checkpoint_every=2,
+                **kwargs,
+            )
+            break
+        except Interrupted:
+            torch.rand(5)
+    assert equal(ticket, expected)
+    rest = {'fast': ['search'], 'imp': ['round 2', 'round 3']}.get(method, [])
+    assert stages == ['dense', *rest, 'retrained']
+    # The file of a finished search returns its ticket at once:
+    again = prune(
+        model, data, checkpoint=path, callbacks=[pytest.fail], **kwargs
+    )
+    assert equal(again, expected)
+
+
+def test_pruner_checkpoint_errors(tmp_path):
+    path, data = tmp_path / 'search.pt', graph()
+    model = GCN(5, 8, 2, 3)
+    prune(model, data, checkpoint=path)
+    match = "'checkpoint' needs to be of a search with the same arguments"
+    other = data.clone()
+    other.edge_index = 14 - other.edge_index  # As many edges.
+    for args, kwargs in [
+        ((model, data), {'seed': 1}),
+        ((GCN(5, 9, 2, 3), data), {}),
+        ((model, other), {}),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            prune(*args, checkpoint=path, **kwargs)
+    kwargs = dict(checkpoint=tmp_path / 'weights.pt', edge_sparsity=0.0)
+    prune(model, data, **kwargs)
+    others = [data.clone() for _ in range(4)]
+    others[0].val_mask = ~data.val_mask
+    others[1].x = data.x + 1
+    others[2].edge_index = data.edge_index.flip(1)
+    others[3].edge_weight = torch.ones(data.num_edges)
+    for other in [*others, Batch.from_data_list([data, data])]:
+        with pytest.raises(ValueError, match=match):
+            prune(model, other, **kwargs)
+    for optimizer in [torch.optim.SGD, torch.optim.Adam]:
+        with pytest.raises(ValueError, match=match):
+            prune(model, data, optimizer=optimizer, **kwargs)
+    with pytest.raises(ValueError, match=match):
+        prune(GCN(5, 8, 2, 3, act='elu'), data, **kwargs)
+    path.write_text('text')
+    with pytest.raises(ValueError, match=match):
+        prune(model, data, checkpoint=path)
+    with pytest.raises(ValueError, match="'checkpoint_every' needs"):
+        prune(model, data, checkpoint=path, checkpoint_every=0)
+
+
+@withCUDA
+@pytest.mark.parametrize('edge_score', EDGE_SCORES)
+def test_pruner_device(device, edge_score):
+    model, data = GCN(5, 8, 2, 3).to(device), graph(device=device)
+    ticket = prune(model, data, edge_score=edge_score)
+    model, small = ticket.apply(model, data, sparse=True)
+    assert model(small.x, small.edge_index).device.type == device.type
+    assert ticket.edge_sparsity == pytest.approx(0.3, abs=0.03)
+
+
+def test_pruner_progress(capsys):
+    seen = []
+    prune(
+        GCN(5, 8, 2, 3),
+        graph(),
+        callbacks=[seen.append],
+        evaluate_every=3,
+        log=True,
+    )
+    stages = [(x.stage, x.epoch, x.num_epochs) for x in seen]
+    assert stages == [
+        *[('dense', i, 4) for i in [3, 4]],
+        *[('search', i, 8) for i in [3, 6, 8]],
+        *[('retrained', i, 4) for i in [3, 4]],
+    ]
+    assert all(x.best >= x.metric for x in seen)
+    assert 'retrained: 100%' in capsys.readouterr().err
+
+
+def test_pruner_softens_weight_decay():
+    decays = []
+
+    def optimizer(params):
+        out = torch.optim.SGD(params, lr=0.1, weight_decay=0.1)
+        decays.append(out.param_groups[0])
+        return out
+
+    for kwargs in [
+        dict(weight_sparsity=0.75),
+        dict(edge_sparsity=0.5),
+        dict(edge_sparsity=0.5, distill=0.0),
+    ]:
+        kwargs = {'weight_sparsity': 0.0, 'edge_sparsity': 0.0, **kwargs}
+        prune(GCN(5, 8, 2, 3), graph(), optimizer=optimizer, **kwargs)
+    # Weights: dense, search, retrained. Edges: dense, retrained, twice.
+    decays = [group['weight_decay'] for group in decays]
+    assert decays == pytest.approx([0.1, 0.05, 0.05, 0.1, 0, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    'sparsities, distill',
+    [((0.5, 0.0), 0.8), ((0.5, 0.3), 0.8), ((0, 0.3), 1)],
+)
+def test_pruner_default_of_distill(sparsities, distill):
+    torch.manual_seed(0)
+    model, data = GCN(5, 8, 2, 3), graph()
+    kwargs = dict(zip(['weight_sparsity', 'edge_sparsity'], sparsities))
+    ticket = prune(model, data, **kwargs)
+    assert equal(ticket, prune(model, data, distill=distill, **kwargs))
+    assert not equal(ticket, prune(model, data, distill=0.9, **kwargs))
+
+
+def test_pruner_crowded_edges():
+    """A third of the edges leaves by degrees, and what is left at random."""
+    data = graph()
+    data.edge_index = torch.combinations(torch.arange(9)).t()
+    path = torch.stack([torch.arange(10, 15), torch.arange(11, 16)])
+    data.edge_index = torch.cat([data.edge_index, path], dim=1)
+    masks = [
+        prune(
+            GCN(5, 8, 2, 3),
+            data,
+            method='one_shot',
+            weight_sparsity=0.0,
+            edge_sparsity=edge_sparsity,
+            seed=seed,
+        ).edge_mask
+        for edge_sparsity, seed in [(0.35, 0), (0.7, 0), (0.7, 1), (0.7, 2)]
+    ]
+    assert masks[0][36:].all() and masks[0][:36].sum() == 27 - 5
+    assert not masks[0].logical_not()[masks[1]].any()  # A part of the first.
+    assert any(not mask[36:].all() for mask in masks[1:])
+
+
+def test_pruner_random_edges():
+    torch.manual_seed(0)
+    model, data = GCN(5, 8, 2, 3), graph()
+    kwargs = dict(weight_sparsity=0.0, edge_sparsity=0.5, edge_score='random')
+    masks = torch.stack(
+        [prune(model, data, seed=i, **kwargs).edge_mask for i in range(20)]
+    )
+    loops = data.edge_index[0] == data.edge_index[1]
+    assert masks[:, loops].all()
+    assert masks[:, ~loops].any(dim=0).all()
+    assert not masks[:, ~loops].all(dim=0).any()
+    assert (masks.sum(dim=1) == masks[0].sum()).all()
+
+
+def test_pruner_odd_settings():
+    data = graph()
+    model = GCN(5, 8, 2, 3)
+    ticket = prune(model, data, evaluate_every=50, patience=1)
+    assert [len(x) for x in ticket.history.values()] == [1, 1, 1]
+    ticket = prune(model, data, evaluate_every=1, patience=1, distill=0.0)
+    assert len(ticket.history['dense']) <= 4
+    with pytest.warns(UserWarning, match='no weights will move'):
+        prune(model, data, search_epochs=2)
+    optimizer = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
+    ticket = prune(model, data, optimizer=optimizer, edge_score='learned')
+    assert ticket.weight_sparsity == pytest.approx(0.7, abs=0.01)
+
+
+def test_pruner_within_no_grad():
+    model, data = GCN(5, 8, 2, 3), graph()
+    with torch.no_grad():
+        ticket = prune(model, data)
+        assert not torch.is_grad_enabled()
+    assert equal(ticket, prune(model, data))
+
+
+def test_pruner_keeps_layers():
+    # The last layer has the smallest weights, and would lose all of them:
+    model, data = GCN(5, 16, 2, 3), graph()
+    model.convs[1].lin.weight.data.mul_(1e-6)
+    for method in METHODS:
+        ticket = prune(
+            model, data, method=method, weight_sparsity=0.95, pretrain_epochs=1
+        )
+        assert all(mask.any() for mask in ticket.weight_masks.values())
+    with pytest.raises(ValueError, match='leaves 1 weights, but there are 2'):
+        prune(model, data, weight_sparsity=0.99)
+
+
+def test_pruner_ignored():
+    model, data = GCN(5, 8, 2, 3), graph()
+    ticket = prune(model, data, ignored=['convs.0'])
+    assert list(ticket.weight_masks) == ['convs.1.lin.weight']
+    with pytest.raises(ValueError, match="'ignored' needs to name modules"):
+        prune(model, data, ignored=['conv'])
+    with pytest.raises(ValueError, match='needs a linear layer to swap'):
+        prune(model, data, ignored=[Linear])
