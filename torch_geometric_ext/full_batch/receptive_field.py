@@ -16,7 +16,7 @@ from torch_geometric_ext.full_batch.static_graph import (
     KnownGraph,
     call,
 )
-from torch_geometric_ext.nn.equivalence import NoDropout, other_weights
+from torch_geometric_ext.nn.equivalence import NoDropout, perturb_parameters
 
 
 def find_num_hops(
@@ -41,7 +41,7 @@ def find_num_hops(
     if not graph.is_still:
         return None
     try:
-        model = other_weights(copy.deepcopy(model).double())
+        model = perturb_parameters(copy.deepcopy(model).double())
         num_hops = _num_calls(model, _random_graph(graph, 0), adds_up)
         other = _random_graph(graph, num_hops)
         masks = other.data.train_mask, other.data.val_mask

@@ -19,7 +19,7 @@ from torch_geometric_ext.lottery.weights.weight_masks import (
     clear_caches,
     weight_key,
 )
-from torch_geometric_ext.nn.equivalence import NoDropout, other_weights
+from torch_geometric_ext.nn.equivalence import NoDropout, perturb_parameters
 from torch_geometric_ext.nn.linear_layers import LINEARS, find_layers
 
 # The positions that are left of the tensors of a state, by dimensions:
@@ -49,7 +49,7 @@ def find_index(
     batch = task.first_batch()
     try:
         torch.manual_seed(seed)
-        other_weights(wide)
+        perturb_parameters(wide)
         for name in channels.rows:
             weight = wide.get_submodule(name).get_parameter('weight')
             weight.data *= channels.mask(name)
