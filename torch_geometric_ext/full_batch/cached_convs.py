@@ -1,19 +1,24 @@
-"""Convolutions that compute the same in less time. They multiply by weights
-before they add up neighbors, where a layer has fewer outputs than inputs. Of
-graphs that stay, they add up the features and normalize the edges once.
+"""Convolutions that run faster on a static graph, with equal results.
+
+They normalize edges and aggregate the features of the graph once, multiply by
+weights before they aggregate where a layer has fewer outputs than inputs, and
+aggregate by a sparse matrix product instead of one message for each edge.
 """
 
-import warnings
-import weakref
-from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+import inspect
+from typing import Any, Callable, Dict, Hashable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module, Parameter, Sequential
+from torch.nn import Module, Sequential
+from torch_geometric.data import Data
 from torch_geometric.nn import (
+    APPNP,
     MLP,
+    GATConv,
+    GATv2Conv,
+    GCN2Conv,
     GCNConv,
     GINConv,
     GraphConv,
@@ -21,321 +26,475 @@ from torch_geometric.nn import (
     SAGEConv,
 )
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from torch_geometric_ext.full_batch.sparse_input import (
+from torch_geometric_ext.full_batch.adjacency import (
     DTYPES,
-    SparseInputLinear,
+    REDUCTIONS,
+    Adjacency,
+)
+from torch_geometric_ext.full_batch.share_modules import (
+    shallow_copy,
+    with_child,
 )
 from torch_geometric_ext.full_batch.static_graph import (
-    KnownGraph,
-    Norm,
-    View,
+    EDGE_KEYS,
+    StaticGraph,
+    Subgraph,
 )
 from torch_geometric_ext.nn import SparseLinear
-from torch_geometric_ext.nn.linear_layers import (
-    HOOKS,
-    LINEARS,
-    find_layers,
-    obstacles,
-)
+from torch_geometric_ext.nn.linear_layers import HOOKS, LINEARS
+from torch_geometric_ext.ops import sparse_linear
 
-SUMS = ['add', 'sum', 'mean']
-STEPS = ('_propagate', '_message', '_aggregate')  # What users may hook.
-
+STEPS = ('_propagate', '_message', '_aggregate', '_edge_update')
 METHODS = ['forward', 'propagate', 'message', 'aggregate', 'update']
 
-Slot = Tuple[Dict[str, Any], str]  # Where a module holds another one.
+CACHED = 'cached aggregation of features'
+PRODUCT = 'sparse matrix product'
+MESSAGES = 'one message for each edge'
+
 Edges = Tuple[Tensor, Optional[Tensor]]
 
 
-def speed_up(
-    model: Module, graph: Optional[KnownGraph] = None, adds_up: bool = True
-) -> Module:
-    """Swaps the convolutions of a model, in place, for faster ones where
-    there are any. It has the parameters that it had, by the same names, and
-    may be given other graphs than the one that is known.
+def find_fast_convs(
+    model: Module, graph: StaticGraph, cache_aggregation: bool = True
+) -> Dict[Module, Module]:
+    """Return a faster copy of each convolution of a model that has one. The
+    copies share parameters, buffers, hooks and inner layers.
 
     Args:
         model (torch.nn.Module): The model.
-        graph (KnownGraph, optional): A graph that stays.
-            (default: :obj:`None`)
-        adds_up (bool, optional): Whether its features are added up once: not
-            if messages have factors that change. (default: :obj:`True`)
+        graph (StaticGraph): The graph that it runs on.
+        cache_aggregation (bool, optional): Whether the aggregation of the
+            features is cached. (default: :obj:`True`)
     """
-    linears = find_layers(model, LINEARS)
-    others = obstacles(model, list(linears))
-    still = graph if graph is not None and graph.is_still else None
+    swaps: Dict[Module, Module] = {}
     for name, conv in model.named_modules():
-        if type(conv) not in CLASSES or not _is_linear(conv):
-            continue
-        modules, slot = _slot(conv)
-        linear = modules.get(slot)
-        if linear in others or type(conv) is GCNConv and not _is_plain(linear):
-            continue
-        narrows = type(conv) is not GCNConv and _narrows(linear)
-        modules_of = conv.named_modules(remove_duplicate=False)
-        if sum(module is linear for _, module in modules_of) > 1:
-            narrows = False  # It is called twice.
-        if narrows or still:
-            conv.__class__ = CLASSES[type(conv)]
-            conv.name, conv.narrows, conv.adds_up = name, narrows, adds_up
-            # Convolutions refer to themselves, and would be freed late:
-            conv.graph = None if still is None else weakref.ref(still)
-    return model
+        if obstacle(conv) is None:
+            fast = shallow_copy(conv, CLASSES[type(conv)])
+            vars(fast).update(
+                name=name,
+                graph=graph,
+                cache_aggregation=cache_aggregation,
+                original=conv,
+            )
+            swaps[conv] = fast
+    return swaps
 
 
-def _is_linear(conv: Any) -> bool:
-    """Whether nothing comes between what a convolution is given, its sum of
-    neighbors, and the linear layer that follows.
+def obstacle(conv: Any) -> Optional[str]:
+    """Return why a convolution has no faster copy, if it has none."""
+    if type(conv) not in CLASSES:
+        return 'it has no faster version'
+    if conv.flow != 'source_to_target':
+        return "its flow is not 'source_to_target'"
+    if conv.aggr not in REDUCTIONS:
+        return f"its aggregation '{conv.aggr}' is no sum or mean"
+    if getattr(conv, 'project', False):
+        return 'it projects features first'
+    if any(name in vars(conv) for name in METHODS):
+        return 'one of its methods is replaced'
+    return None
+
+
+class StaticConv(MessagePassing):
+    """Precede the class of a convolution.
+
+    Attributes:
+        name (str): The name of the convolution in its model.
+        graph (StaticGraph): The graph.
+        cache_aggregation (bool): Whether features are aggregated once.
+        record (Callable, optional): Is called with the name and the way of
+            each aggregation. (default: :obj:`None`)
     """
-    return (
-        conv.aggr in SUMS
-        and conv.flow == 'source_to_target'
-        and not getattr(conv, 'project', False)
-        and not conv.explain
-        and not any(name in vars(conv) for name in METHODS)
-        and not _is_hooked(conv)
-        and not _is_hooked(getattr(conv, 'nn', conv))
-    )
-
-
-def _is_hooked(module: Module) -> bool:
-    return any(
-        value
-        for name, value in vars(module).items()
-        if name in HOOKS or name.startswith(STEPS) and name.endswith('hooks')
-    )
-
-
-def _is_plain(linear: Any) -> bool:
-    """Whether a layer does nothing but to multiply."""
-    classes = (SparseLinear, SparseInputLinear, *LINEARS)
-    return isinstance(linear, classes) and linear.bias is None
-
-
-def _slot(conv: Any) -> Slot:
-    """Where the linear layer is that a sum of neighbors is multiplied by."""
-    if isinstance(conv, GCNConv):
-        return conv._modules, 'lin'
-    if isinstance(conv, SAGEConv):
-        return conv._modules, 'lin_l'
-    if isinstance(conv, GraphConv):
-        return conv._modules, 'lin_rel'
-    if type(conv.nn) is Sequential:
-        return conv.nn._modules, '0'
-    if type(conv.nn) is MLP:
-        return conv.nn.lins._modules, '0'
-    return conv._modules, 'nn'
-
-
-def _narrows(linear: Any) -> bool:
-    if isinstance(linear, SparseLinear):
-        return linear.out_channels < linear.in_channels
-    if isinstance(linear, SparseInputLinear) or isinstance(linear, LINEARS):
-        return linear.weight.size(0) < linear.weight.size(1)
-    return False
-
-
-class _Bias(Module):
-    """What is left to do of a linear layer."""
-
-    def __init__(self, bias: Optional[Parameter]) -> None:
-        super().__init__()
-        self.bias = bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if self.bias is None else x + self.bias.to(x.dtype)
-
-
-@contextmanager
-def _multiplied(conv: MessagePassing, x: Tensor) -> Iterator[Tensor]:
-    """Multiplies by the weights of a convolution, which then only adds its
-    bias. The layer itself is called once, as recorders of gradients expect.
-    """
-    modules, name = _slot(conv)
-    linear = modules[name]
-    bias = linear.bias
-    try:
-        linear.bias = None
-        out = linear(x)
-        modules[name] = _Bias(bias)
-        yield out
-    finally:
-        linear.bias = bias
-        modules[name] = linear
-
-
-def _edges(view: View, is_weighted: bool) -> Edges:
-    return view.data.edge_index, view.data.edge_weight if is_weighted else None
-
-
-def _sums(
-    edge_index: Tensor,
-    weight: Optional[Tensor],
-    x: Tensor,
-    aggr: Any,
-    nodes: Optional[Tensor] = None,
-) -> Tensor:
-    """Sums or means of what neighbors of some nodes have, without a message
-    for each.
-    """
-    row, col = edge_index
-    values = x.new_ones(row.size(0))
-    if weight is not None:
-        values = weight.view(-1).to(x.dtype)
-    size = x.size(0)
-    if nodes is not None:
-        size = nodes.numel()
-        number = col.new_full((x.size(0),), -1)
-        number[nodes] = torch.arange(size, device=col.device)
-        index = (number[col] >= 0).nonzero().flatten()
-        row, col, values = row[index], number[col[index]], values[index]
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # That this format is new.
-        matrix = torch.sparse_coo_tensor(
-            torch.stack([col, row]), values, (size, x.size(0))
-        )
-        out = matrix.to_sparse_csr() @ x
-    if aggr != 'mean':
-        return out
-    degree = torch.bincount(col, minlength=size).clamp(min=1)
-    return out / degree[:, None]
-
-
-def _is_like(x: Any, other: Tensor) -> bool:
-    """Whether there is a row of the same type for each node."""
-    return (
-        isinstance(x, Tensor)
-        and x.dim() == other.dim() == 2
-        and x.size(0) == other.size(0)
-        and x.dtype == other.dtype
-        and x.is_floating_point()
-    )
-
-
-class _FastConv(MessagePassing):
-    """Goes before the class of a convolution."""
 
     name: str
-    narrows: bool
-    graph: Optional[Callable[[], Optional[KnownGraph]]]
-    adds_up: bool
+    graph: StaticGraph
+    cache_aggregation: bool
+    original: Module
+    record: Optional[Callable[[str, str], None]] = None
 
-    def forward(self, x: Any, edge_index: Any, *args: Any, **kw: Any) -> Any:
-        graph = None if self.graph is None else self.graph()
-        view = None if graph is None else graph.view(edge_index)
-        rest = [value for value in [*args, *kw.values()] if value is not None]
-        if graph is not None and view is not None and len(rest) < 2:
-            is_weighted = len(rest) == 1
-            if not is_weighted or rest[0] is view.data.get('edge_weight'):
-                return self.forward_known(x, graph, view, is_weighted)
-        return self.forward_any(x, edge_index, *args, **kw)
+    def static_edges(
+        self, x: Any, edge_index: Any, weight: Any
+    ) -> Optional[Tuple[Subgraph, Adjacency]]:
+        """Return the prepared edges of the graph that is given, or
+        :obj:`None` if it is not known or a hook needs messages.
+        """
+        subgraph = self.graph.find(edge_index)
+        if subgraph is None or self.explain or is_hooked(self, STEPS):
+            return None
+        data, x = subgraph.data, x[0] if isinstance(x, tuple) else x
+        if weight is not None and weight is not data.get('edge_weight'):
+            if weight is not data.get('edge_attr'):
+                return None
+        if not isinstance(x, Tensor) or x.dtype not in DTYPES:
+            return None
+        if x.size(0) != data.num_nodes or _autocasts(x):
+            return None
+        key = None if weight is None else 'edge_weight'
+        if weight is not None and weight is data.get('edge_attr'):
+            key = 'edge_attr'
+        return subgraph, self.graph.edges(
+            subgraph,
+            self.edges_key(key, x.dtype),
+            lambda data: self.prepare_edges(
+                data, None if key is None else data[key], x.dtype
+            ),
+        )
 
-    def forward_known(
-        self, x: Any, graph: KnownGraph, view: View, is_weighted: bool
+    def edges_key(self, key: Optional[str], dtype: torch.dtype) -> Hashable:
+        """Return what the prepared edges depend on."""
+        return key
+
+    def prepare_edges(
+        self, data: Data, weight: Optional[Tensor], dtype: torch.dtype
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Return the edges of the whole graph that messages pass."""
+        return data.edge_index, weight
+
+    def cached_aggregation(
+        self,
+        x: Tensor,
+        subgraph: Subgraph,
+        adj: Adjacency,
+        multiplies_first: bool = True,
+    ) -> Optional[Tensor]:
+        """Return the aggregation of the features of the graph, or
+        :obj:`None` if :obj:`x` is something else.
+
+        In a part of the graph, it saves a hop. In the whole graph, sparse
+        features can be cheaper to multiply before they are aggregated.
+        """
+        if not self.cache_aggregation or x is not subgraph.data.x:
+            return None
+        key = next(k for k, edges in subgraph.edges.items() if edges is adj)
+        if subgraph.nodes is None and multiplies_first:
+            if not self.graph.saves_by_cache(key):
+                return None
+        self.note(CACHED)
+        return self.graph.aggregate(subgraph, key, self.aggr)
+
+    def propagate(
+        self, edge_index: Any, size: Any = None, **kwargs: Any
     ) -> Any:
-        """Takes a graph that is known."""
-        if not self.knows(x, graph, view):
-            return self.forward_any(x, *_edges(view, is_weighted))
+        """Pass one message for each edge."""
+        self.note(MESSAGES)
+        return super().propagate(edge_index, size=size, **kwargs)
 
-        @torch.no_grad()
-        def add_up(nodes: Optional[Tensor]) -> Tensor:
-            edge_index, weight = self.edges(graph, graph.whole, is_weighted)
-            x = graph.data.x
-            out = _sums(edge_index, weight, x, self.aggr, nodes)
-            return self.finish_sums(out, x if nodes is None else x[nodes])
+    def note(self, way: str) -> None:
+        """Record how features are aggregated."""
+        if self.record is not None:
+            self.record(self.name, way)
 
-        key = self.name, is_weighted
-        return self.finish(graph.sums(view, key, add_up), x)
 
-    def knows(self, x: Any, graph: KnownGraph, view: View) -> bool:
-        """Whether sums of what it is given are computed once."""
-        if not self.adds_up or x is not view.data.x:
-            return False
-        if self._message_forward_hooks or self._message_forward_pre_hooks:
-            return False  # They have come since.
-        if torch.is_autocast_enabled(x.device.type):
-            return False
-        return x.dim() == 2 and x.dtype in DTYPES
+class StaticGCNConv(StaticConv, GCNConv):
+    """Run :class:`~torch_geometric.nn.conv.GCNConv` on a static graph."""
 
-    def forward_any(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Takes any graph."""
-        if not self.narrows or not isinstance(x, Tensor):
-            return super().forward(x, *args, **kwargs)
-        with _multiplied(self, x) as out:
-            both = out if isinstance(self, GINConv) else (out, x)
-            return super().forward(both, *args, **kwargs)
+    def forward(self, x: Any, edge_index: Any, edge_weight: Any = None) -> Any:
+        """Run the convolution, faster if it knows the graph."""
+        found = self.static_edges(x, edge_index, edge_weight)
+        if found is None:
+            return super().forward(x, edge_index, edge_weight)
+        subgraph, adj = found
+        if is_linear(self.lin) and self.lin.bias is None:
+            cached = self.cached_aggregation(x, subgraph, adj)
+            if cached is not None:
+                return self._finish(self.lin(cached))
+        self.note(PRODUCT)
+        return self._finish(adj.matmul(self.lin(x), self.aggr))
 
-    def edges(self, graph: KnownGraph, view: View, is_weighted: bool) -> Edges:
-        """What messages are passed along, and their weights."""
-        return _edges(view, is_weighted)
+    def edges_key(self, key: Optional[str], dtype: torch.dtype) -> Hashable:  # noqa: D102
+        if not self.normalize:
+            return key
+        return key, 'gcn', self.improved, self.add_self_loops, dtype
 
-    def finish_sums(self, sums: Tensor, x: Tensor) -> Tensor:
-        """What is added to them, if it does not change, either."""
-        return sums
+    def prepare_edges(  # noqa: D102
+        self, data: Data, weight: Optional[Tensor], dtype: torch.dtype
+    ) -> Edges:
+        if not self.normalize:
+            return data.edge_index, weight
+        return _gcn_norm(self, data, weight, self.improved, dtype)
 
-    def finish(self, sums: Tensor, x: Tensor) -> Tensor:
-        """What comes after that."""
+    def _finish(self, out: Tensor) -> Tensor:
+        return out if self.bias is None else out + self.bias
+
+
+class StaticSum(StaticConv):
+    """Aggregate a weighted sum or mean, then transform it linearly."""
+
+    def forward(
+        self,
+        x: Any,
+        edge_index: Any,
+        edge_weight: Any = None,
+        size: Any = None,
+    ) -> Any:
+        """Run the convolution, faster if it knows the graph."""
+        found = None
+        if isinstance(x, Tensor) and size is None:
+            found = self.static_edges(x, edge_index, edge_weight)
+        if found is None:
+            kwargs = {'edge_weight': edge_weight, 'size': size}
+            kwargs = {k: v for k, v in kwargs.items() if v is not None}
+            return super().forward(x, edge_index, **kwargs)
+        subgraph, adj = found
+        first, linear = self.first_linear()
+        narrows = is_linear(linear) and _narrows(linear)
+        cached = self.cached_aggregation(x, subgraph, adj, narrows)
+        if cached is not None:
+            return self.finish(cached, x)
+        self.note(PRODUCT)
+        if not narrows:
+            return self.finish(adj.matmul(x, self.aggr), x)
+        h = multiply(x, linear)
+        out = adj.matmul(h, self.aggr)
+        if isinstance(self, GINConv):
+            out = out + (1 + self.eps) * h
+        # The copy of this layer only adds the bias of its linear layer:
+        return with_child(self, first, AddBias(linear)).transform(out, x)
+
+    def first_linear(self) -> Tuple[str, Any]:
+        """Return the name of the linear layer that transforms the
+        aggregation, and the layer, or :obj:`None` if there is none.
+        """
+        raise NotImplementedError
+
+    def finish(self, out: Tensor, x: Tensor) -> Tensor:
+        """Return the output of the layer from its aggregation."""
+        return self.transform(out, x)
+
+    def transform(self, out: Tensor, x: Tensor) -> Tensor:
+        """Transform the aggregation, of self-loops, too."""
         raise NotImplementedError
 
 
-class _GCNConv(_FastConv, GCNConv):
-    def forward_known(
-        self, x: Any, graph: KnownGraph, view: View, is_weighted: bool
-    ) -> Any:
-        if self.knows(x, graph, view) or not _is_like(x, view.data.x):
-            return super().forward_known(x, graph, view, is_weighted)
-        edge_index, weight = self.edges(graph, view, is_weighted)
-        out = self.propagate(edge_index, x=self.lin(x), edge_weight=weight)
-        return out if self.bias is None else out + self.bias
+class StaticGINConv(StaticSum, GINConv):
+    """Run :class:`~torch_geometric.nn.conv.GINConv` on a static graph."""
 
-    def edges(self, graph: KnownGraph, view: View, is_weighted: bool) -> Edges:
-        if not self.normalize:
-            return _edges(view, is_weighted)
+    def first_linear(self) -> Tuple[str, Any]:  # noqa: D102
+        name = {Sequential: 'nn.0', MLP: 'nn.lins.0'}.get(type(self.nn), 'nn')
+        if is_hooked(self.nn) or next(self.nn.children(), None) is None:
+            return name, self.nn
+        return name, self.get_submodule(name)
 
-        def norm() -> Norm:
-            return gcn_norm(
-                *_edges(graph.whole, is_weighted),
-                graph.data.x.size(self.node_dim),
-                self.improved,
-                self.add_self_loops,
-                self.flow,
-                graph.data.x.dtype,
-            )
+    def finish(self, out: Tensor, x: Tensor) -> Tensor:  # noqa: D102
+        return self.nn(out + (1 + self.eps) * x)
 
-        return graph.norm(view, (self.name, is_weighted), norm)
-
-    def finish(self, sums: Tensor, x: Tensor) -> Tensor:
-        out = self.lin(sums)
-        return out if self.bias is None else out + self.bias
+    def transform(self, out: Tensor, x: Tensor) -> Tensor:  # noqa: D102
+        return self.nn(out)
 
 
-class _GINConv(_FastConv, GINConv):
-    def finish_sums(self, sums: Tensor, x: Tensor) -> Tensor:
-        return sums if self.eps.requires_grad else sums + (1 + self.eps) * x
+class StaticSAGEConv(StaticSum, SAGEConv):
+    """Run :class:`~torch_geometric.nn.conv.SAGEConv` on a static graph."""
 
-    def finish(self, sums: Tensor, x: Tensor) -> Tensor:
-        if self.eps.requires_grad:
-            sums = sums + (1 + self.eps) * x
-        return self.nn(sums)
+    def first_linear(self) -> Tuple[str, Any]:  # noqa: D102
+        return 'lin_l', self.lin_l
 
-
-class _SAGEConv(_FastConv, SAGEConv):
-    def finish(self, sums: Tensor, x: Tensor) -> Tensor:
-        out = self.lin_l(sums)
+    def transform(self, out: Tensor, x: Tensor) -> Tensor:  # noqa: D102
+        out = self.lin_l(out)
         if self.root_weight:
             out = out + self.lin_r(x)
         return F.normalize(out, dim=-1) if self.normalize else out
 
 
-class _GraphConv(_FastConv, GraphConv):
-    def finish(self, sums: Tensor, x: Tensor) -> Tensor:
-        return self.lin_rel(sums) + self.lin_root(x)
+class StaticGraphConv(StaticSum, GraphConv):
+    """Run :class:`~torch_geometric.nn.conv.GraphConv` on a static graph."""
+
+    def first_linear(self) -> Tuple[str, Any]:  # noqa: D102
+        return 'lin_rel', self.lin_rel
+
+    def transform(self, out: Tensor, x: Tensor) -> Tensor:  # noqa: D102
+        return self.lin_rel(out) + self.lin_root(x)
+
+
+class StaticEdges(StaticConv):
+    """Prepare edges once, and propagate by a sparse matrix product.
+
+    Attributes:
+        prepares (str): The attribute that has a layer prepare its edges.
+        adj (Adjacency, optional): The edges to propagate along.
+            (default: :obj:`None`)
+    """
+
+    prepares: str
+    adj: Optional[Adjacency] = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the convolution, faster if it knows the graph."""
+        bound = inspect.signature(super().forward).bind(*args, **kwargs)
+        given, parameters = bound.arguments, bound.signature.parameters
+        key = next(key for key in EDGE_KEYS if key in parameters)
+        found = None
+        if given.get('size') is None:
+            found = self.static_edges(
+                given['x'], given['edge_index'], given.get(key)
+            )
+        if found is None:
+            return super().forward(*args, **kwargs)
+        conv, adj = shallow_copy(self), found[1]
+        vars(conv).update({self.prepares: False, 'adj': adj})
+        given.update({'edge_index': adj.edge_index, key: adj.weight})
+        return super(StaticEdges, conv).forward(**given)
+
+    def propagate(
+        self, edge_index: Any, size: Any = None, **kwargs: Any
+    ) -> Any:
+        """Aggregate features without messages if the edges are known."""
+        adj = self.adj
+        if adj is None or edge_index is not adj.edge_index:
+            return super().propagate(edge_index, size=size, **kwargs)
+        self.note(PRODUCT)
+        x, value = kwargs['x'], kwargs.get('alpha', kwargs.get('edge_weight'))
+        x = x[0] if isinstance(x, tuple) else x
+        if x.dim() == 2 and value is adj.weight:
+            return adj.matmul(x, self.aggr)
+        value = value.view(value.size(0), -1)
+        out = adj.weighted_matmul(value, x.view(x.size(0), value.size(1), -1))
+        return out.view_as(x)
+
+
+class StaticGCN2Conv(StaticEdges, GCN2Conv):
+    """Run :class:`~torch_geometric.nn.conv.GCN2Conv` on a static graph."""
+
+    prepares = 'normalize'
+
+    def edges_key(self, key: Optional[str], dtype: torch.dtype) -> Hashable:  # noqa: D102
+        if not self.normalize:
+            return key
+        return key, 'gcn', False, self.add_self_loops, dtype
+
+    def prepare_edges(  # noqa: D102
+        self, data: Data, weight: Optional[Tensor], dtype: torch.dtype
+    ) -> Edges:
+        if not self.normalize:
+            return data.edge_index, weight
+        return _gcn_norm(self, data, weight, False, dtype)
+
+
+class StaticAPPNP(StaticGCN2Conv, APPNP):
+    """Run :class:`~torch_geometric.nn.conv.APPNP` on a static graph."""
+
+
+class StaticGATConv(StaticEdges, GATConv):
+    """Run :class:`~torch_geometric.nn.conv.GATConv` on a static graph."""
+
+    prepares = 'add_self_loops'
+
+    def edges_key(self, key: Optional[str], dtype: torch.dtype) -> Hashable:  # noqa: D102
+        if not self.add_self_loops:
+            return key
+        return key, 'loops', str(self.fill_value)
+
+    def prepare_edges(  # noqa: D102
+        self, data: Data, weight: Optional[Tensor], dtype: torch.dtype
+    ) -> Edges:
+        if not self.add_self_loops:
+            return data.edge_index, weight
+        return add_self_loops(
+            *remove_self_loops(data.edge_index, weight),
+            fill_value=self.fill_value,
+            num_nodes=data.x.size(0),
+        )
+
+
+class StaticGATv2Conv(StaticGATConv, GATv2Conv):
+    """Run :class:`~torch_geometric.nn.conv.GATv2Conv` on a static graph."""
 
 
 CLASSES: Dict[type, type] = {
-    GCNConv: _GCNConv,
-    GINConv: _GINConv,
-    SAGEConv: _SAGEConv,
-    GraphConv: _GraphConv,
+    APPNP: StaticAPPNP,
+    GATConv: StaticGATConv,
+    GATv2Conv: StaticGATv2Conv,
+    GCN2Conv: StaticGCN2Conv,
+    GCNConv: StaticGCNConv,
+    GINConv: StaticGINConv,
+    GraphConv: StaticGraphConv,
+    SAGEConv: StaticSAGEConv,
 }
+
+
+class AddBias(Module):
+    """Add the bias of a linear layer, and nothing else.
+
+    Args:
+        linear (torch.nn.Module): The layer.
+    """
+
+    def __init__(self, linear: Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the bias."""
+        bias: Any = self.linear.bias
+        return x if bias is None else x + bias
+
+
+def multiply(x: Tensor, linear: Any) -> Tensor:
+    """Multiply by the weight of a linear layer, without its bias."""
+    if isinstance(linear, SparseLinear):
+        return sparse_linear(
+            x,
+            linear.values,
+            None,
+            linear.rowptr,
+            linear.col,
+            linear.colptr,
+            linear.row,
+            linear.perm,
+        )
+    return F.linear(x, linear.weight)
+
+
+def is_linear(linear: Any) -> bool:
+    """Return whether a layer is nothing but a linear transformation."""
+    return (
+        type(linear) in (SparseLinear, *LINEARS)
+        and 'bias' in linear._parameters
+        and 'forward' not in vars(linear)
+    )
+
+
+def is_hooked(module: Module, steps: Tuple[str, ...] = ()) -> bool:
+    """Return whether a module has hooks, or hooks of some steps of message
+    passing.
+    """
+    names = [name for name in vars(module) if name.endswith('hooks')]
+    if steps:
+        names = [name for name in names if name.startswith(steps)]
+    else:
+        names = [name for name in names if name in HOOKS]
+    return any(getattr(module, name) for name in names)
+
+
+def _narrows(linear: Any) -> bool:
+    """Return whether a layer has fewer outputs than inputs. A hook of the
+    layer needs it to be called.
+    """
+    if is_hooked(linear):
+        return False
+    if isinstance(linear, SparseLinear):
+        return linear.out_channels < linear.in_channels
+    return linear.weight.size(0) < linear.weight.size(1)
+
+
+def _gcn_norm(
+    conv: Any,
+    data: Data,
+    weight: Optional[Tensor],
+    improved: bool,
+    dtype: torch.dtype,
+) -> Edges:
+    return gcn_norm(
+        data.edge_index,
+        weight,
+        data.x.size(0),
+        improved,
+        conv.add_self_loops,
+        conv.flow,
+        dtype,
+    )
+
+
+def _autocasts(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)

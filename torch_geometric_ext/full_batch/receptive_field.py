@@ -1,8 +1,9 @@
-"""How far a model looks to classify a node."""
+"""Find by trial what a model needs of a graph to compute some outputs."""
 
 import copy
 import logging
-from typing import Any, List, Optional
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor
@@ -10,59 +11,182 @@ from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.full_batch.cached_convs import speed_up
-from torch_geometric_ext.full_batch.static_graph import (
-    EDGE_KEYS,
-    KnownGraph,
-    call,
+from torch_geometric_ext.full_batch.cached_convs import (
+    CACHED,
+    MESSAGES,
+    obstacle,
 )
-from torch_geometric_ext.nn.equivalence import NoDropout, perturb_parameters
+from torch_geometric_ext.full_batch.static_graph import StaticGraph
+from torch_geometric_ext.nn.equivalence import (
+    Results,
+    fork_rng,
+    is_close,
+    perturb_parameters,
+    run,
+)
+
+Forward = Callable[[Module, Data], Tensor]
+# Runs a model on a static graph by a plan, for the outputs of some nodes:
+RunOn = Callable[..., Tensor]
+
+MODES = {True: 'training', False: 'evaluation'}
+SEED = 0
+NOT_LOCAL = (
+    'outputs or gradients of a node differ if the model only sees its '
+    'receptive field'
+)
 
 
-def find_num_hops(
-    model: Module, graph: KnownGraph, adds_up: bool = True
-) -> Optional[int]:
-    """The number of hops at which a part of a graph gives the same outputs
-    and gradients as the whole graph: as many as a model passes messages, or
-    one more, which layers need that look at degrees of neighbors. There is
-    none if nodes depend on all others, as where layers normalize over them.
+@dataclass
+class Plan:
+    """Tell how a model runs on a static graph.
 
-    This is tried with a random graph and other weights, in training and in
-    evaluation, with double precision. The model may do anything: if it does
-    not run so, there is no such number, either.
+    Attributes:
+        num_hops (Dict[bool, int]): The receptive field in training and in
+            evaluation (by :obj:`model.training`), beyond what is cached, or
+            :obj:`None` if the model needs the whole graph.
+        fast_convs (bool): Whether convolutions are swapped for faster ones.
+        cache_aggregation (bool): Whether aggregated features are cached.
+        ways (Dict[bool, Dict[str, str]]): How each convolution aggregates in
+            training and in evaluation.
+        reasons (Dict[str, str]): Why something is not used.
+    """
+
+    num_hops: Dict[bool, Optional[int]] = field(
+        default_factory=lambda: {True: None, False: None}
+    )
+    fast_convs: bool = True
+    cache_aggregation: bool = True
+    ways: Dict[bool, Dict[str, str]] = field(
+        default_factory=lambda: {True: {}, False: {}}
+    )
+    reasons: Dict[str, str] = field(default_factory=dict)
+
+
+def find_plan(
+    model: Module,
+    graph: StaticGraph,
+    forward: Forward,
+    run_on: RunOn,
+    cache_aggregation: bool = True,
+) -> Plan:
+    """Return the fastest plan by which a model computes the same.
+
+    Plans are tried on a random graph whose nodes and edges have features of
+    the graph, in double precision, with perturbed parameters, in training
+    (without dropout) and in evaluation. Outputs and gradients need to be
+    equal. The state of random generators is kept.
 
     Args:
-        model (torch.nn.Module): The model, as it is written.
-        graph (KnownGraph): The graph that it is to be trained on.
-        adds_up (bool, optional): As of
-            :func:`~torch_geometric_ext.full_batch.cached_convs.speed_up`.
-            (default: :obj:`True`)
+        model (torch.nn.Module): The model.
+        graph (StaticGraph): The graph.
+        forward (Callable): Calls the model with a graph.
+        run_on (Callable): Runs the model on a static graph by a plan.
+        cache_aggregation (bool, optional): Whether aggregated features may be
+            cached. (default: :obj:`True`)
     """
-    if not graph.is_still:
-        return None
-    try:
-        model = perturb_parameters(copy.deepcopy(model).double())
-        num_hops = _num_calls(model, _random_graph(graph, 0), adds_up)
-        other = _random_graph(graph, num_hops)
-        masks = other.data.train_mask, other.data.val_mask
-        expected = _run(model, other.data, other.data)
-        for hops in [num_hops, num_hops + 1]:
-            parts = [other.part(mask, hops) for mask in masks]
-            if other.whole in parts:
-                return None
-            fast = speed_up(copy.deepcopy(model), other, adds_up)
-            found = _run(fast, *(part.data for part in parts))
-            if all(map(_equal, expected, found)):
-                return hops
-    except Exception as error:  # Models may do anything.
-        logging.getLogger(__name__).info(f'Trained on all nodes ({error!r})')
-    return None
+    reasons: Dict[str, str] = {}
+    for fast_convs in [True, False]:
+        plan = Plan(
+            fast_convs=fast_convs,
+            cache_aggregation=cache_aggregation and fast_convs,
+            reasons=reasons,
+        )
+        try:
+            with fork_rng(SEED, graph.data.x.device):
+                trial = _Trial(model, graph, forward, run_on)
+                if all(trial.fits(plan, training) for training in MODES):
+                    return plan
+            error = 'outputs or gradients differ'
+        except Exception as e:  # User models can raise anything.
+            error = f'the equivalence check raised {e!r}'
+        what = 'faster convolutions' if fast_convs else 'the receptive field'
+        reasons[what] = error
+        logging.getLogger(__name__).info('No %s: %s', what, error)
+    return Plan(fast_convs=False, cache_aggregation=False, reasons=reasons)
 
 
-def _random_graph(graph: KnownGraph, num_hops: int) -> KnownGraph:
-    """A ring with chords, loops and multi-edges, much longer than some hops,
-    whose nodes and edges have the features of any of the graph. Two nodes
-    have labels.
+class _Trial:
+    """Compare plans with the model as it is written."""
+
+    def __init__(
+        self,
+        model: Module,
+        graph: StaticGraph,
+        forward: Forward,
+        run_on: RunOn,
+    ) -> None:
+        self.model = perturb_parameters(copy.deepcopy(model).double())
+        self.graph = graph
+        self.forward = forward
+        self.run_on = run_on
+
+    def fits(self, plan: Plan, training: bool) -> bool:
+        """Set the smallest receptive field that gives equal results, or
+        :obj:`None` for the whole graph. Return whether any does.
+        """
+        num_hops = self.num_messages(plan, training)
+        graph = random_graph(self.graph, num_hops + 1)
+        size = graph.num_nodes
+        # A model may cache what it saw first, which is another subgraph:
+        nodes = torch.tensor([[size // 4], [3 * size // 4]])
+        first, second = nodes.to(graph.data.x.device)
+
+        def plain(model: Module) -> Tensor:
+            self.forward(model, graph.data)
+            return self.forward(model, graph.data)[second]
+
+        def planned(model: Module) -> Tensor:
+            self.run_on(model, graph, plan, first)
+            return self.run_on(model, graph, plan, second)
+
+        expected = run(self.model, plain, training=training)
+        # Layers that read degrees of neighbors need one hop more:
+        for hops in [num_hops, num_hops + 1, None]:
+            plan.num_hops[training] = hops
+            if is_close(self.run(planned, training), expected):
+                if hops is None:
+                    key = f'the receptive field in {MODES[training]}'
+                    plan.reasons[key] = NOT_LOCAL
+                return True
+        return False
+
+    def run(
+        self, forward: Callable[[Module], Tensor], training: bool
+    ) -> Results:
+        """Run a plan, which may raise where the model needs all nodes."""
+        try:
+            return run(self.model, forward, training=training)
+        except Exception:  # User models can raise anything.
+            return {}
+
+    def num_messages(self, plan: Plan, training: bool) -> int:
+        """Return how often a model passes messages, with its dropout."""
+        graph = random_graph(self.graph, 1)
+        model = copy.deepcopy(self.model).train(training)
+        calls: List[str] = []
+        ways = plan.ways[training]
+
+        def record(name: str, way: str) -> None:
+            ways[name] = way
+            calls.append(way)
+
+        for name, conv in model.named_modules():
+            if isinstance(conv, MessagePassing) and (
+                not plan.fast_convs or obstacle(conv) is not None
+            ):
+                conv.register_propagate_forward_hook(
+                    lambda *args, name=name: record(name, MESSAGES)
+                )
+        plan.num_hops[training] = None
+        with torch.no_grad():
+            self.run_on(model, graph, plan, None, record)
+        return sum(way != CACHED for way in calls)
+
+
+def random_graph(graph: StaticGraph, num_hops: int) -> StaticGraph:
+    """Return a ring with chords, loops and multi-edges, much longer than some
+    hops, whose nodes and edges have features of any of the graph.
     """
     size = 10 * num_hops + 50
     nodes = torch.arange(size)
@@ -70,24 +194,23 @@ def _random_graph(graph: KnownGraph, num_hops: int) -> KnownGraph:
     loops = torch.randint(size, (3,))
     row = torch.cat([nodes, nodes[:5], chords])
     col = torch.cat([nodes + 1, nodes[:5] + 1, chords + 2]) % size
-    back = torch.rand(row.numel()) < (1.0 if graph.is_undirected else 0.5)
+    back = torch.rand(row.numel()) < (1.0 if graph.undirected else 0.5)
     edge_index = torch.stack(
         [
             torch.cat([row, col[back], loops]),
             torch.cat([col, row[back], loops]),
         ]
     )
-    data = Data(
-        x=_rows(graph.data.x, size),
-        edge_index=edge_index,
-        y=nodes,
-        train_mask=nodes == size // 4,
-        val_mask=nodes == 3 * size // 4,
-    )
-    for key in EDGE_KEYS:
-        if graph.data.get(key) is not None:
-            data[key] = _rows(graph.data[key], edge_index.size(1))
-    return KnownGraph(data.to(graph.data.edge_index.device))
+    source = graph.data
+    data = Data(edge_index=edge_index, num_nodes=size)
+    for key, value in source:
+        if key == 'edge_index' or not isinstance(value, Tensor):
+            continue
+        if source.is_edge_attr(key):
+            data[key] = _rows(value, edge_index.size(1))
+        elif source.is_node_attr(key):
+            data[key] = _rows(value, size)
+    return StaticGraph(data.to(source.x.device))
 
 
 def _rows(x: Tensor, size: int) -> Tensor:
@@ -95,39 +218,3 @@ def _rows(x: Tensor, size: int) -> Tensor:
     if not rows.is_floating_point():
         return rows
     return rows.double() + 0.1 * torch.rand_like(rows, dtype=torch.double)
-
-
-def _num_calls(model: Module, graph: KnownGraph, adds_up: bool) -> int:
-    """How often a model passes messages, in training."""
-    model = speed_up(copy.deepcopy(model), graph, adds_up).train()
-    calls: List[Any] = []
-    for module in model.modules():
-        if isinstance(module, MessagePassing):
-            module.register_propagate_forward_hook(
-                lambda *args: calls.append(args[0])
-            )
-    call(model, graph.data)
-    return len(calls)
-
-
-def _run(model: Module, train: Data, valid: Data) -> List[Optional[Tensor]]:
-    """Outputs and gradients in training, then outputs in evaluation. A model
-    may hold what it has seen.
-    """
-    model = copy.deepcopy(model).train()
-    with NoDropout():
-        out = call(model, train)[train.train_mask]
-    loss = (out * torch.linspace(1, 2, out.numel()).view_as(out).to(out)).sum()
-    params = [x for x in model.parameters() if x.requires_grad]
-    grads = torch.autograd.grad(loss, params, allow_unused=True)
-    with torch.no_grad():
-        other = call(model.eval(), valid)[valid.val_mask]
-    return [out, other, *grads]
-
-
-def _equal(a: Optional[Tensor], b: Optional[Tensor]) -> bool:
-    if a is None or b is None:
-        return a is b
-    a, b = a.detach(), b.detach()
-    scale = float(a.abs().max()) if a.numel() > 0 else 0.0
-    return torch.allclose(a, b, rtol=1e-6, atol=1e-7 * scale + 1e-10)

@@ -1,147 +1,211 @@
+"""Multiply bags of words and other sparse features without their zeros."""
+
 import warnings
-from typing import Any, Dict, List, Optional
+from functools import cached_property
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
+from torch.overrides import TorchFunctionMode
 
-from torch_geometric_ext.nn import SparseLinear
-from torch_geometric_ext.nn.dense.sparse_linear import DenseLinear
-from torch_geometric_ext.nn.linear_layers import (
-    LINEARS,
-    find_layers,
-    obstacles,
-    swap_layers,
-)
+from torch_geometric_ext.nn.dense.pattern import flatten
+from torch_geometric_ext.ops.ragged import take_rows
+from torch_geometric_ext.ops.sparse_linear import sparse_linear
 
-DTYPES = [torch.float, torch.double]  # That sparse matrices may have.
-COST = 2.0  # Of an input that is not zero, in weights that exist.
-MAX_DENSITY = 0.06  # Above, a dense product takes about as long.
-SIZES = ['in_channels', 'in_features', 'out_channels', 'out_features']
+DTYPES = [torch.float, torch.double]  # Of sparse matrices on all devices.
+# Both were measured by `benchmark/full_batch/sparse_input.py`. Dense products
+# catch up at 15 %, or below where they are faster:
+MAX_DENSITY = 0.1
+# Rows whose gradients fit into a cache:
+BLOCK_SIZE = 2048
+# Cost of a feature that is not zero, in weights of a sparse layer.
+FEATURE_COST = 2.0
 
 
 class SparseInput:
-    """Features of which few are not zero, by rows and by columns.
+    """Hold the nonzero values of static features.
 
     Args:
-        x (torch.Tensor): The features.
+        x (torch.Tensor): The features, of shape :obj:`[N, C]`.
+        rows (torch.Tensor, optional): The same as a CSR matrix.
+            (default: :obj:`None`)
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, rows: Optional[Tensor] = None) -> None:
         self.x = x
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # That this format is new.
-            self.rows = x.to_sparse_csr()
-            cols = self.rows.to_sparse_csc()
-            self.cols = torch.sparse_csr_tensor(
-                cols.ccol_indices(),
-                cols.row_indices(),
-                cols.values(),
-                (x.size(1), x.size(0)),
-            )
-
-    @property
-    def density(self) -> float:
-        """The share of values that are not zero."""
-        return self.rows.values().numel() / max(self.x.numel(), 1)
+            warnings.simplefilter(
+                'ignore'
+            )  # PyTorch calls CSR a beta feature.
+            self.rows = x.to_sparse_csr() if rows is None else rows
+        self._cols: Optional[Tensor] = None
 
     @classmethod
-    def find(cls, x: Any) -> Optional['SparseInput']:
-        """Compresses features where that pays."""
-        if not isinstance(x, Tensor) or x.layout != torch.strided:
-            return None
+    def find(cls, x: Tensor) -> Optional['SparseInput']:
+        """Compress features if few of their values are not zero."""
         if x.dim() != 2 or x.dtype not in DTYPES or x.requires_grad:
             return None
         if int(x.count_nonzero()) > MAX_DENSITY * x.numel():
             return None
         return cls(x)
 
-    def __deepcopy__(self, memo: Any) -> 'SparseInput':
-        return self
+    @cached_property
+    def transposed_blocks(self) -> List[Tensor]:
+        """The transposes of blocks of rows as CSR matrices, for gradients of
+        weights.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return [_transpose(block) for block in self.x.split(BLOCK_SIZE)]
+
+    @property
+    def density(self) -> float:
+        """The fraction of values that are not zero."""
+        return self.rows.values().numel() / max(self.x.numel(), 1)
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of the compressed values, once by columns, too."""
+        value, index = self.rows.values(), self.rows.col_indices()
+        size = value.element_size() + index.element_size()
+        return value.numel() * size * (1 + ('transposed_blocks' in vars(self)))
+
+    def take(self, x: Tensor, nodes: Tensor) -> 'SparseInput':
+        """Return the rows :obj:`x` of some nodes."""
+        rows = self.rows
+        ptr, index = take_rows(rows.crow_indices(), nodes)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            part = torch.sparse_csr_tensor(
+                ptr, rows.col_indices()[index], rows.values()[index], x.shape
+            )
+        return SparseInput(x, part)
+
+    def matmul(self, weight: Tensor) -> Tensor:
+        """Multiply by a weight of shape :obj:`[C, O]`, differentiably."""
+        out: Tensor = _Product.apply(weight, self)
+        return out
 
 
-def swap_linears(model: Module, inputs: List[SparseInput]) -> Module:
-    """Lets the linear layers of a model, in place, multiply by what is not
-    zero where they are given one of some inputs, which may become more.
-    Sparse layers stay what they are to all others.
+class SparseInputs(TorchFunctionMode):
+    """Multiply some tensors sparsely wherever a model multiplies them.
+
+    Layers, their hooks and their parameters stay what they are: the mode
+    sees the product itself, be it of :class:`torch.nn.Linear`, of a
+    parametrized layer or of the operator :obj:`@`.
+
+    Args:
+        inputs (Dict[int, SparseInput]): The tensors, by their :func:`id`.
     """
-    linears = find_layers(model, LINEARS)
-    others = obstacles(model, list(linears))
-    sizes = {found.x.size(1) for found in inputs}
-    swaps: Dict[Module, Module] = {
-        linear: SparseInputLinear(linear, inputs)
-        for linear in linears
-        if linear not in others and linear.weight.size(1) in sizes
-        if type(linear) in LINEARS  # Others may have more attributes.
-    }
-    for layer in find_layers(model, (SparseLinear,)):
-        if type(layer) is SparseLinear and layer.in_channels in sizes:
-            layer.__class__ = DoublySparseLinear
-            vars(layer).update(inputs=inputs)
-    return swap_layers(model, swaps)
 
-
-class SparseInputLinear(Module):
-    """A linear layer that knows some of its inputs to be sparse. It has the
-    parameters of the layer that it replaces, by the same names, and its
-    sizes.
-    """
-
-    def __init__(self, linear: DenseLinear, inputs: List[SparseInput]) -> None:
+    def __init__(self, inputs: Dict[int, SparseInput]) -> None:
         super().__init__()
-        sizes = {key: x for key, x in vars(linear).items() if key in SIZES}
-        vars(self).update(sizes)
-        self.weight = linear.weight
-        self.bias = linear.bias
         self.inputs = inputs
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:  # noqa: D102
-        (x,) = [*args, *kwargs.values()]  # Its name differs.
-        found = _find(self.inputs, x)
-        if found is None:
-            return F.linear(x, self.weight, self.bias)
-        return _multiply(found, self.weight, self.bias)
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Tuple[Any, ...] = (),
+        kwargs: Optional[Dict[str, Any]] = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        product = PRODUCTS.get(func)
+        if product is not None and args:
+            found = self.inputs.get(id(args[0]))
+            if found is not None and not _autocasts(args[0]):
+                with torch._C.DisableTorchFunction():
+                    out = product(found, *args[1:], **kwargs)
+                if out is not NotImplemented:
+                    return out
+        return func(*args, **kwargs)
 
 
-class DoublySparseLinear(SparseLinear):
-    r"""A sparse layer that knows some of its inputs to be sparse, too, and
-    skips the zeros of its weights or of these, whichever saves more. Of the
-    latter, a product takes :math:`O(\textrm{nnz}(\mathbf{X}) O)` time, and the
-    memory of a dense weight for a moment.
-    """
-
-    inputs: List[SparseInput]
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        found = _find(self.inputs, x)
-        if found is None or x.dtype != self.values.dtype:
-            return super().forward(x)
-        numel = self.in_channels * self.out_channels
-        if COST * found.density * numel > self.values.numel():
-            return super().forward(x)
-        return _multiply(found, self.weight, self.bias)
-
-
-def _find(inputs: List[SparseInput], x: Tensor) -> Optional[SparseInput]:
-    if torch.is_autocast_enabled(x.device.type):
-        return None
-    return next((found for found in inputs if x is found.x), None)
-
-
-def _multiply(
-    found: SparseInput, weight: Tensor, bias: Optional[Tensor]
-) -> Tensor:
-    out: Tensor = _Product.apply(weight, found)
+def _linear(
+    x: SparseInput, weight: Tensor, bias: Optional[Tensor] = None
+) -> Any:
+    if weight.dtype != x.x.dtype or weight.dim() != 2:
+        return NotImplemented
+    out = x.matmul(weight.t())
     return out if bias is None else out + bias
 
 
+def _matmul(x: SparseInput, other: Any) -> Any:
+    if not isinstance(other, Tensor) or other.layout != torch.strided:
+        return NotImplemented
+    if other.dtype != x.x.dtype or other.dim() != 2:
+        return NotImplemented
+    return x.matmul(other)
+
+
+def _sparse_linear(
+    x: SparseInput,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    *pattern: Tensor,
+) -> Any:
+    """Skip the zeros of the features if that saves more than to skip those of
+    the weight.
+    """
+    size = x.x.size(1), rowptr.numel() - 1
+    numel = size[0] * size[1]
+    if values.dtype != x.x.dtype:
+        return NotImplemented
+    if FEATURE_COST * x.density * numel > values.numel():
+        return NotImplemented
+    index = flatten(rowptr, col, size[0])
+    weight = values.new_zeros(numel).scatter(0, index, values)
+    return _linear(x, weight.view(size[1], size[0]), bias)
+
+
+def _autocasts(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
+PRODUCTS: Dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.mm: _matmul,
+    Tensor.__matmul__: _matmul,
+    sparse_linear: _sparse_linear,
+}
+
+
+def _transpose(x: Tensor) -> Tensor:
+    cols = x.to_sparse_csc()
+    size = x.size(1), x.size(0)
+    index, value = cols.row_indices(), cols.values()
+    return torch.sparse_csr_tensor(cols.ccol_indices(), index, value, size)
+
+
 class _Product(torch.autograd.Function):
+    """Multiply the features by a weight of any order of derivatives."""
+
     @staticmethod
     def forward(ctx: Any, weight: Tensor, inputs: SparseInput) -> Tensor:
         ctx.inputs = inputs
-        return inputs.rows @ weight.t()
+        return inputs.rows @ weight
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return (ctx.inputs.cols @ grad).t(), None
+        return _TransposedProduct.apply(grad, ctx.inputs), None
+
+
+class _TransposedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, inputs: SparseInput) -> Tensor:
+        ctx.inputs = inputs
+        out = grad.new_zeros(inputs.x.size(1), grad.size(1))
+        blocks = zip(inputs.transposed_blocks, grad.split(BLOCK_SIZE))
+        for block, rows in blocks:
+            out.addmm_(block, rows)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _Product.apply(grad, ctx.inputs), None

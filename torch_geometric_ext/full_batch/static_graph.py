@@ -1,231 +1,426 @@
-"""Graphs that are trained on for many epochs, and what is computed of them
-once.
-"""
+"""A graph whose features and edges stay the same for many epochs."""
 
-import inspect
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+import copy
+from collections import OrderedDict
+from typing import Any, Callable, Dict, Hashable, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch_geometric.data import Data
-from torch_geometric.nn import Sequential
+from torch_geometric.utils import is_undirected
 
-from torch_geometric_ext.full_batch.sparse_input import SparseInput
-from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
+from torch_geometric_ext.full_batch.adjacency import Adjacency
+from torch_geometric_ext.full_batch.sparse_input import (
+    MAX_DENSITY,
+    SparseInput,
+)
 
 EDGE_KEYS = ['edge_weight', 'edge_attr']
-MAX_SHARE = 0.9  # Of nodes. A part of more does not pay.
-NODE_KEYS = ['x', 'y', 'train_mask', 'val_mask']
-
-Norm = Tuple[Tensor, Tensor]  # Edges and their weights.
-
-
-class Part(NamedTuple):
-    """A part of a graph.
-
-    Attributes:
-        nodes (torch.Tensor): Its nodes.
-        near (torch.Tensor): A mask of those nodes of the whole graph whose
-            incoming edges it has.
-    """
-
-    nodes: Tensor
-    near: Tensor
-
-    @classmethod
-    def reached(
-        cls, edge_index: Tensor, mask: Tensor, num_hops: int
-    ) -> 'Part':
-        """What some nodes get messages from. At the last hop, no more edges
-        arrive.
-        """
-        row, col = edge_index
-        near, far = torch.zeros_like(mask), mask
-        for _ in range(num_hops):
-            near, far = far, far.clone()
-            far[row[near[col]]] = True
-        return cls(far.nonzero().flatten(), near)
-
-    def edges(self, edge_index: Tensor) -> Tuple[Tensor, Tensor]:
-        """Its edges, in their order, and where they are in the graph."""
-        index = self.near[edge_index[1]].nonzero().flatten()
-        number = torch.full_like(self.near, -1, dtype=torch.long)
-        number[self.nodes] = torch.arange(
-            self.nodes.numel(), device=number.device
-        )
-        return number[edge_index[:, index]], index
-
-    def data(self, data: Data) -> Data:
-        """Its features, labels, masks and edges."""
-        edge_index, index = self.edges(data.edge_index)
-        out = Data(edge_index=edge_index)
-        for key in NODE_KEYS:
-            out[key] = data[key][self.nodes]
-        for key in [*EDGE_KEYS, 'e_id']:
-            if _is_still(data.get(key), data.num_edges):
-                out[key] = data[key][index]
-        return out
+# A subgraph of more nodes than this fraction saves less than it copies.
+MAX_FRACTION = 0.9
+MAX_SUBGRAPHS = 8  # Masks of training, validation and test, and some more.
 
 
-class View:
-    """A graph, or a part of it, and what layers know of it.
+class Subgraph:
+    """Hold the nodes that some outputs depend on, or the whole graph, and
+    what layers cache of it.
 
     Args:
-        data (Data): The graph.
-        part (Part, optional): The part of it. (default: :obj:`None`)
-    """
-
-    def __init__(self, data: Data, part: Optional[Part] = None) -> None:
-        self.data = data if part is None else part.data(data)
-        self.part = part
-        self.sums: Dict[Any, Tensor] = {}
-        self.norms: Dict[Any, Norm] = {}
-
-
-class KnownGraph:
-    """A graph that stays as it is, and what layers computed of it: sums of
-    the features of neighbors and norms of edges, which are those of the whole
-    graph in any part of it. Of each part, sums take as much memory as its
-    features, of which it has a copy.
-
-    Args:
-        data (Data): The graph, with all nodes.
-        inputs (List[SparseInput], optional): What layers may be given of
-            which few values are not zero. More is added.
-            (default: :obj:`None`)
+        data (torch_geometric.data.Data): The subgraph.
+        nodes (torch.Tensor, optional): The nodes, ascending, or :obj:`None`
+            for all. (default: :obj:`None`)
+        targets (torch.Tensor, optional): The nodes whose incoming edges the
+            subgraph has, or :obj:`None` for all. (default: :obj:`None`)
     """
 
     def __init__(
-        self, data: Data, inputs: Optional[List[SparseInput]] = None
+        self,
+        data: Data,
+        nodes: Optional[Tensor] = None,
+        targets: Optional[Tensor] = None,
     ) -> None:
         self.data = data
-        self.whole = View(data)
-        self.inputs = [] if inputs is None else inputs
-        # Whether parts of it have given what it gives, once that is known:
-        self.is_local: Optional[bool] = None
-        # None refers to this graph, which a cycle would free late:
-        self._parts: Dict[Tuple[Tensor, int], View] = {}
-        self._is_undirected: Optional[bool] = None
-        if not any(found.x is data.x for found in self.inputs):
-            self._compress(data.x)
+        self.nodes = nodes
+        self.targets = targets
+        self.edges: Dict[Hashable, Adjacency] = {}
+        self.aggregated: Dict[Hashable, Tensor] = {}
+        self.inputs: Dict[int, SparseInput] = {}
 
-    @property
-    def is_still(self) -> bool:
-        """Whether features and edges are ordinary, and not to be changed."""
-        edge_index, num_edges = self.data.edge_index, self.data.num_edges
-        sizes = {'x': self.data.num_nodes}
-        sizes.update({x: num_edges for x in EDGE_KEYS if x in self.data})
-        return (
-            _is_still(edge_index)
-            and edge_index.dtype == torch.long
-            and all(_is_still(self.data[x], n) for x, n in sizes.items())
-        )
-
-    @property
-    def is_undirected(self) -> bool:
-        """Whether all edges go both ways."""
-        if self._is_undirected is None:
-            pairs = EdgePairs(self.data.edge_index, self.data.num_nodes)
-            self._is_undirected = pairs.undirected
-        return self._is_undirected
-
-    def view(self, edge_index: Any) -> Optional[View]:
-        """What has these edges, the graph or a part of it."""
-        for view in [self.whole, *self._parts.values()]:
-            if edge_index is view.data.edge_index:
-                return view
-        return None
-
-    def part(self, mask: Tensor, num_hops: int) -> View:
-        """What the nodes of a mask get messages from, or all, if that is
-        nearly all. The same mask, not an equal one, gives the same part.
-        """
-        if (mask, num_hops) not in self._parts:
-            view, data = self.whole, self.data
-            part = Part.reached(data.edge_index, mask, num_hops)
-            if part.nodes.numel() <= MAX_SHARE * part.near.numel():
-                view = View(data, part)
-                self._compress(view.data.x)
-            self._parts[mask, num_hops] = view
-        return self._parts[mask, num_hops]
-
-    def sums(
-        self, view: View, key: Any, compute: Callable[[Any], Tensor]
-    ) -> Tensor:
-        """Sums over all neighbors of some nodes, or of all (of no part)."""
-        if key not in view.sums:
-            nodes = None if view.part is None else view.part.nodes
-            sums = compute(nodes)
-            self._compress(sums)
-            view.sums[key] = sums
-        return view.sums[key]
-
-    def norm(self, view: View, key: Any, compute: Callable[[], Norm]) -> Norm:
-        """Edges, with those that layers add, and their weights, which are
-        computed for all of them.
-        """
-        if key not in view.norms:
-            if view.part is None:
-                view.norms[key] = compute()
-            else:
-                edge_index, weight = self.norm(self.whole, key, compute)
-                edge_index, index = view.part.edges(edge_index)
-                view.norms[key] = edge_index, weight[index]
-        return view.norms[key]
-
-    def forget(self) -> None:
-        """Frees what is known of it."""
-        self._parts.clear()
-        self.whole.sums.clear()
-        self.whole.norms.clear()
-        x = self.data.x
-        self.inputs = [found for found in self.inputs if found.x is x]
-
-    def with_edges_of(self, data: Data) -> 'KnownGraph':
-        """A graph with the same features."""
-        inputs = [found for found in self.inputs if found.x is data.x]
-        graph = KnownGraph(data, inputs)
-        graph.is_local = self.is_local
-        return graph
-
-    def _compress(self, x: Any) -> None:
+    def compress(self, x: Tensor) -> None:
+        """Multiply a tensor sparsely from now on, if it is sparse."""
         found = SparseInput.find(x)
         if found is not None:
-            self.inputs.append(found)
+            self.inputs[id(x)] = found
 
-
-def _is_still(value: Any, size: Optional[int] = None) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.dim() > 0
-        and size in [None, value.size(0)]
-        and not value.requires_grad
-    )
-
-
-def call(model: Module, data: Data) -> Tensor:
-    """Calls a model with the features and edges of a graph, and what it takes
-    of their weights and features.
-    """
-    out = model(data.x, data.edge_index, **edge_kwargs(model, data))
-    if not isinstance(out, Tensor) or out.dim() != 2:
-        raise ValueError(
-            f"'model' needs to return a score of each class for each node; "
-            f"for any other, give 'loss_fn' and 'evaluate' (got "
-            f'{list(out.shape) if isinstance(out, Tensor) else type(out)})'
+    @property
+    def num_bytes(self) -> int:
+        """The memory of caches, and of the copy of features of a part."""
+        tensors = list(self.aggregated.values())
+        if self.nodes is not None:
+            tensors.append(self.data.x)
+        return (
+            sum(x.numel() * x.element_size() for x in tensors)
+            + sum(found.num_bytes for found in self.inputs.values())
+            + sum(adj.num_bytes for adj in self.edges.values())
         )
-    return out
 
 
-def edge_kwargs(model: Module, data: Data) -> Dict[str, Any]:
-    """The weights and features of edges, if a model takes them."""
-    accepted = list(inspect.signature(model.forward).parameters)
-    if isinstance(model, Sequential):  # It tells elsewhere.
-        accepted = list(model.signature.param_dict)
-    return {
-        key: data[key]
-        for key in EDGE_KEYS
-        if key in accepted and data.get(key) is not None
-    }
+class Selection(NamedTuple):
+    """Some nodes of a graph, and the subgraph that their outputs depend on.
+
+    Attributes:
+        subgraph (Subgraph): The subgraph.
+        rows (torch.Tensor, optional): The rows of its output to return, or
+            :obj:`None` for all.
+    """
+
+    subgraph: Subgraph
+    rows: Optional[Tensor]
+
+
+class StaticGraph:
+    r"""Hold a graph whose features and edges do not change, and cache what
+    models compute of it again and again.
+
+    :func:`~torch_geometric_ext.full_batch.accelerate` runs models on it. One
+    graph serves any number of models, which share its caches.
+
+    Features and edges are not copied. To change features, call
+    :meth:`update`; after a change in place, models raise an error.
+
+    Args:
+        data (torch_geometric.data.Data): The graph, with features :obj:`x` of
+            shape :math:`(|\mathcal{V}|, F)` and edges :obj:`edge_index` of
+            shape :math:`(2, |\mathcal{E}|)` (int64). Edge weights
+            :obj:`edge_weight` and edge features :obj:`edge_attr` are passed
+            on to models that take them. Self-loops, multi-edges and directed
+            edges are allowed.
+
+    Raises:
+        TypeError: If :obj:`data` is no :class:`~torch_geometric.data.Data`.
+        ValueError: If features or edges are missing, sparse, need gradients,
+            or do not fit together.
+
+    Memory: compressed rows take 64 bytes for each edge in the worst case;
+    cached aggregations take as much as the features that they aggregate, or
+    24 bytes for each value that is not zero if few are. Caches of the last
+    eight subgraphs are kept.
+
+    Example:
+        >>> edge_index = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+        >>> data = Data(x=torch.randn(3, 8), edge_index=edge_index)
+        >>> StaticGraph(data)
+        StaticGraph(num_nodes=3, num_edges=4, num_features=8)
+    """
+
+    def __init__(self, data: Data) -> None:
+        check_static(data)
+        self.data = copy.copy(data)
+        self._reset()
+
+    def update(self, x: Tensor) -> None:
+        """Replace the features, and forget what was computed of them.
+
+        Args:
+            x (torch.Tensor): The features, with a row for each node.
+        """
+        data = copy.copy(self.data)
+        data.x = x
+        if x.dim() != 2 or x.size(0) != self.num_nodes:
+            raise ValueError(
+                f"'x' needs to have a row for each of the {self.num_nodes} "
+                f'nodes (got shape {list(x.shape)})'
+            )
+        check_static(data)
+        self.data = data
+        self._reset()
+
+    @property
+    def num_nodes(self) -> int:
+        """The number of nodes."""
+        return self.data.x.size(0)
+
+    @property
+    def undirected(self) -> bool:
+        """Whether all edges go both ways."""
+        if self._undirected is None:
+            index, num_nodes = self.data.edge_index, self.num_nodes
+            self._undirected = is_undirected(index, num_nodes=num_nodes)
+        return self._undirected
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of all caches, in bytes."""
+        parts = {id(x.subgraph): x.subgraph for _, x in self._cache.values()}
+        parts[id(self.whole)] = self.whole
+        return sum(part.num_bytes for part in parts.values())
+
+    def check_unchanged(self) -> None:
+        """Raise an error if a tensor was changed in place."""
+        for key, version in self._versions.items():
+            if self.data[key]._version != version:
+                raise RuntimeError(
+                    f"'{key}' of a 'StaticGraph' was changed in place, after "
+                    f'it was cached; use '
+                    + (
+                        "'StaticGraph.update(x)'"
+                        if key == 'x'
+                        else "another 'StaticGraph'"
+                    )
+                )
+
+    def select(
+        self, nodes: Optional[Tensor], num_hops: Optional[int]
+    ) -> Selection:
+        """Return the subgraph that the outputs of some nodes depend on.
+
+        The subgraphs of the last masks and indices are cached.
+
+        Args:
+            nodes (torch.Tensor, optional): A mask (bool, of shape
+                :obj:`[N]`) or indices (int64), or :obj:`None` for all nodes.
+            num_hops (int, optional): The receptive field, or :obj:`None` for
+                the whole graph.
+        """
+        if nodes is None:
+            return Selection(self.whole, None)
+        key = self._find(nodes, num_hops)
+        if key is None:
+            key = id(nodes), nodes._version, num_hops
+            self._cache[key] = nodes, self._select(nodes, num_hops)
+            if len(self._cache) > MAX_SUBGRAPHS:
+                self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(key)
+        return self._cache[key][1]
+
+    def find(self, edge_index: Any) -> Optional[Subgraph]:
+        """Return the graph or the cached subgraph that has these edges."""
+        if edge_index is self.whole.data.edge_index:
+            return self.whole
+        for _, selection in reversed(self._cache.values()):
+            if edge_index is selection.subgraph.data.edge_index:
+                return selection.subgraph
+        return None
+
+    def edges(
+        self,
+        subgraph: Subgraph,
+        key: Hashable,
+        prepare: Callable[[Data], Tuple[Tensor, Optional[Tensor]]],
+    ) -> Adjacency:
+        """Return the edges of a subgraph as a layer prepares them, such as
+        with self-loops or normalized.
+
+        Args:
+            subgraph (Subgraph): The subgraph.
+            key (Hashable): The identity of the preparation.
+            prepare (Callable): Prepares the edges and weights of the whole
+                graph.
+        """
+        if key not in subgraph.edges:
+            if subgraph.nodes is None or subgraph.targets is None:
+                with torch.no_grad():
+                    pair = prepare(self.data)
+                adj = Adjacency(*pair, self.num_nodes)
+            else:
+                adj, _ = self.edges(self.whole, key, prepare).subgraph(
+                    subgraph.nodes, subgraph.targets
+                )
+            subgraph.edges[key] = adj
+        return subgraph.edges[key]
+
+    @torch.no_grad()
+    def aggregate(
+        self, subgraph: Subgraph, key: Hashable, aggr: str
+    ) -> Tensor:
+        """Return the aggregated features of all neighbors of the nodes of a
+        subgraph, inside of it or not.
+
+        Args:
+            subgraph (Subgraph): The subgraph.
+            key (Hashable): The edges, as prepared before.
+            aggr (str): The reduction.
+        """
+        if (key, aggr) not in subgraph.aggregated:
+            adj = self.whole.edges[key]
+            out = adj.aggregate(self.data.x, subgraph.nodes, aggr)
+            subgraph.compress(out)
+            subgraph.aggregated[key, aggr] = out
+        return subgraph.aggregated[key, aggr]
+
+    @torch.no_grad()
+    def saves_by_cache(self, key: Hashable) -> bool:
+        """Return whether the aggregated features of the whole graph are
+        cheaper to multiply by a weight than the features, whose products are
+        aggregated then. This is decided by expected numbers of
+        multiplications, and equals on all machines.
+
+        Args:
+            key (Hashable): The edges, as prepared before.
+        """
+        inputs = self.whole.inputs.get(id(self.data.x))
+        if inputs is None:
+            return True
+        if key not in self._saves:
+            adj, (num_nodes, num_features) = (
+                self.whole.edges[key],
+                inputs.x.shape,
+            )
+            size = inputs.rows.crow_indices().diff()
+            reached = size.new_zeros(num_nodes)
+            source, target = adj.edge_index
+            reached.scatter_add_(0, target, size[source])
+            # Nonzero features are taken to be in random columns:
+            filled = 1 - (-reached / num_features).exp()
+            cost = num_features * float(filled.sum())
+            cost = min(cost, MAX_DENSITY * num_nodes * num_features)
+            self._saves[key] = cost <= int(size.sum()) + source.numel()
+        return self._saves[key]
+
+    def clear(self) -> None:
+        """Free all caches."""
+        self._reset()
+
+    def __deepcopy__(self, memo: Any) -> 'StaticGraph':
+        return self  # Copies of a model run on the same graph.
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {'data': self.data}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.data = state['data']
+        self._reset()
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}(num_nodes={self.num_nodes}, '
+            f'num_edges={self.data.num_edges}, '
+            f'num_features={self.data.x.size(1)})'
+        )
+
+    def _reset(self) -> None:
+        self.whole = Subgraph(self.data)
+        self.whole.compress(self.data.x)
+        self._cache: OrderedDict[Hashable, Tuple[Tensor, Selection]]
+        self._cache = OrderedDict()
+        self._undirected: Optional[bool] = None
+        self._saves: Dict[Hashable, bool] = {}
+        keys = ['x', 'edge_index', *EDGE_KEYS]
+        self._versions = {
+            key: self.data[key]._version
+            for key in keys
+            if self.data.get(key) is not None
+        }
+
+    def _find(
+        self, nodes: Tensor, num_hops: Optional[int]
+    ) -> Optional[Hashable]:
+        key = id(nodes), nodes._version, num_hops
+        if key in self._cache and self._cache[key][0] is nodes:
+            return key
+        for other, (tensor, _) in self._cache.items():
+            assert isinstance(other, tuple)
+            _, version, hops = other
+            if hops == num_hops and version == tensor._version:
+                if tensor.dtype == nodes.dtype and torch.equal(tensor, nodes):
+                    return other
+        return None
+
+    def _select(self, nodes: Tensor, num_hops: Optional[int]) -> Selection:
+        index = nodes
+        if nodes.dtype == torch.bool:
+            index = nodes.nonzero().flatten()
+        if num_hops is None:
+            return Selection(self.whole, index)
+        part, targets = self._receptive_field(index, num_hops)
+        if part.numel() > MAX_FRACTION * self.num_nodes:
+            return Selection(self.whole, index)
+        rows = torch.searchsorted(part, index)
+        return Selection(self._subgraph(part, targets), rows)
+
+    def _receptive_field(
+        self, index: Tensor, num_hops: int
+    ) -> Tuple[Tensor, Tensor]:
+        """Return the nodes within some hops, and those within one less."""
+        nodes, targets = index.unique(), index[:0]
+        adj = self._raw_edges(self.whole)
+        for _ in range(num_hops):
+            targets = nodes
+            nodes = torch.cat([nodes, adj.sources(nodes)]).unique()
+        return nodes, targets
+
+    def _subgraph(self, nodes: Tensor, targets: Tensor) -> Subgraph:
+        adj, e_id = self._raw_edges(self.whole).subgraph(nodes, targets)
+        data = Data(num_nodes=nodes.numel())
+        for key, value in self.data:
+            if key == 'edge_index' or not isinstance(value, Tensor):
+                continue
+            if key in EDGE_KEYS or self.data.is_edge_attr(key):
+                data[key] = value[e_id]
+            elif key == 'x' or self.data.is_node_attr(key):
+                data[key] = value[nodes]
+        data.edge_index = adj.edge_index
+        subgraph = Subgraph(data, nodes, targets)
+        subgraph.edges[None] = adj
+        whole = self.whole.inputs.get(id(self.data.x))
+        if whole is not None:
+            subgraph.inputs[id(data.x)] = whole.take(data.x, nodes)
+        return subgraph
+
+    def _raw_edges(self, subgraph: Subgraph) -> Adjacency:
+        return self.edges(subgraph, None, lambda data: (data.edge_index, None))
+
+
+def is_static(data: Any) -> bool:
+    """Return whether a graph has static features and edges."""
+    try:
+        check_static(data)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def check_static(data: Any) -> None:
+    """Raise an error unless a graph has static features and edges."""
+    if not isinstance(data, Data):
+        raise TypeError(f"'data' needs to be a 'Data' (got {type(data)})")
+    for key in ['x', 'edge_index']:
+        if data.get(key) is None:
+            raise ValueError(
+                f"'data' needs to hold '{key}', and its edges not as 'adj_t' "
+                f'(got {data})'
+            )
+    x, edge_index = data.x, data.edge_index
+    if x.layout != torch.strided or x.dim() != 2 or x.requires_grad:
+        raise ValueError(
+            f"'x' of 'data' needs to be a dense matrix that needs no gradient "
+            f"('to_dense' makes it dense, and its zeros are skipped all the "
+            f'same; got {x.layout} of shape {list(x.shape)}, '
+            f'requires_grad={x.requires_grad})'
+        )
+    if edge_index.dtype != torch.long or edge_index.dim() != 2:
+        raise ValueError(
+            f"'edge_index' of 'data' needs to be of torch.int64 and of shape "
+            f'[2, num_edges] (got {edge_index.dtype} and '
+            f'{list(edge_index.shape)})'
+        )
+    if edge_index.numel() > 0:
+        low, high = (int(value) for value in edge_index.aminmax())
+        if low < 0 or high >= x.size(0):
+            raise ValueError(
+                f"'edge_index' of 'data' needs to be in [0, {x.size(0)}), the "
+                f"rows of 'x' (got {low} to {high})"
+            )
+    for key in EDGE_KEYS:
+        value = data.get(key)
+        if value is not None and (
+            not isinstance(value, Tensor)
+            or value.requires_grad
+            or value.size(0) != edge_index.size(1)
+        ):
+            raise ValueError(
+                f"'{key}' of 'data' needs to have a row for each of the "
+                f'{edge_index.size(1)} edges, and to need no gradient (got '
+                f'{value})'
+            )

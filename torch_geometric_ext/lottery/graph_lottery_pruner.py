@@ -8,7 +8,6 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch_geometric.data import Data
 
-from torch_geometric_ext.full_batch.static_graph import KnownGraph
 from torch_geometric_ext.lottery.checkpoint import Checkpoint
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.prune_edges import (
@@ -345,7 +344,7 @@ class GraphLotteryPruner:
         check_data(data)
         if loss_fn is None or evaluate is None:
             check_node_task(data, self.model, self.settings.weight_sparsity)
-            task: Task = NodeTask(KnownGraph(data))
+            task: Task = NodeTask(data)
         else:
             task = CustomTask(data, loss_fn, evaluate)
         devices = []

@@ -1,6 +1,6 @@
 import copy
 import inspect
-from typing import Any, Collection, List, NamedTuple, Optional
+from typing import Any, Collection, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -8,183 +8,164 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data
 
-from torch_geometric_ext.full_batch.cached_convs import speed_up
-from torch_geometric_ext.full_batch.receptive_field import find_num_hops
-from torch_geometric_ext.full_batch.sparse_input import swap_linears
-from torch_geometric_ext.full_batch.static_graph import (
-    EDGE_KEYS,
-    NODE_KEYS,
-    KnownGraph,
-    View,
-    call,
-    edge_kwargs,
+from torch_geometric_ext.full_batch import (
+    AcceleratedModel,
+    StaticGraph,
+    accelerate,
 )
+from torch_geometric_ext.full_batch.accelerate import call_model, edge_kwargs
+from torch_geometric_ext.full_batch.static_graph import EDGE_KEYS, is_static
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 from torch_geometric_ext.lottery.task import Task
 
+NODE_KEYS = ['x', 'y', 'train_mask', 'val_mask']
 MIN_TARGETS = 4096  # While weights are sparse, more are no better (PubMed).
 TEMPERATURE = 0.5  # The best model is one of an early epoch, and not sure.
 
 
-class Targets(NamedTuple):
-    """The probabilities of classes that a model is to come close to.
-
-    Attributes:
-        probs (torch.Tensor): The probabilities.
-        nodes (torch.Tensor, optional): The nodes that they are of, if not of
-            all.
-    """
-
-    probs: Tensor
-    nodes: Optional[Tensor] = None
-
-    def loss(self, out: Tensor) -> Tensor:
-        """The cross-entropy."""
-        out = out if self.nodes is None else out[self.nodes]
-        return F.cross_entropy(out, self.probs)
-
-
 class NodeTask(Task):
-    """Classification of the nodes of one graph, in full batches.
+    """Classify the nodes of one graph in full batches.
 
     Args:
-        graph (KnownGraph): The graph, with labels and masks.
-        targets (torch.Tensor, optional): The probabilities that a model is
-            to come close to, on all nodes. (default: :obj:`None`)
-        share (float, optional): Their share of the loss.
+        data (torch_geometric.data.Data): The graph, with labels and masks.
+        targets (torch.Tensor, optional): The distillation targets, the class
+            probabilities of all nodes. (default: :obj:`None`)
+        fraction (float, optional): The weight of distillation in the loss.
             (default: :obj:`0.0`)
-        sample (torch.Tensor, optional): Nodes, in order, whose targets are
-            enough where no more than a part of the graph is needed for them.
+        sample (torch.Tensor, optional): The nodes, ascending, whose targets
+            are enough if their receptive field is only a part of the graph.
             (default: :obj:`None`)
     """
 
     def __init__(
         self,
-        graph: KnownGraph,
+        data: Data,
         targets: Optional[Tensor] = None,
-        share: float = 0.0,
+        fraction: float = 0.0,
         sample: Optional[Tensor] = None,
     ) -> None:
-        self.graph = graph
+        self.data = data
+        self.graph = StaticGraph(data) if is_static(data) else None
         self.targets = targets
-        self.share = share
+        self.fraction = fraction
         self.sample = sample
         self.is_distilled = targets is not None
-        # The nodes that the loss is of, if not of all:
-        self.mask: Optional[Tensor] = graph.data.train_mask
-        if sample is not None:
-            self.mask = graph.data.train_mask.index_fill(0, sample, True)
-        elif targets is not None:
-            self.mask = None
-        # What is looked at, of which 'focused' leaves a part:
-        self.train = self.valid = graph.data
-        self.told = None if targets is None else Targets(targets)
+        self.fast: Optional[AcceleratedModel] = None
+        # Whether an accelerated model gave equal results on the graph:
+        self.verified = False
+        # The nodes that the loss depends on, if not on all:
+        self.nodes: Optional[Tensor] = None
+        self._set_nodes(None)
 
     def batches(self) -> Collection[Any]:  # noqa: D102
-        return [self.train]
+        if self.fast is not None:
+            return [self.fast.select(self.nodes, training=True).data]
+        return [self.data]
 
     def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
-        out = call(model, batch)
-        mask = batch.train_mask
-        loss = F.cross_entropy(out[mask], batch.y[mask].long())
-        if self.told is None:
+        if self.fast is not None and model is self.fast.model:
+            out = self.fast(self.nodes)
+        else:
+            out = call_model(model, self.data)
+            out = out if self.nodes is None else out[self.nodes]
+        check_scores(out)
+        loss = F.cross_entropy(out[self.train_rows], self.labels)
+        if self.targets is None:
             return loss
-        return (1 - self.share) * loss + self.share * self.told.loss(out)
+        targets = self.targets
+        if self.target_rows is not None:
+            out, targets = out[self.target_rows], targets[self.sample]
+        distillation = F.cross_entropy(out, targets)
+        return (1 - self.fraction) * loss + self.fraction * distillation
 
     @torch.no_grad()
     def evaluate(self, model: Module) -> float:  # noqa: D102
-        data = self.valid
-        out = call(model.eval(), data)[data.val_mask].argmax(dim=-1)
-        return float((out == data.y[data.val_mask]).float().mean())
+        data, mask = self.data, self.data.val_mask
+        model.eval()
+        if self.fast is not None and model is self.fast.model:
+            out = self.fast(mask)
+        else:
+            out = call_model(model, data)[mask]
+        pred = out.argmax(dim=-1)
+        return float((pred == data.y[mask]).float().mean())
 
     def pruned(self, edge_mask: Tensor) -> 'NodeTask':  # noqa: D102
-        data = prune_edges(self.graph.data, edge_mask)
-        if 'e_id' not in data:  # Parts of it tell their edges by numbers.
+        data = prune_edges(self.data, edge_mask)
+        if 'e_id' not in data:  # Subgraphs identify their edges by it.
             data.e_id = edge_mask.nonzero().flatten()
-        self.graph.forget()  # Its successor is what is trained on.
-        graph = self.graph.with_edges_of(data)
-        return NodeTask(graph, self.targets, self.share, self.sample)
+        if self.graph is not None:
+            self.graph.clear()  # Training goes on with the pruned graph.
+        out = NodeTask(data, self.targets, self.fraction, self.sample)
+        out.verified = self.verified
+        return out
 
     def identity(self) -> List[Tensor]:  # noqa: D102
-        data = self.graph.data
         keys = [*NODE_KEYS, 'edge_index', *EDGE_KEYS]
-        values = [data.get(key) for key in keys]
+        values = [self.data.get(key) for key in keys]
         return [value for value in values if isinstance(value, Tensor)]
 
     @torch.no_grad()
     def distilled(  # noqa: D102
         self,
         teacher: Module,
-        share: float,
+        fraction: float,
         generator: Optional[torch.Generator] = None,
     ) -> 'NodeTask':
-        data = self.graph.data
-        out = call(teacher.eval(), data)
+        out = call_model(teacher.eval(), self.data)
         targets, sample = (out / TEMPERATURE).softmax(dim=-1), None
-        size = max(MIN_TARGETS, int(data.train_mask.sum()))
+        size = max(MIN_TARGETS, int(self.data.train_mask.sum()))
         if generator is not None and size < out.size(0):
             sample = torch.randperm(out.size(0), generator=generator)[:size]
             sample = sample.sort().values.to(out.device)
-        return NodeTask(self.graph, targets, share, sample)
+        task = copy.copy(self)
+        task.fast, task.targets, task.is_distilled = None, targets, True
+        task.fraction, task.sample = fraction, sample
+        task._set_nodes(None)
+        return task
 
-    def prepare(  # noqa: D102
-        self, model: Module, adds_up: bool = True
-    ) -> Module:
-        model = swap_linears(model, self.graph.inputs)
-        return speed_up(model, self.graph, adds_up)
-
-    def focused(  # noqa: D102
-        self, model: Module, adds_up: bool = True
+    def accelerate(  # noqa: D102
+        self, model: Module, cache_aggregation: bool = True
     ) -> 'NodeTask':
-        num_hops = find_num_hops(model, self.graph, adds_up)
-        if num_hops is None:
+        if self.graph is None:
             return self
-        masks = [self.graph.data.val_mask]
-        if self.mask is not None:
-            masks.append(self.mask)
-        views = [self.graph.part(mask, num_hops) for mask in masks]
-        if self.graph.is_local is None:
-            self.graph.is_local = self._is_local(model, adds_up, masks, views)
-        if not self.graph.is_local:
-            return self
-        out, train = copy.copy(self), views[-1]
-        out.valid = views[0].data
-        if self.mask is None:
-            return out
-        out.train = train.data
-        if train.part is None:  # All targets are for free.
-            return out
-        if self.targets is not None and self.sample is not None:
-            nodes = torch.searchsorted(train.part.nodes, self.sample)
-            out.told = Targets(self.targets[self.sample], nodes)
-        return out
+        task = copy.copy(self)
+        task.fast = accelerate(
+            model,
+            self.graph,
+            cache_aggregation=cache_aggregation,
+            verify=not self.verified,
+        )
+        is_local = task.fast.plan.num_hops[True] is not None
+        self.verified = task.verified = self.verified or is_local
+        nodes = self.data.train_mask
+        if self.sample is not None:
+            nodes = nodes.index_fill(0, self.sample, True)
+        elif self.targets is not None:
+            return task
+        part = task.fast.select(nodes, training=True)
+        if part.nodes is not None:  # Else, all targets are for free.
+            task._set_nodes(nodes.nonzero().flatten())
+        return task
 
-    @torch.no_grad()
-    def _is_local(
-        self,
-        model: Module,
-        adds_up: bool,
-        masks: List[Tensor],
-        views: List[View],
-    ) -> Optional[bool]:
-        """Whether parts of the graph give the outputs of all of it, as those
-        of a random graph did: a model may compare nodes with a median, say.
-        It is not known if there are no parts.
-        """
-        if all(view.part is None for view in views):
-            return None
-        plain = swap_linears(copy.deepcopy(model), self.graph.inputs)
-        whole = call(plain.eval(), self.graph.data)
-        fast = self.prepare(copy.deepcopy(model), adds_up).eval()
-        tolerance = torch.finfo(whole.dtype).eps ** 0.5
-        tolerance *= float(whole.abs().max())
-        for mask, view in zip(masks, views):
-            if view.part is None:
-                continue
-            out = call(fast, view.data)[mask[view.part.nodes]]
-            if not torch.allclose(out, whole[mask], rtol=0, atol=tolerance):
-                return False
-        return True
+    def _set_nodes(self, nodes: Optional[Tensor]) -> None:
+        """Set the nodes that the loss depends on, and their rows in it."""
+        train = self.data.train_mask.nonzero().flatten()
+        self.labels = self.data.y[train].long()
+        self.nodes, self.train_rows, self.target_rows = nodes, train, None
+        if nodes is not None:
+            self.train_rows = torch.searchsorted(nodes, train)
+            if self.sample is not None:
+                self.target_rows = torch.searchsorted(nodes, self.sample)
+
+
+def check_scores(out: Any) -> None:
+    """Raise an error unless there is a score for each node and class."""
+    if not isinstance(out, Tensor) or out.dim() != 2:
+        raise ValueError(
+            f"'model' needs to return a score of each class for each node; "
+            f"for any other, give 'loss_fn' and 'evaluate' (got "
+            f'{list(out.shape) if isinstance(out, Tensor) else type(out)})'
+        )
 
 
 def check_node_task(data: Any, model: Module, weight_sparsity: float) -> None:

@@ -263,8 +263,7 @@ class Search:
                 self.pruned = pairs, task.pruned(mask)
             task = self.pruned[1]
         model = self.build(Weights(self.initial, candidate.masks))
-        task = task.focused(model, adds_up)
-        return task, task.prepare(model, adds_up)
+        return task.accelerate(model, adds_up), model
 
     def build(self, weights: Weights) -> Module:
         """A model with some of the weights, and without the channels that
@@ -323,11 +322,8 @@ class Search:
             return
         seed = named_seed(self.settings.seed, 'channels')
         model = build_model(self.template, dense.last)
-        task = self.task
-        if task.is_distilled:  # Labels alone are too few to observe.
-            task = task.focused(model)
         torch.manual_seed(seed)
-        model = task.prepare(model)
+        task = self.task.accelerate(model)
         heads = find_num_heads(self.template, self.names).values()
         shared = max(heads, default=1) > 1
         density = HEADS_DENSITY if shared else CHANNEL_DENSITY

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data, HeteroData
 
-from torch_geometric_ext.full_batch.cached_convs import speed_up
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 
 # `loss_fn(model, batch)` and `evaluate(model, data)`:
@@ -54,21 +53,16 @@ class Task(ABC):
     def identity(self) -> List[Tensor]:
         """What tells whether it is of the same data, as far as is known."""
 
-    def prepare(self, model: Module, adds_up: bool = True) -> Module:
-        """A model that is faster on the task, changed in place. Its state
-        does not tell.
+    def accelerate(
+        self, model: Module, cache_aggregation: bool = True
+    ) -> 'Task':
+        """Return the same task, bound to a faster way to run a model.
 
         Args:
             model (torch.nn.Module): The model.
-            adds_up (bool, optional): Whether the messages of a first layer
-                may be added up once, since none has a factor that changes.
-                (default: :obj:`True`)
-        """
-        return speed_up(model)
-
-    def focused(self, model: Module, adds_up: bool = True) -> 'Task':
-        """The same task, on no more of a graph than a model needs for it when
-        it is prepared (which it is not yet).
+            cache_aggregation (bool, optional): Whether the aggregation of
+                features may be cached: not if messages have factors that
+                change. (default: :obj:`True`)
         """
         return self
 

@@ -1,4 +1,5 @@
 from .computation_tree_ids import computation_tree_ids
+from .csr_matmul import csr_matmul
 from .extract_trees import extract_trees
 from .frequent_itemsets import frequent_itemsets
 from .herding import herding
@@ -10,6 +11,7 @@ from .weighted_sample import weighted_sample
 
 __all__ = functions = [
     'computation_tree_ids',
+    'csr_matmul',
     'extract_trees',
     'frequent_itemsets',
     'herding',

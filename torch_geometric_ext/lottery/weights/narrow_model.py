@@ -53,9 +53,9 @@ def find_index(
         for name in channels.rows:
             weight = wide.get_submodule(name).get_parameter('weight')
             weight.data *= channels.mask(name)
-        narrow = task.prepare(narrow_model(wide, index))
+        narrow = narrow_model(wide, index)
         found = _trial(narrow, task, batch, seed)
-        expected = _trial(task.prepare(wide), task, batch, seed)
+        expected = _trial(wide, task, batch, seed)
     except Exception:  # Models may do anything with their sizes.
         return None
     parts = {key: _part(x, index.get(key, {})) for key, x in expected.items()}

@@ -1,0 +1,180 @@
+"""Edges of a static graph in compressed rows, for message passing without
+messages.
+"""
+
+import warnings
+from functools import cached_property
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from torch_geometric_ext.ops import csr_matmul
+from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
+
+DTYPES = [torch.float, torch.double]  # Of sparse matrices on all devices.
+REDUCTIONS = ['add', 'sum', 'mean']
+
+Matrices = Tuple[Tensor, Tensor]
+
+
+class Adjacency:
+    """Hold edges and, once needed, their compressed rows.
+
+    Args:
+        edge_index (torch.Tensor): The edges (int64, of shape :obj:`[2, E]`).
+        weight (torch.Tensor, optional): The edge weights, of shape
+            :obj:`[E]` or :obj:`[E, 1]`, or edge features that are passed on
+            with the edges.
+        num_nodes (int): The number of nodes.
+    """
+
+    def __init__(
+        self, edge_index: Tensor, weight: Optional[Tensor], num_nodes: int
+    ) -> None:
+        self.edge_index = edge_index
+        self.weight = weight
+        self.num_nodes = num_nodes
+        self._matrices: Dict[Any, Matrices] = {}
+
+    @cached_property
+    def rows(self) -> Tuple[Tensor, Tensor, Tensor]:
+        """The boundaries of the edges into each target, their sources, and
+        their positions in :obj:`edge_index`.
+        """
+        return _compress(self.edge_index[1], self.edge_index[0], self)
+
+    @cached_property
+    def cols(self) -> Tuple[Tensor, Tensor, Tensor]:
+        """The same of the edges out of each source."""
+        return _compress(self.edge_index[0], self.edge_index[1], self)
+
+    def matmul(self, x: Tensor, aggr: str = 'sum') -> Tensor:
+        """Aggregate the features of neighbors, times the edge weights.
+
+        Args:
+            x (torch.Tensor): The features, of shape :obj:`[N, C]`.
+            aggr (str, optional): :obj:`"add"`, :obj:`"sum"` or
+                :obj:`"mean"`. (default: :obj:`"sum"`)
+        """
+        out: Tensor = _Product.apply(x, *self.matrices(x.dtype, aggr))
+        return out
+
+    def weighted_matmul(self, value: Tensor, x: Tensor) -> Tensor:
+        """Aggregate the features of neighbors, times values that change.
+
+        Args:
+            value (torch.Tensor): The values, of shape :obj:`[E, H]`.
+            x (torch.Tensor): The features, of shape :obj:`[N, H, C]`.
+        """
+        return csr_matmul(value, x, *self.rows, *self.cols)
+
+    def matrices(self, dtype: torch.dtype, aggr: str) -> Matrices:
+        """Return the adjacency matrix of shape :obj:`[N, N]`, row by target,
+        and its transpose.
+        """
+        key = dtype, aggr == 'mean'
+        if key not in self._matrices:
+            value = self._values(dtype, aggr)
+            pair = [
+                _csr(ptr, index, value[perm], self.num_nodes)
+                for ptr, index, perm in [self.rows, self.cols]
+            ]
+            self._matrices[key] = pair[0], pair[1]
+        return self._matrices[key]
+
+    def aggregate(
+        self, x: Tensor, nodes: Optional[Tensor], aggr: str
+    ) -> Tensor:
+        """Aggregate the static features of the neighbors of some nodes.
+
+        Args:
+            x (torch.Tensor): The features, of shape :obj:`[N, C]`.
+            nodes (torch.Tensor, optional): The targets, or :obj:`None` for
+                all nodes.
+            aggr (str): The reduction.
+        """
+        ptr, source, perm = self.rows
+        value = self._values(x.dtype, aggr)
+        if nodes is not None:
+            ptr, index = take_rows(ptr, nodes)
+            source, perm = source[index], perm[index]
+        return _csr(ptr, source, value[perm], x.size(0)) @ x
+
+    def sources(self, nodes: Tensor) -> Tensor:
+        """Return the sources of all edges into some nodes."""
+        ptr, source, _ = self.rows
+        return source[take_rows(ptr, nodes)[1]]
+
+    def subgraph(
+        self, nodes: Tensor, targets: Tensor
+    ) -> Tuple['Adjacency', Tensor]:
+        """Return the edges into some targets, with relabeled nodes, and their
+        positions in :obj:`edge_index`.
+
+        Args:
+            nodes (torch.Tensor): The nodes of the subgraph, ascending. They
+                include the targets and their neighbors.
+            targets (torch.Tensor): The targets, ascending.
+        """
+        ptr, source, perm = self.rows
+        ptr, index = take_rows(ptr, targets)
+        target = targets[row_index(ptr, index.numel())]
+        ends = torch.stack([source[index], target])
+        edge_index = torch.searchsorted(nodes, ends)
+        e_id = perm[index]
+        weight = None if self.weight is None else self.weight[e_id]
+        return Adjacency(edge_index, weight, nodes.numel()), e_id
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of compressed rows and matrices."""
+        tensors = [
+            tensor
+            for name in ['rows', 'cols']
+            for tensor in vars(self).get(name, ())
+        ]
+        for pair in self._matrices.values():
+            tensors += [matrix.values() for matrix in pair]
+        return sum(x.numel() * x.element_size() for x in tensors)
+
+    def _values(self, dtype: torch.dtype, aggr: str) -> Tensor:
+        if self.weight is not None:
+            value = self.weight.flatten().to(dtype)
+        else:
+            value = self.edge_index.new_ones(self.edge_index.size(1)).to(dtype)
+        if aggr == 'mean':
+            target = self.edge_index[1]
+            degree = torch.bincount(target, minlength=self.num_nodes)
+            value = value / degree[target].to(dtype)
+        return value
+
+
+class _Product(torch.autograd.Function):
+    """Multiply by a constant sparse matrix, of any order of derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Any:
+        ctx.matrices = matrix, transpose
+        return matrix @ x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        matrix, transpose = ctx.matrices
+        return _Product.apply(grad, transpose, matrix), None, None
+
+
+def _compress(
+    row: Tensor, col: Tensor, adj: Adjacency
+) -> Tuple[Tensor, Tensor, Tensor]:
+    perm = row.argsort(stable=True)
+    size = torch.bincount(row, minlength=adj.num_nodes)
+    return row_ptr(size), col[perm], perm
+
+
+def _csr(ptr: Tensor, col: Tensor, value: Tensor, num_cols: int) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # PyTorch calls CSR a beta feature.
+        return torch.sparse_csr_tensor(
+            ptr, col, value, (ptr.numel() - 1, num_cols)
+        )

@@ -1,0 +1,57 @@
+"""Copies of modules that share parameters, buffers and hooks."""
+
+from typing import Any, Dict, List, Mapping, Optional, Tuple, TypeVar
+
+from torch.nn import Module
+
+T = TypeVar('T', bound=Module)
+
+
+def shallow_copy(module: T, cls: Optional[type] = None) -> T:
+    """Return a copy, perhaps of another class, that shares everything with a
+    module but the attributes that are assigned later.
+    """
+    out: Any = object.__new__(type(module) if cls is None else cls)
+    vars(out).update(vars(module))
+    return out
+
+
+def with_child(module: T, name: str, child: Module) -> T:
+    """Return a shallow copy with another inner module, given by its path."""
+    head, _, rest = name.partition('.')
+    if rest:
+        inner = module._modules[head]
+        assert inner is not None
+        child = with_child(inner, rest, child)
+    out = shallow_copy(module)
+    vars(out)['_modules'] = {**module._modules, head: child}
+    return out
+
+
+def replace_modules(
+    model: Module, swaps: Mapping[Module, Module]
+) -> Tuple[Module, List[Tuple[Module, Module]]]:
+    """Return a model with other modules in place of some, and shallow copies
+    of those that contain them.
+
+    Returns:
+        The model, and all copies with the modules that they are copies of.
+    """
+    copies: Dict[Module, Module] = dict(swaps)
+
+    def replace(module: Module) -> Module:
+        if module in copies:
+            return copies[module]
+        copies[module] = module  # Where modules contain each other.
+        children = {
+            name: None if child is None else replace(child)
+            for name, child in module._modules.items()
+        }
+        if any(children[key] is not x for key, x in module._modules.items()):
+            copies[module] = shallow_copy(module)
+            vars(copies[module])['_modules'] = children
+        return copies[module]
+
+    out = replace(model)
+    pairs = [(new, old) for old, new in copies.items() if new is not old]
+    return out, pairs

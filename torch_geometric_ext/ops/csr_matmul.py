@@ -1,0 +1,157 @@
+from typing import Any, Tuple
+
+import torch
+from torch import Tensor
+
+import torch_geometric_ext.typing
+from torch_geometric_ext.ops.ragged import row_index
+
+Rows = Tuple[Tensor, Tensor, Tensor]
+
+
+def csr_matmul(
+    value: Tensor,
+    x: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    row_perm: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    col_perm: Tensor,
+) -> Tensor:
+    r"""Aggregate features along edges, times a value for each edge and head.
+
+    .. math::
+        \mathbf{x}^{\prime}_{i, h} = \sum_{(j, i) \in \mathcal{E}}
+        \alpha_{ji, h} \, \mathbf{x}_{j, h}
+
+    No message is written to memory. The edges come in compressed rows, one
+    for each target, and for the gradient in compressed columns, one for each
+    source. Takes :math:`O(|\mathcal{E}| H C)` time, in the forward and in the
+    backward pass, and no memory beside inputs, outputs and gradients on CPU.
+    Differentiable any number of times. Sums are in the order of the edges of
+    a row, so that the result is deterministic for any number of threads.
+
+    Args:
+        value (torch.Tensor): The value of each edge and head.
+        x (torch.Tensor): The features of the sources.
+        rowptr (torch.Tensor): The boundaries of the rows.
+        col (torch.Tensor): The sources, row by row.
+        row_perm (torch.Tensor): The positions in :obj:`value`, row by row.
+        colptr (torch.Tensor): The boundaries of the columns.
+        row (torch.Tensor): The targets, column by column.
+        col_perm (torch.Tensor): The positions in :obj:`value`, column by
+            column.
+
+    Shapes:
+        - **input:** :obj:`value` :math:`(|\mathcal{E}|, H)`, :obj:`x`
+          :math:`(N, H, C)`, both :obj:`torch.float` or :obj:`torch.double`;
+          :obj:`rowptr` :math:`(M + 1)`, :obj:`colptr` :math:`(N + 1)`, and
+          :obj:`col`, :obj:`row`, :obj:`row_perm`, :obj:`col_perm`
+          :math:`(|\mathcal{E}|)`, all :obj:`torch.int64`
+        - **output:** :math:`(M, H, C)`
+
+    Raises:
+        ValueError: If a shape or type is off.
+        IndexError: If a boundary or an index is out of range (checked on CPU
+            only).
+    """
+    rows, cols = (rowptr, col, row_perm), (colptr, row, col_perm)
+    out: Tensor = _Matmul.apply(value, x, rows, cols)
+    return out
+
+
+class _Matmul(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, x: Tensor, rows: Rows, cols: Rows
+    ) -> Tensor:
+        ctx.save_for_backward(value, x)
+        ctx.rows, ctx.cols = rows, cols
+        return _matmul(value, x, *rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        value, x = ctx.saved_tensors
+        grad_value = grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_value = _DotProducts.apply(grad, x, ctx.rows, ctx.cols)
+        if ctx.needs_input_grad[1]:
+            grad_x = _Matmul.apply(value, grad, ctx.cols, ctx.rows)
+        return grad_value, grad_x, None, None
+
+
+class _DotProducts(torch.autograd.Function):
+    """Multiply what both ends of each edge hold."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, target: Tensor, x: Tensor, rows: Rows, cols: Rows
+    ) -> Tensor:
+        ctx.save_for_backward(target, x)
+        ctx.rows, ctx.cols = rows, cols
+        return _dot_products(target, x, *rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        target, x = ctx.saved_tensors
+        grad_target = grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_target = _Matmul.apply(grad, x, ctx.rows, ctx.cols)
+        if ctx.needs_input_grad[1]:
+            grad_x = _Matmul.apply(grad, target, ctx.cols, ctx.rows)
+        return grad_target, grad_x, None, None
+
+
+def _matmul(value: Tensor, x: Tensor, *rows: Tensor) -> Tensor:
+    if torch_geometric_ext.typing.WITH_EXT:
+        op = torch.ops.torch_geometric_ext.csr_matmul.default
+        return op(value, x, *rows)
+    return csr_matmul_reference(value, x, *rows)
+
+
+def _dot_products(target: Tensor, x: Tensor, *rows: Tensor) -> Tensor:
+    if torch_geometric_ext.typing.WITH_EXT:
+        op = torch.ops.torch_geometric_ext.csr_dot_products.default
+        return op(target, x, *rows)
+    return csr_dot_products_reference(target, x, *rows)
+
+
+def csr_matmul_reference(
+    value: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
+) -> Tensor:
+    """Run the forward pass of :func:`csr_matmul` in plain PyTorch."""
+    row = row_index(ptr, col.numel())
+    out = x.new_zeros(ptr.numel() - 1, *x.shape[1:])
+    return out.index_add_(0, row, value[perm].unsqueeze(-1) * x[col])
+
+
+def csr_dot_products_reference(
+    target: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
+) -> Tensor:
+    """Run the gradient of values of :func:`csr_matmul` in plain PyTorch."""
+    row = row_index(ptr, col.numel())
+    out = x.new_zeros(col.numel(), x.size(1))
+    out[perm] = (target[row] * x[col]).sum(dim=-1)
+    return out
+
+
+if torch_geometric_ext.typing.WITH_EXT:
+    torch.library.impl('torch_geometric_ext::csr_matmul', 'cuda')(
+        csr_matmul_reference
+    )
+    torch.library.impl('torch_geometric_ext::csr_dot_products', 'cuda')(
+        csr_dot_products_reference
+    )
+
+    @torch.library.register_fake('torch_geometric_ext::csr_matmul')
+    def _(
+        value: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
+    ) -> Tensor:
+        return x.new_empty(ptr.numel() - 1, *x.shape[1:])
+
+    @torch.library.register_fake('torch_geometric_ext::csr_dot_products')
+    def _(
+        target: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
+    ) -> Tensor:
+        return x.new_empty(col.numel(), x.size(1))
