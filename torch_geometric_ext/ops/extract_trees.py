@@ -3,12 +3,12 @@ from typing import NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
 from torch_geometric_ext.ops.ragged import (
     first_occurrence,
     row_index,
     take_rows,
 )
+from torch_geometric_ext.ops.register import register_operator
 
 Tensors = Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -74,10 +74,7 @@ def extract_trees(
         IndexError: If an index points outside (checked on CPU only).
     """
     args = (graph_idx, graph_ptr, tree, ptr, child, own, num_layers)
-    if torch_geometric_ext.typing.WITH_EXT:
-        op = torch.ops.torch_geometric_ext.extract_trees
-        return ExtractedTrees(*op(*args))
-    return ExtractedTrees(*extract_trees_reference(*args))
+    return ExtractedTrees(*_extract_trees(*args))
 
 
 def extract_trees_reference(
@@ -156,32 +153,31 @@ class _Found:
         return self.position[values]
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::extract_trees', 'cuda')(
-        extract_trees_reference
+def _fake(
+    graph_idx: Tensor,
+    graph_ptr: Tensor,
+    tree: Tensor,
+    ptr: Tensor,
+    child: Tensor,
+    own: Tensor,
+    num_layers: int,
+) -> Tensors:
+    ctx = torch.library.get_ctx()
+    num_roots, num_nodes, num_edges = (
+        ctx.new_dynamic_size() for _ in range(3)
+    )
+    return (
+        graph_idx.new_empty(num_roots),
+        graph_idx.new_empty(graph_idx.size(0) + 1),
+        graph_idx.new_empty(num_roots),
+        graph_idx.new_empty(num_nodes),
+        graph_idx.new_empty(num_nodes),
+        graph_idx.new_empty(num_edges),
+        graph_idx.new_empty(2, num_edges),
+        graph_idx.new_empty(num_layers + 1, 2),
     )
 
-    @torch.library.register_fake('torch_geometric_ext::extract_trees')
-    def _(
-        graph_idx: Tensor,
-        graph_ptr: Tensor,
-        tree: Tensor,
-        ptr: Tensor,
-        child: Tensor,
-        own: Tensor,
-        num_layers: int,
-    ) -> Tensors:
-        ctx = torch.library.get_ctx()
-        num_roots, num_nodes, num_edges = (
-            ctx.new_dynamic_size() for _ in range(3)
-        )
-        return (
-            graph_idx.new_empty(num_roots),
-            graph_idx.new_empty(graph_idx.size(0) + 1),
-            graph_idx.new_empty(num_roots),
-            graph_idx.new_empty(num_nodes),
-            graph_idx.new_empty(num_nodes),
-            graph_idx.new_empty(num_edges),
-            graph_idx.new_empty(2, num_edges),
-            graph_idx.new_empty(num_layers + 1, 2),
-        )
+
+_extract_trees = register_operator(
+    'extract_trees', extract_trees_reference, _fake
+)

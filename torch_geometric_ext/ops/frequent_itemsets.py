@@ -4,8 +4,9 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
+from torch_geometric_ext.ops.check import check_integers, check_ptr
 from torch_geometric_ext.ops.interruptible import interruptible
+from torch_geometric_ext.ops.register import register_operator
 
 Tensors = Tuple[Tensor, Tensor, Tensor]
 Pattern = Tuple[int, ...]
@@ -85,10 +86,7 @@ def frequent_itemsets(
         tensor([3, 2, 2, 1])
     """
     args = (ptr, item, min_support, max_patterns, closed, max_size)
-    if torch_geometric_ext.typing.WITH_EXT:
-        op = torch.ops.torch_geometric_ext.frequent_itemsets
-        return FrequentItemsets(*interruptible(op, *args))
-    return FrequentItemsets(*frequent_itemsets_reference(*args))
+    return FrequentItemsets(*interruptible(_frequent_itemsets, *args))
 
 
 def frequent_itemsets_reference(
@@ -98,6 +96,7 @@ def frequent_itemsets_reference(
     max_patterns: int = 1_000_000,
     closed: bool = False,
     max_size: Optional[int] = None,
+    cancel: Optional[Tensor] = None,
 ) -> Tensors:
     """The operator :func:`frequent_itemsets` in plain Python."""
     _check(ptr, item, min_support, max_patterns, max_size)
@@ -106,6 +105,8 @@ def frequent_itemsets_reference(
     for pattern, count in _search(ptr, item, min_support, closed, max_size):
         if len(patterns) == max_patterns:
             break
+        if cancel is not None and cancel.item() != 0:
+            raise RuntimeError('frequent_itemsets: cancelled')
         patterns.append(pattern)
         support.append(count)
     size = torch.tensor([0] + [len(pattern) for pattern in patterns])
@@ -165,18 +166,9 @@ def _check(
     max_patterns: int,
     max_size: Optional[int],
 ) -> None:
-    if ptr.dim() != 1 or ptr.dtype != torch.long or ptr.numel() == 0:
-        raise ValueError(
-            "frequent_itemsets: 'ptr' needs to be an int64 tensor with one "
-            f'dimension and at least one element (got {ptr.dtype} of shape '
-            f'{list(ptr.shape)})'
-        )
-    if item.dim() != 1 or item.dtype not in {torch.long, torch.int}:
-        raise ValueError(
-            "frequent_itemsets: 'item' needs to be an int64 or int32 tensor "
-            f'with one dimension (got {item.dtype} of shape '
-            f'{list(item.shape)})'
-        )
+    op = 'frequent_itemsets'
+    check_integers(op, 'ptr', ptr)
+    check_integers(op, 'item', item, (torch.long, torch.int))
     for name, value in [
         ('min_support', min_support),
         ('max_patterns', max_patterns),
@@ -184,48 +176,43 @@ def _check(
     ]:
         if value is not None and value <= 0:
             raise ValueError(
-                f"frequent_itemsets: '{name}' needs to be positive (got "
-                f'{value})'
+                f"{op}: '{name}' needs to be positive (got {value})"
             )
-    if int(ptr[0]) != 0 or int(ptr[-1]) != item.numel():
-        raise ValueError(
-            f"frequent_itemsets: 'ptr' needs to rise from 0 to {item.numel()}"
-        )
-    if bool((ptr.diff() < 0).any()):
-        raise ValueError("frequent_itemsets: 'ptr' needs to be ascending")
+    check_ptr(op, 'ptr', ptr, item.numel())
     item = item.long()
     falls = item.diff() <= 0
     inner = ptr[(ptr > 0) & (ptr < item.numel())]
     falls[inner - 1] = False  # From one transaction to the next.
     if bool(falls.any()) or bool(((item < 0) | (item >= 1 << 31)).any()):
         raise ValueError(
-            "frequent_itemsets: 'item' needs to be ascending and distinct "
-            'within each transaction, and in [0, 2^31)'
+            f"{op}: 'item' needs to be ascending and distinct within each "
+            f'transaction, and in [0, 2^31)'
         )
 
 
-if torch_geometric_ext.typing.WITH_EXT:
+def _cuda(ptr: Tensor, item: Tensor, *args: Any) -> Tensors:
+    out = _frequent_itemsets(ptr.cpu(), item.cpu(), *args)
+    return tuple(x.to(ptr.device) for x in out)
 
-    @torch.library.impl('torch_geometric_ext::frequent_itemsets', 'cuda')
-    def _(ptr: Tensor, item: Tensor, *args: Any) -> Tensors:
-        op = torch.ops.torch_geometric_ext.frequent_itemsets
-        out = op(ptr.cpu(), item.cpu(), *args)
-        return tuple(x.to(ptr.device) for x in out)
 
-    @torch.library.register_fake('torch_geometric_ext::frequent_itemsets')
-    def _(
-        ptr: Tensor,
-        item: Tensor,
-        min_support: int = 1,
-        max_patterns: int = 1_000_000,
-        closed: bool = False,
-        max_size: Optional[int] = None,
-        cancel: Optional[Tensor] = None,
-    ) -> Tensors:
-        ctx = torch.library.get_ctx()
-        num_patterns = ctx.new_dynamic_size()
-        return (
-            ptr.new_empty(num_patterns + 1),
-            item.new_empty(ctx.new_dynamic_size()),
-            ptr.new_empty(num_patterns),
-        )
+def _fake(
+    ptr: Tensor,
+    item: Tensor,
+    min_support: int = 1,
+    max_patterns: int = 1_000_000,
+    closed: bool = False,
+    max_size: Optional[int] = None,
+    cancel: Optional[Tensor] = None,
+) -> Tensors:
+    ctx = torch.library.get_ctx()
+    num_patterns = ctx.new_dynamic_size()
+    return (
+        ptr.new_empty(num_patterns + 1),
+        item.new_empty(ctx.new_dynamic_size()),
+        ptr.new_empty(num_patterns),
+    )
+
+
+_frequent_itemsets = register_operator(
+    'frequent_itemsets', frequent_itemsets_reference, _fake, cuda=_cuda
+)

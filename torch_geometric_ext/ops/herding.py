@@ -3,8 +3,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
+from torch_geometric_ext.ops.check import check_integers, check_ptr
 from torch_geometric_ext.ops.ragged import row_index
+from torch_geometric_ext.ops.register import register_operator
 
 
 def herding(
@@ -60,13 +61,7 @@ def herding(
         >>> herding(ptr, torch.zeros(4).long(), value, torch.tensor([0, 4]))
         tensor([1, 2, 0, 3])
     """
-    if torch_geometric_ext.typing.WITH_EXT:
-        return torch.ops.torch_geometric_ext.herding(
-            ptr, item, value, group_ptr, num_candidates, num_samples
-        )
-    return herding_reference(
-        ptr, item, value, group_ptr, num_candidates, num_samples
-    )
+    return _herding(ptr, item, value, group_ptr, num_candidates, num_samples)
 
 
 def herding_reference(
@@ -78,42 +73,7 @@ def herding_reference(
     num_samples: Optional[int] = None,
 ) -> Tensor:
     """The operator :func:`herding` in plain PyTorch."""
-    for name, x in [
-        ('ptr', ptr),
-        ('item', item),
-        ('value', value),
-        ('group_ptr', group_ptr),
-    ]:
-        if x.dim() != 1 or x.dtype != torch.long:
-            raise ValueError(
-                f"herding: '{name}' needs to be a one-dimensional int64 "
-                f'tensor (got {x.dtype} of shape {list(x.shape)})'
-            )
-    if item.numel() != value.numel():
-        raise ValueError(
-            f"herding: 'value' needs {item.numel()} entries, as many as "
-            f"'item' (got {value.numel()})"
-        )
-    if num_candidates < 1:
-        raise ValueError(
-            f"herding: 'num_candidates' needs to be positive (got "
-            f'{num_candidates})'
-        )
-    if num_samples is not None and num_samples < 0:
-        raise ValueError(
-            f"herding: 'num_samples' needs to be non-negative (got "
-            f'{num_samples})'
-        )
-    _check_ptr(ptr, item.numel(), 'ptr')
-    _check_ptr(group_ptr, ptr.numel() - 1, 'group_ptr')
-    for name, x, low in [('item', item, 0), ('value', value, -(1 << 31) + 1)]:
-        outside = x[(x < low) | (x >= 1 << 31)]
-        if outside.numel() > 0:
-            bounds = '[0, 2^31)' if low == 0 else '(-2^31, 2^31)'
-            raise ValueError(
-                f"herding: '{name}' needs to be in {bounds} (got "
-                f'{int(outside[0])})'
-            )
+    _check(ptr, item, value, group_ptr, num_candidates, num_samples)
     row = row_index(ptr)
     out = []
     for begin, end in zip(group_ptr[:-1].tolist(), group_ptr[1:].tolist()):
@@ -179,29 +139,50 @@ def _herd(
     return out
 
 
-def _check_ptr(ptr: Tensor, size: int, name: str) -> None:
-    if (
-        ptr.numel() == 0
-        or int(ptr[0]) != 0
-        or int(ptr[-1]) != size
-        or bool((ptr.diff() < 0).any())
-    ):
-        raise ValueError(f"herding: '{name}' needs to ascend from 0 to {size}")
+def _check(
+    ptr: Tensor,
+    item: Tensor,
+    value: Tensor,
+    group_ptr: Tensor,
+    num_candidates: int,
+    num_samples: Optional[int],
+) -> None:
+    check_integers('herding', 'ptr', ptr)
+    check_integers('herding', 'item', item)
+    check_integers('herding', 'value', value, size=item.numel())
+    check_integers('herding', 'group_ptr', group_ptr)
+    if num_candidates < 1:
+        raise ValueError(
+            f"herding: 'num_candidates' needs to be positive (got "
+            f'{num_candidates})'
+        )
+    if num_samples is not None and num_samples < 0:
+        raise ValueError(
+            f"herding: 'num_samples' needs to be non-negative (got "
+            f'{num_samples})'
+        )
+    check_ptr('herding', 'ptr', ptr, item.numel())
+    check_ptr('herding', 'group_ptr', group_ptr, ptr.numel() - 1)
+    for name, x, low in [('item', item, 0), ('value', value, -(1 << 31) + 1)]:
+        outside = x[(x < low) | (x >= 1 << 31)]
+        if outside.numel() > 0:
+            bounds = '[0, 2^31)' if low == 0 else '(-2^31, 2^31)'
+            raise ValueError(
+                f"herding: '{name}' needs to be in {bounds} (got "
+                f'{int(outside[0])})'
+            )
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::herding', 'cuda')(
-        herding_reference
-    )
+def _fake(
+    ptr: Tensor,
+    item: Tensor,
+    value: Tensor,
+    group_ptr: Tensor,
+    num_candidates: int,
+    num_samples: Optional[int] = None,
+) -> Tensor:
+    num_rows = torch.library.get_ctx().new_dynamic_size()
+    return ptr.new_empty(num_rows)
 
-    @torch.library.register_fake('torch_geometric_ext::herding')
-    def _(
-        ptr: Tensor,
-        item: Tensor,
-        value: Tensor,
-        group_ptr: Tensor,
-        num_candidates: int,
-        num_samples: Optional[int] = None,
-    ) -> Tensor:
-        num_rows = torch.library.get_ctx().new_dynamic_size()
-        return ptr.new_empty(num_rows)
+
+_herding = register_operator('herding', herding_reference, _fake)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import torch_geometric_ext.typing
+from torch_geometric_ext.ops.register import register_operator
 
 # Same constants as in `csrc/cpu/prototype_loss_kernel.cpp`.
 EPS = 1e-6
@@ -55,11 +55,7 @@ def prototype_loss(
         ValueError: If a shape or type is off, or :obj:`y` holds a label
             outside :math:`[0, C)` (checked on CPU only).
     """
-    if torch_geometric_ext.typing.WITH_EXT:
-        op: Callable = torch.ops.torch_geometric_ext.prototype_loss.default
-    else:
-        op = prototype_loss_reference
-    loss, scores, _, _ = op(
+    loss, scores, _, _ = _prototype_loss(
         h,
         y,
         weight1,
@@ -233,7 +229,7 @@ def _normalize_backward(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
 
 
 @_in_full_precision
-def _prototype_loss_double_backward(
+def _double_backward(
     grad_loss: Tensor,
     h: Tensor,
     y: Tensor,
@@ -249,30 +245,29 @@ def _prototype_loss_double_backward(
     return prototype_loss_backward_reference(grad_loss, *inputs, *loss_args)
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    _op = 'torch_geometric_ext::prototype_loss'
-    _library = torch.library.Library('torch_geometric_ext', 'IMPL')
-    _library.impl(
-        'prototype_loss_backward',
-        _prototype_loss_double_backward,
-        'Autograd',
-    )
-    torch.library.impl(_op, 'cuda')(prototype_loss_reference)
-    torch.library.impl(f'{_op}_backward', 'cuda')(
-        prototype_loss_backward_reference
+def _fake(h: Tensor, y: Tensor, *args: Any) -> Tuple[Tensor, ...]:
+    weight1, weight2 = args[:2]
+    return (
+        h.new_empty(()),
+        h.new_empty(h.size(0), 3),
+        h.new_empty(h.size(0), weight1.size(0)),
+        h.new_empty(h.size(0), weight2.size(0)),
     )
 
-    @torch.library.register_fake(_op)
-    def _(h: Tensor, y: Tensor, *args: Any) -> Tuple[Tensor, ...]:
-        weight1, weight2 = args[:2]
-        return (
-            h.new_empty(()),
-            h.new_empty(h.size(0), 3),
-            h.new_empty(h.size(0), weight1.size(0)),
-            h.new_empty(h.size(0), weight2.size(0)),
-        )
 
-    @torch.library.register_fake(f'{_op}_backward')
-    def _(grad: Tensor, h: Tensor, y: Tensor, *args: Any) -> Gradients:
-        out = [x.new_empty(x.shape) for x in [h, *args[:3]]]
-        return out[0], out[1], out[2], out[3]
+def _fake_backward(
+    grad: Tensor, h: Tensor, y: Tensor, *args: Any
+) -> Gradients:
+    out = [x.new_empty(x.shape) for x in [h, *args[:3]]]
+    return out[0], out[1], out[2], out[3]
+
+
+_prototype_loss = register_operator(
+    'prototype_loss', prototype_loss_reference, _fake
+)
+register_operator(
+    'prototype_loss_backward',
+    prototype_loss_backward_reference,
+    _fake_backward,
+    autograd=_double_backward,
+)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import torch_geometric_ext.typing
+from torch_geometric_ext.ops.register import register_operator
 
 # The references work on blocks of so many dense elements:
 BLOCK_SIZE = 1 << 24
@@ -76,14 +77,11 @@ def sparse_linear(
         )
     if values.dtype in [torch.half, torch.bfloat16]:
         values, bias = values.float(), None if bias is None else bias.float()
-    if torch_geometric_ext.typing.WITH_EXT:
-        op: Callable = torch.ops.torch_geometric_ext.sparse_linear.default
-    else:
-        op = _SparseLinear.apply
+    args = (values, bias, rowptr, col, colptr, row, perm)
     if x.dim() == 2:  # Views cost as much as a small product.
-        return op(x, values, bias, rowptr, col, colptr, row, perm)
+        return _sparse_linear(x, *args)
     rows = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
-    out = op(rows, values, bias, rowptr, col, colptr, row, perm)
+    out = _sparse_linear(rows, *args)
     return out.view(*x.shape[:-1], out.size(-1))
 
 
@@ -219,34 +217,30 @@ class _SparseLinear(torch.autograd.Function):
         )
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    _op = 'torch_geometric_ext::sparse_linear'
-    _library = torch.library.Library('torch_geometric_ext', 'IMPL')
-    _library.impl(
-        'sparse_linear_backward',
-        sparse_linear_backward_reference,
-        'Autograd',
-    )
-    torch.library.impl(_op, 'cuda')(sparse_linear_reference)
-    torch.library.impl(f'{_op}_backward', 'cuda')(
-        sparse_linear_backward_reference
-    )
+def _fake(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    *args: Tensor,
+) -> Tensor:
+    return x.new_empty(x.size(0), rowptr.numel() - 1)
 
-    @torch.library.register_fake(_op)
-    def _(
-        x: Tensor,
-        values: Tensor,
-        bias: Optional[Tensor],
-        rowptr: Tensor,
-        *args: Tensor,
-    ) -> Tensor:
-        return x.new_empty(x.size(0), rowptr.numel() - 1)
 
-    @torch.library.register_fake(f'{_op}_backward')
-    def _(
-        grad: Tensor, x: Tensor, values: Tensor, *args: Any
-    ) -> Tuple[Tensor, Tensor]:
-        needs_x, needs_values = args[-2:]
-        grad_x = x.new_empty(x.shape if needs_x else (0, 0))
-        size = values.numel() if needs_values else 0
-        return grad_x, values.new_empty(size)
+def _fake_backward(
+    grad: Tensor, x: Tensor, values: Tensor, *args: Any
+) -> Tuple[Tensor, Tensor]:
+    needs_x, needs_values = args[-2:]
+    grad_x = x.new_empty(x.shape if needs_x else (0, 0))
+    return grad_x, values.new_empty(values.numel() if needs_values else 0)
+
+
+_sparse_linear = register_operator(
+    'sparse_linear', _SparseLinear.apply, _fake, cuda=sparse_linear_reference
+)
+register_operator(
+    'sparse_linear_backward',
+    sparse_linear_backward_reference,
+    _fake_backward,
+    autograd=sparse_linear_backward_reference,
+)

@@ -3,8 +3,8 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
 from torch_geometric_ext.ops.ragged import first_occurrence
+from torch_geometric_ext.ops.register import register_operator
 
 
 def unique_rows(x: Tensor, num_known: int = 0) -> Tuple[Tensor, Tensor]:
@@ -42,9 +42,7 @@ def unique_rows(x: Tensor, num_known: int = 0) -> Tuple[Tensor, Tensor]:
         >>> index
         tensor([1, 0])
     """
-    if torch_geometric_ext.typing.WITH_EXT:
-        return torch.ops.torch_geometric_ext.unique_rows(x, num_known)
-    return unique_rows_reference(x, num_known)
+    return _unique_rows(x, num_known)
 
 
 def unique_rows_reference(
@@ -91,13 +89,10 @@ def known_first(
     return rank[inverse], index[order]
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::unique_rows', 'cuda')(
-        unique_rows_reference
-    )
+def _fake(x: Tensor, num_known: int = 0) -> Tuple[Tensor, Tensor]:
+    num_rows = torch.library.get_ctx().new_dynamic_size()
+    ids = x.new_empty(x.size(0), dtype=torch.long)
+    return ids, x.new_empty(num_rows, dtype=torch.long)
 
-    @torch.library.register_fake('torch_geometric_ext::unique_rows')
-    def _(x: Tensor, num_known: int = 0) -> Tuple[Tensor, Tensor]:
-        num_rows = torch.library.get_ctx().new_dynamic_size()
-        ids = x.new_empty(x.size(0), dtype=torch.long)
-        return ids, x.new_empty(num_rows, dtype=torch.long)
+
+_unique_rows = register_operator('unique_rows', unique_rows_reference, _fake)

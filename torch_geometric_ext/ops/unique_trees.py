@@ -3,12 +3,13 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
+from torch_geometric_ext.ops.check import check_integers, check_ptr
 from torch_geometric_ext.ops.ragged import (
     first_occurrence,
     row_index,
     take_rows,
 )
+from torch_geometric_ext.ops.register import register_operator
 from torch_geometric_ext.ops.unique_rows import known_first
 
 Tensors = Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -80,10 +81,7 @@ def unique_trees(
         >>> out.child
         tensor([4, 4, 7])
     """
-    if torch_geometric_ext.typing.WITH_EXT:
-        op = torch.ops.torch_geometric_ext.unique_trees
-        return UniqueTrees(*op(label, ptr, child, edge_label, num_known))
-    out = unique_trees_reference(label, ptr, child, edge_label, num_known)
+    out = _unique_trees(label, ptr, child, edge_label, num_known)
     return UniqueTrees(*out)
 
 
@@ -131,50 +129,41 @@ def _check(
     child: Tensor,
     edge_label: Optional[Tensor],
 ) -> None:
-    sizes = {'label': label.numel(), 'ptr': label.numel() + 1}
-    sizes.update({'child': child.numel(), 'edge_label': child.numel()})
-    for name, x in zip(sizes, [label, ptr, child, edge_label]):
-        if x is None:
-            continue
-        if x.dtype != torch.long or list(x.shape) != [sizes[name]]:
-            raise ValueError(
-                f"unique_trees: '{name}' needs to be an int64 tensor of shape "
-                f'[{sizes[name]}] (got {x.dtype} of shape {list(x.shape)})'
-            )
-    if int(ptr[0]) != 0 or int(ptr[-1]) != child.numel():
+    op = 'unique_trees'
+    check_integers(op, 'label', label)
+    check_integers(op, 'ptr', ptr, size=label.numel() + 1)
+    check_integers(op, 'child', child)
+    values = [label, child]
+    if edge_label is not None:
+        check_integers(op, 'edge_label', edge_label, size=child.numel())
+        values.append(edge_label)
+    check_ptr(op, 'ptr', ptr, child.numel())
+    if any(bool(((x < 0) | (x >= 1 << 31)).any()) for x in values):
         raise ValueError(
-            f"unique_trees: 'ptr' needs to rise from 0 to {child.numel()}"
-        )
-    values = [label, child] + ([] if edge_label is None else [edge_label])
-    if bool((ptr.diff() < 0).any()) or any(
-        bool(((x < 0) | (x >= 1 << 31)).any()) for x in values
-    ):
-        raise ValueError(
-            "unique_trees: 'ptr' needs to be ascending, and 'label', 'child' "
-            "and 'edge_label' in [0, 2^31)"
+            "unique_trees: 'label', 'child' and 'edge_label' need to be in "
+            '[0, 2^31)'
         )
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::unique_trees', 'cuda')(
-        unique_trees_reference
+def _fake(
+    label: Tensor,
+    ptr: Tensor,
+    child: Tensor,
+    edge_label: Optional[Tensor] = None,
+    num_known: int = 0,
+) -> Tensors:
+    ctx = torch.library.get_ctx()
+    num_trees = ctx.new_dynamic_size()
+    num_children = ctx.new_dynamic_size()
+    return (
+        label.new_empty(label.size(0)),
+        label.new_empty(num_trees),
+        label.new_empty(num_trees + 1),
+        label.new_empty(num_children),
+        label.new_empty(0 if edge_label is None else num_children),
     )
 
-    @torch.library.register_fake('torch_geometric_ext::unique_trees')
-    def _(
-        label: Tensor,
-        ptr: Tensor,
-        child: Tensor,
-        edge_label: Optional[Tensor] = None,
-        num_known: int = 0,
-    ) -> Tensors:
-        ctx = torch.library.get_ctx()
-        num_trees = ctx.new_dynamic_size()
-        num_children = ctx.new_dynamic_size()
-        return (
-            label.new_empty(label.size(0)),
-            label.new_empty(num_trees),
-            label.new_empty(num_trees + 1),
-            label.new_empty(num_children),
-            label.new_empty(0 if edge_label is None else num_children),
-        )
+
+_unique_trees = register_operator(
+    'unique_trees', unique_trees_reference, _fake
+)

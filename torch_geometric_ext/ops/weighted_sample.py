@@ -3,7 +3,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
+from torch_geometric_ext.ops.register import register_operator
 
 
 def weighted_sample(
@@ -62,11 +62,7 @@ def weighted_sample(
     # In double precision, ties are as good as impossible for any N:
     noise = torch.empty_like(weight, dtype=torch.float64)
     noise.exponential_(generator=generator)
-    if torch_geometric_ext.typing.WITH_EXT:
-        return torch.ops.torch_geometric_ext.weighted_sample(
-            weight, noise, num_samples
-        )
-    return weighted_sample_reference(weight, noise, num_samples)
+    return _weighted_sample(weight, noise, num_samples)
 
 
 def weighted_sample_reference(
@@ -84,11 +80,10 @@ def weighted_sample_reference(
     return arrival[:num_samples].sort().values
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::weighted_sample', 'cuda')(
-        weighted_sample_reference
-    )
+def _fake(weight: Tensor, noise: Tensor, num_samples: int) -> Tensor:
+    return weight.new_empty(num_samples, dtype=torch.long)
 
-    @torch.library.register_fake('torch_geometric_ext::weighted_sample')
-    def _(weight: Tensor, noise: Tensor, num_samples: int) -> Tensor:
-        return weight.new_empty(num_samples, dtype=torch.long)
+
+_weighted_sample = register_operator(
+    'weighted_sample', weighted_sample_reference, _fake
+)
