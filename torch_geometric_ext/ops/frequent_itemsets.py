@@ -13,7 +13,7 @@ Pattern = Tuple[int, ...]
 
 
 class FrequentItemsets(NamedTuple):
-    """What :func:`frequent_itemsets` returns."""
+    """The output of :func:`frequent_itemsets`."""
 
     ptr: Tensor
     item: Tensor
@@ -28,31 +28,32 @@ def frequent_itemsets(
     closed: bool = False,
     max_size: Optional[int] = None,
 ) -> FrequentItemsets:
-    r"""Mines the sets of items that many transactions have in common, best
-    first.
+    r"""Mine frequent itemsets, best first.
 
-    Transaction :math:`i` holds the items :obj:`item[ptr[i]:ptr[i + 1]]`. The
-    support of a pattern, a non-empty set of items, is the number of
-    transactions that hold all of its items. A pattern is closed if every
-    larger one has less support.
+    Transaction :math:`i` holds the items :obj:`item[ptr[i]:ptr[i + 1]]`. A
+    pattern is a non-empty set of items. Its support is the number of
+    transactions that hold all of its items. A pattern is closed if each of its
+    proper supersets has less support. The search for closed patterns follows
+    the prefix-preserving closure extension of the `"LCM ver. 2: Efficient
+    Mining Algorithms for Frequent/Closed/Maximal Itemsets"
+    <https://ceur-ws.org/Vol-126/uno.pdf>`_ paper.
 
-    Patterns are returned by descending support, those of the same support by
-    ascending size, and those of the same size in lexicographic order of their
-    ascending items. This order does not depend on the order of transactions,
-    and :obj:`max_patterns` only cuts it off: the result is a prefix of every
-    longer one. No pattern is missed, and none is returned twice.
+    Patterns are sorted by descending support, then by ascending size, then
+    lexicographically by their ascending items. The result is complete, free of
+    duplicates, and independent of the order of transactions. A smaller
+    :obj:`max_patterns` gives a prefix of the result.
 
-    The search is best first and drops patterns that :obj:`max_patterns`
-    better ones are known of. It holds bitsets of transactions for items, not
-    for patterns. On top of its output, it takes about 30 bytes for each item
-    of a transaction, 60 for each distinct item, and 4 for each item of at
-    most three times :obj:`max_patterns` patterns. It runs on CPU, whatever
-    the device of its inputs, and can be interrupted from the keyboard.
+    The best-first search drops a pattern once it knows :obj:`max_patterns`
+    better patterns. It stores bitsets of transactions for items, not for
+    patterns. Beside its output, it takes about 30 bytes for each item of a
+    transaction, 60 bytes for each distinct item, and 4 bytes for each item of
+    at most three times :obj:`max_patterns` patterns. It runs on CPU for inputs
+    on any device. :obj:`KeyboardInterrupt` stops it.
 
     Args:
-        ptr (torch.Tensor): The boundaries of the transactions.
-        item (torch.Tensor): Their items, in :math:`[0, 2^{31})`, ascending
-            and distinct within each transaction.
+        ptr (torch.Tensor): The row pointers of transactions to items.
+        item (torch.Tensor): The items, in :math:`[0, 2^{31})`, ascending and
+            distinct within each transaction.
         min_support (int, optional): The smallest support of a pattern.
             (default: :obj:`1`)
         max_patterns (int, optional): The largest number of patterns.
@@ -60,18 +61,19 @@ def frequent_itemsets(
         closed (bool, optional): If set to :obj:`True`, will only return
             closed patterns. (default: :obj:`False`)
         max_size (int, optional): The largest number of items of a pattern.
-            Larger patterns still count for what is closed.
-            (default: :obj:`None`)
+            Larger patterns are not returned, but still decide which patterns
+            are closed. (default: :obj:`None`)
 
     Shapes:
         - **input:** :obj:`ptr` :math:`(N + 1)` of :obj:`torch.int64`,
           :obj:`item` :math:`(E)` of :obj:`torch.int64` or :obj:`torch.int32`
-        - **output:** the boundaries :obj:`ptr` :math:`(P + 1)` of the
-          patterns, their ascending items :obj:`item` :math:`(I)` (of the
-          type they came in), and :obj:`support` :math:`(P)`
+        - **output:** the row pointers :obj:`ptr` :math:`(P + 1)` of patterns
+          to their ascending items :obj:`item` :math:`(I)`, and
+          :obj:`support` :math:`(P)`; :obj:`item` has the dtype of the input,
+          all others are :obj:`torch.int64`
 
     Raises:
-        ValueError: If a shape, type or value is off.
+        ValueError: If a shape, dtype or value is invalid.
 
     .. code-block:: python
 
@@ -98,7 +100,7 @@ def frequent_itemsets_reference(
     max_size: Optional[int] = None,
     cancel: Optional[Tensor] = None,
 ) -> Tensors:
-    """The operator :func:`frequent_itemsets` in plain Python."""
+    """Compute :func:`frequent_itemsets` in plain Python."""
     _check(ptr, item, min_support, max_patterns, max_size)
     patterns: List[Pattern] = []
     support: List[int] = []
@@ -124,7 +126,7 @@ def _search(
     closed: bool,
     max_size: Optional[int],
 ) -> Iterator[Tuple[Pattern, int]]:
-    # A bitset of transactions for each item, and for a pattern without items:
+    # Python integers are bitsets of transactions.
     tids: Dict[int, int] = {}
     for i, row in enumerate(item.tensor_split(ptr[1:-1].cpu())):
         for x in row.tolist():
@@ -144,8 +146,8 @@ def _search(
             continue
         if size > 0:
             yield pattern, -support
-        # Each pattern is reached once: without its last item or, if closed,
-        # by the first item from which on its closure is the same.
+        # Each pattern has one parent: the pattern without its last item or,
+        # if closed, the pattern that it extends with its prefix preserved.
         for i, x in enumerate(names[begin:], begin + 1):
             child = cover & tids[x]
             if child.bit_count() < min_support or x in pattern:
@@ -182,7 +184,7 @@ def _check(
     item = item.long()
     falls = item.diff() <= 0
     inner = ptr[(ptr > 0) & (ptr < item.numel())]
-    falls[inner - 1] = False  # From one transaction to the next.
+    falls[inner - 1] = False  # Items restart with each transaction.
     if bool(falls.any()) or bool(((item < 0) | (item >= 1 << 31)).any()):
         raise ValueError(
             f"{op}: 'item' needs to be ascending and distinct within each "
