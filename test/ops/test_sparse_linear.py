@@ -182,12 +182,13 @@ def test_sparse_linear_opcheck(kernels):
     'position,value,match',
     [
         (0, torch.randn(7).double(), "'x' needs to be a matrix"),
-        (0, torch.randn(5, 8).double(), "'colptr' needs to be a vector of 9"),
+        (0, torch.randn(5, 8).double(), "'colptr' needs 9 elements"),
         (1, torch.randn(9, 2).double(), "'values' needs to be a vector"),
         (2, torch.randn(7).double(), "'bias' needs to be a vector of 6"),
-        (3, torch.arange(7), "'rowptr' needs to be contiguous, of int32"),
-        (4, torch.arange(3).int(), "'col' needs to be a vector"),
-        (3, torch.ones(7).int(), "'rowptr' needs to run from 0 to"),
+        (3, torch.arange(7), "'rowptr' needs to be a .* int32 tensor"),
+        (3, torch.arange(14).int()[::2], "'rowptr' needs to be contiguous"),
+        (4, torch.arange(3).int(), "'col' needs .* elements"),
+        (3, torch.ones(7).int(), "'rowptr' needs to ascend from 0 to"),
     ],
 )
 def test_sparse_linear_invalid_input(kernels, position, value, match):

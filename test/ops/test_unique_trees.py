@@ -125,16 +125,16 @@ def test_unique_trees_with_large_ids(ext):
 def test_unique_trees_errors(ext):
     label, ptr = torch.tensor([0, 0]), torch.tensor([0, 1, 2])
     child = torch.tensor([1, 1])
-    with pytest.raises(ValueError, match=r"'label' needs .* shape \[2\]"):
+    with pytest.raises(ValueError, match="'label' needs .* int64"):
         unique_trees(label.float(), ptr, child)
-    with pytest.raises(ValueError, match=r"'ptr' needs .* shape \[3\]"):
+    with pytest.raises(ValueError, match=r"'ptr' needs 3 .* \(got 2\)"):
         unique_trees(label, ptr[:-1], child)
-    with pytest.raises(ValueError, match=r"'edge_label' needs .* shape \[2\]"):
+    with pytest.raises(ValueError, match=r"'edge_label' needs 2 .* \(got 1\)"):
         unique_trees(label, ptr, child, child[:1])
-    with pytest.raises(ValueError, match="'ptr' needs to rise from 0 to 2"):
-        unique_trees(label, ptr - 1, child)
+    for bad in [ptr - 1, torch.tensor([0, 3, 2])]:
+        with pytest.raises(ValueError, match="'ptr' .* ascend from 0 to 2"):
+            unique_trees(label, bad, child)
     for bad in [
-        (label, torch.tensor([0, 3, 2]), child),
         (label - 1, ptr, child),
         (label, ptr, child - 2),
         (label, ptr, child + (1 << 31)),

@@ -7,13 +7,18 @@ from torch_geometric_ext.ops.ragged import row_ptr
 from torch_geometric_ext.ops.unique_rows import unique_rows
 from torch_geometric_ext.ops.unique_trees import unique_trees
 
-MAX_CATEGORIES = 32  # So many fractional values are never continuous.
+# A feature with at most this many distinct rows counts as categorical. This
+# number is a choice, no measurement.
+MAX_CATEGORIES = 32
 
 
 class TreeLevel(NamedTuple):
-    """The distinct trees of one depth: tree :obj:`i` has the label (and
-    shape, one level less deep) of tree :obj:`own[i]` of the level below, and
-    the children :obj:`child[ptr[i]:ptr[i + 1]]` there.
+    """The distinct trees of one depth.
+
+    Tree :obj:`own[i]` of the level below is tree :obj:`i` without its deepest
+    nodes. The trees :obj:`child[ptr[i]:ptr[i + 1]]` of the level below are the
+    children of tree :obj:`i`, and the same slice of :obj:`edge_label` holds
+    the labels of the edges to them.
     """
 
     own: Tensor
@@ -23,7 +28,7 @@ class TreeLevel(NamedTuple):
 
 
 class ComputationTrees(NamedTuple):
-    """What :func:`computation_tree_ids` returns."""
+    """The output of :func:`computation_tree_ids`."""
 
     ids: List[Tensor]
     representative: List[Tensor]
@@ -40,37 +45,40 @@ def computation_tree_ids(
     degree_labels: bool = False,
     num_nodes: Optional[int] = None,
 ) -> ComputationTrees:
-    r"""Tells which nodes have the same computation tree, of every depth up to
-    :obj:`num_layers`.
+    r"""Assign ids to the computation trees of all nodes, such that equal trees
+    have equal ids, for every depth up to :obj:`num_layers`.
 
     The tree of depth :math:`0` of a node is its row of :obj:`x`. The tree of
-    depth :math:`k` is that row and the multiset of (row of :obj:`edge_attr`,
-    tree of depth :math:`k - 1` of the neighbor) over the incoming edges. Two
-    nodes get the same id if and only if their trees are isomorphic as labelled
-    rooted trees: what a message-passing network of :math:`k` layers computes
-    for them is then the same.
+    depth :math:`k` is this row and the multiset of pairs (row of
+    :obj:`edge_attr`, tree of depth :math:`k - 1` of the neighbor) over the
+    incoming edges. Two nodes have the same id if and only if their trees are
+    isomorphic as labeled rooted trees. A message-passing network of :math:`k`
+    layers computes the same embedding for both. The `"Mirage: Model-Agnostic
+    Graph Distillation for Graph Classification"
+    <https://arxiv.org/abs/2310.09486>`_ paper condenses data sets to their
+    frequent computation trees.
 
-    Ids are exact (a hash routes, equality decides) and canonical ranks: they
-    depend on the set of trees only, not on the order of nodes, edges or
-    graphs, nor on threads. A tree of lower rank has no higher rank one level
-    less deep.
+    Ids are exact: a hash finds candidates, a comparison decides. Ids are
+    canonical ranks: they depend on the set of trees only, not on the order of
+    nodes, edges or graphs, nor on the number of threads. The ids of depth
+    :math:`k` refine the order of the ids of depth :math:`k - 1`.
 
-    Trees are never built: each level is a refinement of the one below, in
-    :math:`O(L (N + E \log d))` time for in-degrees up to :math:`d`, and
-    :math:`8 (L + 2) N + 48 E` bytes.
+    No tree is built. Each level is a refinement of the level below, as in the
+    Weisfeiler-Lehman test, in :math:`O(L (N + E \log d))` time for in-degrees
+    up to :math:`d`, and :math:`8 (L + 2) N + 48 E` bytes.
 
     Args:
-        x (torch.Tensor, optional): Categorical node features, of any numeric
-            type: equal rows are the same label.
+        x (torch.Tensor, optional): The categorical node features, of any
+            numeric dtype. Equal rows are the same label.
         edge_index (torch.Tensor): The edges, from neighbor to node.
-        num_layers (int): The depth :math:`L` of the trees, which is the number
-            of message-passing layers.
-        edge_attr (torch.Tensor, optional): Categorical edge features.
-            (default: :obj:`None`)
-        degree_labels (bool, optional): If set to :obj:`True`, a missing
-            :obj:`x` is replaced by the in-degrees. (default: :obj:`False`)
-        num_nodes (int, optional): The number of nodes, which is needed if
-            there is no :obj:`x`. (default: :obj:`None`)
+        num_layers (int): The depth :math:`L` of the trees, equal to the
+            number of message-passing layers.
+        edge_attr (torch.Tensor, optional): The categorical edge features, of
+            any numeric dtype. (default: :obj:`None`)
+        degree_labels (bool, optional): If set to :obj:`True`, in-degrees
+            replace a missing :obj:`x`. (default: :obj:`False`)
+        num_nodes (int, optional): The number of nodes. It is required without
+            :obj:`x`. (default: :obj:`None`)
 
     Shapes:
         - **input:** :obj:`x` :math:`(N, F)` or :math:`(N)`,
@@ -79,12 +87,14 @@ def computation_tree_ids(
         - **output:** for each depth :math:`k \in [0, L]`, :obj:`ids`
           :math:`(N)` and the first node :obj:`representative` of each id
           :math:`(T_k)`; for each depth :math:`k \in [1, L]`, the distinct
-          trees as :obj:`levels`; for each edge label, the first edge
-          :obj:`edge_label_index` (:obj:`None` without :obj:`edge_attr`)
+          trees :obj:`levels`; the first edge :obj:`edge_label_index` of each
+          edge label (:obj:`None` without :obj:`edge_attr`); all
+          :obj:`torch.int64`
 
     Raises:
-        ValueError: If a shape or type is off, :obj:`edge_index` points
-            outside, :obj:`x` is missing, or features are continuous.
+        ValueError: If a shape or dtype is invalid, :obj:`num_layers` is
+            negative, :obj:`edge_index` refers to missing nodes, :obj:`x` is
+            missing, or features are continuous.
 
     .. code-block:: python
 
@@ -125,7 +135,18 @@ def refine(
     edge_label: Optional[Tensor] = None,
     edge_label_index: Optional[Tensor] = None,
 ) -> ComputationTrees:
-    """The levels above given labels."""
+    """Refine the labels of nodes level by level.
+
+    Args:
+        label (torch.Tensor): The label of each node.
+        label_index (torch.Tensor): The first node of each label.
+        edge_index (torch.Tensor): The edges, from neighbor to node.
+        num_layers (int): The number of levels.
+        edge_label (torch.Tensor, optional): The label of each edge.
+            (default: :obj:`None`)
+        edge_label_index (torch.Tensor, optional): The first edge of each edge
+            label, which is returned unchanged. (default: :obj:`None`)
+    """
     if num_layers < 0:
         raise ValueError(
             f"'num_layers' needs to be non-negative (got {num_layers})"
@@ -147,7 +168,7 @@ def refine(
 
 
 def row_labels(x: Tensor, name: str) -> Tuple[Tensor, Tensor]:
-    """Labels of rows, and the first row of each."""
+    """Return the label of each row, and the first row of each label."""
     if x.dim() not in (1, 2):
         raise ValueError(
             f"'{name}' needs to have one or two dimensions (got {x.dim()})"
@@ -156,22 +177,22 @@ def row_labels(x: Tensor, name: str) -> Tuple[Tensor, Tensor]:
 
 
 def check_categorical(distinct: Tensor, num_rows: int, name: str) -> None:
-    """Refuses values that hardly ever repeat, given the distinct ones."""
+    """Raise an error for continuous features, whose rows rarely repeat."""
     if (
         distinct.is_floating_point()
         and distinct.size(0) > max(MAX_CATEGORIES, num_rows // 10)
         and bool((distinct != distinct.round()).any())
     ):
         raise ValueError(
-            f"'{name}' is continuous, few computation trees are equal (got "
-            f'{distinct.size(0)} distinct rows in {num_rows}). Discretize it, '
-            f'or label its rows yourself if there are few: '
-            f"'{name}=unique_rows({name})[0]'"
+            f"'{name}' is continuous, hence few computation trees are equal "
+            f'(got {distinct.size(0)} distinct rows in {num_rows}). '
+            f"Discretize '{name}', or pass '{name}=unique_rows({name})[0]' to "
+            f'accept as many labels as there are distinct rows'
         )
 
 
 def check_edges(edge_index: Tensor, edge_attr: Optional[Tensor]) -> None:
-    """Shapes and types of the edges."""
+    """Check the shapes and the dtype of the edges."""
     if (
         edge_index.dim() != 2
         or edge_index.size(0) != 2
@@ -191,7 +212,7 @@ def check_edges(edge_index: Tensor, edge_attr: Optional[Tensor]) -> None:
 
 
 def check_range(edge_index: Tensor, num_nodes: int) -> None:
-    """Whether the edges stay inside the graph."""
+    """Check that edges connect nodes of the graph."""
     if edge_index.numel() == 0:
         return
     low, high = (int(i) for i in edge_index.aminmax())

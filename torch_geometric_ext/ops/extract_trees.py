@@ -3,18 +3,18 @@ from typing import NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
 from torch_geometric_ext.ops.ragged import (
     first_occurrence,
     row_index,
     take_rows,
 )
+from torch_geometric_ext.ops.register import register_operator
 
 Tensors = Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class ExtractedTrees(NamedTuple):
-    """What :func:`extract_trees` returns."""
+    """The output of :func:`extract_trees`."""
 
     root: Tensor
     root_ptr: Tensor
@@ -35,23 +35,27 @@ def extract_trees(
     own: Tensor,
     num_layers: int,
 ) -> ExtractedTrees:
-    r"""Extracts what the trees of a mini-batch of graphs are made of.
+    r"""Extract the subgraph of shared computation trees that a mini-batch of
+    graphs needs.
 
     Graph :math:`g` consists of the trees :obj:`tree[graph_ptr[g]:
-    graph_ptr[g + 1]]`, node :math:`i` reads its children
-    :obj:`child[ptr[i]:ptr[i + 1]]` and itself one level below,
-    :obj:`own[i]`. All of them are followed for :obj:`num_layers` levels.
+    graph_ptr[g + 1]]`. Node :math:`i` aggregates its children
+    :obj:`child[ptr[i]:ptr[i + 1]]` and reads itself one level below,
+    :obj:`own[i]`. A breadth-first search follows both for :obj:`num_layers`
+    levels.
 
-    Takes time and memory in proportion to what it returns, and 4 bytes for
-    each of :math:`M` nodes that each thread keeps between calls (on CPU).
+    Takes :math:`O(r + m + e)` time and memory for an output of :math:`r`
+    trees, :math:`m` nodes and :math:`e` edges. On CPU, each thread keeps a
+    buffer of 4 bytes for each of :math:`M` nodes between calls.
 
     Args:
-        graph_idx (torch.Tensor): The graphs.
-        graph_ptr (torch.Tensor): The boundaries of the trees of each graph.
-        tree (torch.Tensor): The nodes of the highest level.
-        ptr (torch.Tensor): The boundaries of the children of each node.
-        child (torch.Tensor): The children.
-        own (torch.Tensor): Each node one level below.
+        graph_idx (torch.Tensor): The graphs of the mini-batch.
+        graph_ptr (torch.Tensor): The row pointers of graphs to trees.
+        tree (torch.Tensor): The trees of all graphs, as nodes of the highest
+            level.
+        ptr (torch.Tensor): The row pointers of nodes to children.
+        child (torch.Tensor): The children of all nodes.
+        own (torch.Tensor): The counterpart of each node one level below.
         num_layers (int): The number of levels :math:`L` to follow.
 
     Shapes:
@@ -63,21 +67,19 @@ def extract_trees(
           level by level; :obj:`sizes` :math:`(L + 1, 2)`, the number of nodes
           and edges of each level; :obj:`edge_index` :math:`(2, e)`, from child
           to parent, as positions in :obj:`node`, and :obj:`edge` :math:`(e)`,
-          their positions in :obj:`child`; :obj:`own` :math:`(m)` (at the
-          lowest level, the node itself); the trees of the graphs,
-          :obj:`root` :math:`(r)`, with boundaries :obj:`root_ptr`
-          :math:`(B + 1)`, and :obj:`entry` :math:`(r)`, their positions in
-          :obj:`tree`; all :obj:`torch.int64`
+          their positions in :obj:`child`; :obj:`own` :math:`(m)`, as positions
+          in :obj:`node` (at the lowest level, the node itself); the trees of
+          the graphs, :obj:`root` :math:`(r)`, as positions in :obj:`node`,
+          with row pointers :obj:`root_ptr` :math:`(B + 1)`, and :obj:`entry`
+          :math:`(r)`, their positions in :obj:`tree`; all :obj:`torch.int64`
 
     Raises:
-        ValueError: If a shape or type is off.
-        IndexError: If an index points outside (checked on CPU only).
+        ValueError: If a shape or dtype is invalid (checked by the kernel
+            only).
+        IndexError: If an index is out of range (checked on CPU only).
     """
     args = (graph_idx, graph_ptr, tree, ptr, child, own, num_layers)
-    if torch_geometric_ext.typing.WITH_EXT:
-        op = torch.ops.torch_geometric_ext.extract_trees
-        return ExtractedTrees(*op(*args))
-    return ExtractedTrees(*extract_trees_reference(*args))
+    return ExtractedTrees(*_extract_trees(*args))
 
 
 def extract_trees_reference(
@@ -89,7 +91,7 @@ def extract_trees_reference(
     own: Tensor,
     num_layers: int,
 ) -> Tensors:
-    """The operator :func:`extract_trees` in plain PyTorch."""
+    """Compute :func:`extract_trees` in plain PyTorch."""
     num_graphs = graph_ptr.numel() - 1
     outside = (graph_idx < 0) | (graph_idx >= num_graphs)
     if graph_idx.device.type == 'cpu' and bool(outside.any()):
@@ -97,17 +99,17 @@ def extract_trees_reference(
             f"extract_trees: 'graph_idx' needs to be in [0, {num_graphs}) "
             f'(got {int(graph_idx[outside][0])})'
         )
-    found = _Found(own.numel(), graph_idx.device)
+    discovery = _Discovery(own.numel(), graph_idx.device)
     root_ptr, entry = take_rows(graph_ptr, graph_idx)
-    root = found(tree[entry].long())
+    root = discovery.number(tree[entry].long())
 
     owns, edges, pairs, sizes = [], [], [], []
     begin = 0
     for _ in range(num_layers):
-        level = found.nodes[begin:]
+        level = discovery.nodes[begin:]
         level_ptr, edge = take_rows(ptr, level)
         target = row_index(level_ptr)
-        # What each node reads, children first, one node after the other:
+        # The kernel discovers the children of a node, then the node itself.
         is_own = torch.ones(
             edge.numel() + level.numel(), dtype=torch.bool, device=level.device
         )
@@ -115,14 +117,14 @@ def extract_trees_reference(
         read = level.new_empty(is_own.numel())
         read[~is_own] = child[edge].long()
         read[is_own] = own[level].long()
-        read = found(read)
+        read = discovery.number(read)
 
         edges.append(edge)
         pairs.append(torch.stack([read[~is_own], target + begin]))
         owns.append(read[is_own])
         sizes.append([level.numel(), edge.numel()])
         begin += level.numel()
-    level = found.nodes[begin:]
+    level = discovery.nodes[begin:]
     sizes.append([level.numel(), 0])
     owns.append(torch.arange(level.numel(), device=level.device) + begin)
     empty = graph_idx.new_empty(2, 0)
@@ -130,7 +132,7 @@ def extract_trees_reference(
         root,
         root_ptr,
         entry,
-        found.nodes,
+        discovery.nodes,
         torch.cat(owns),
         torch.cat([empty[0], *edges]),
         torch.cat([empty, *pairs], dim=1),
@@ -138,15 +140,15 @@ def extract_trees_reference(
     )
 
 
-class _Found:
-    """The nodes found so far, numbered in order of discovery."""
+class _Discovery:
+    """Numbers nodes in order of discovery."""
 
     def __init__(self, num_nodes: int, device: torch.device) -> None:
         self.position = torch.full((num_nodes,), -1, device=device)
         self.nodes = self.position[:0]
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """The numbers of nodes, with new ones where they are needed."""
+    def number(self, values: Tensor) -> Tensor:
+        """Return the numbers of nodes, and number new nodes."""
         new = values[self.position[values] < 0]
         out, inverse = torch.unique(new, return_inverse=True)
         new = out[first_occurrence(inverse, out.numel()).argsort()]
@@ -156,32 +158,31 @@ class _Found:
         return self.position[values]
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::extract_trees', 'cuda')(
-        extract_trees_reference
+def _fake(
+    graph_idx: Tensor,
+    graph_ptr: Tensor,
+    tree: Tensor,
+    ptr: Tensor,
+    child: Tensor,
+    own: Tensor,
+    num_layers: int,
+) -> Tensors:
+    ctx = torch.library.get_ctx()
+    num_roots, num_nodes, num_edges = (
+        ctx.new_dynamic_size() for _ in range(3)
+    )
+    return (
+        graph_idx.new_empty(num_roots),
+        graph_idx.new_empty(graph_idx.size(0) + 1),
+        graph_idx.new_empty(num_roots),
+        graph_idx.new_empty(num_nodes),
+        graph_idx.new_empty(num_nodes),
+        graph_idx.new_empty(num_edges),
+        graph_idx.new_empty(2, num_edges),
+        graph_idx.new_empty(num_layers + 1, 2),
     )
 
-    @torch.library.register_fake('torch_geometric_ext::extract_trees')
-    def _(
-        graph_idx: Tensor,
-        graph_ptr: Tensor,
-        tree: Tensor,
-        ptr: Tensor,
-        child: Tensor,
-        own: Tensor,
-        num_layers: int,
-    ) -> Tensors:
-        ctx = torch.library.get_ctx()
-        num_roots, num_nodes, num_edges = (
-            ctx.new_dynamic_size() for _ in range(3)
-        )
-        return (
-            graph_idx.new_empty(num_roots),
-            graph_idx.new_empty(graph_idx.size(0) + 1),
-            graph_idx.new_empty(num_roots),
-            graph_idx.new_empty(num_nodes),
-            graph_idx.new_empty(num_nodes),
-            graph_idx.new_empty(num_edges),
-            graph_idx.new_empty(2, num_edges),
-            graph_idx.new_empty(num_layers + 1, 2),
-        )
+
+_extract_trees = register_operator(
+    'extract_trees', extract_trees_reference, _fake
+)

@@ -4,15 +4,16 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
+from torch_geometric_ext.ops.check import check_integers, check_ptr
 from torch_geometric_ext.ops.interruptible import interruptible
+from torch_geometric_ext.ops.register import register_operator
 
 Tensors = Tuple[Tensor, Tensor, Tensor]
 Pattern = Tuple[int, ...]
 
 
 class FrequentItemsets(NamedTuple):
-    """What :func:`frequent_itemsets` returns."""
+    """The output of :func:`frequent_itemsets`."""
 
     ptr: Tensor
     item: Tensor
@@ -27,31 +28,32 @@ def frequent_itemsets(
     closed: bool = False,
     max_size: Optional[int] = None,
 ) -> FrequentItemsets:
-    r"""Mines the sets of items that many transactions have in common, best
-    first.
+    r"""Mine frequent itemsets, best first.
 
-    Transaction :math:`i` holds the items :obj:`item[ptr[i]:ptr[i + 1]]`. The
-    support of a pattern, a non-empty set of items, is the number of
-    transactions that hold all of its items. A pattern is closed if every
-    larger one has less support.
+    Transaction :math:`i` holds the items :obj:`item[ptr[i]:ptr[i + 1]]`. A
+    pattern is a non-empty set of items. Its support is the number of
+    transactions that hold all of its items. A pattern is closed if each of its
+    proper supersets has less support. The search for closed patterns follows
+    the prefix-preserving closure extension of the `"LCM ver. 2: Efficient
+    Mining Algorithms for Frequent/Closed/Maximal Itemsets"
+    <https://ceur-ws.org/Vol-126/uno.pdf>`_ paper.
 
-    Patterns are returned by descending support, those of the same support by
-    ascending size, and those of the same size in lexicographic order of their
-    ascending items. This order does not depend on the order of transactions,
-    and :obj:`max_patterns` only cuts it off: the result is a prefix of every
-    longer one. No pattern is missed, and none is returned twice.
+    Patterns are sorted by descending support, then by ascending size, then
+    lexicographically by their ascending items. The result is complete, free of
+    duplicates, and independent of the order of transactions. A smaller
+    :obj:`max_patterns` gives a prefix of the result.
 
-    The search is best first and drops patterns that :obj:`max_patterns`
-    better ones are known of. It holds bitsets of transactions for items, not
-    for patterns. On top of its output, it takes about 30 bytes for each item
-    of a transaction, 60 for each distinct item, and 4 for each item of at
-    most three times :obj:`max_patterns` patterns. It runs on CPU, whatever
-    the device of its inputs, and can be interrupted from the keyboard.
+    The best-first search drops a pattern once it knows :obj:`max_patterns`
+    better patterns. It stores bitsets of transactions for items, not for
+    patterns. Beside its output, it takes about 30 bytes for each item of a
+    transaction, 60 bytes for each distinct item, and 4 bytes for each item of
+    at most three times :obj:`max_patterns` patterns. It runs on CPU for inputs
+    on any device. :obj:`KeyboardInterrupt` stops it.
 
     Args:
-        ptr (torch.Tensor): The boundaries of the transactions.
-        item (torch.Tensor): Their items, in :math:`[0, 2^{31})`, ascending
-            and distinct within each transaction.
+        ptr (torch.Tensor): The row pointers of transactions to items.
+        item (torch.Tensor): The items, in :math:`[0, 2^{31})`, ascending and
+            distinct within each transaction.
         min_support (int, optional): The smallest support of a pattern.
             (default: :obj:`1`)
         max_patterns (int, optional): The largest number of patterns.
@@ -59,18 +61,19 @@ def frequent_itemsets(
         closed (bool, optional): If set to :obj:`True`, will only return
             closed patterns. (default: :obj:`False`)
         max_size (int, optional): The largest number of items of a pattern.
-            Larger patterns still count for what is closed.
-            (default: :obj:`None`)
+            Larger patterns are not returned, but still decide which patterns
+            are closed. (default: :obj:`None`)
 
     Shapes:
         - **input:** :obj:`ptr` :math:`(N + 1)` of :obj:`torch.int64`,
           :obj:`item` :math:`(E)` of :obj:`torch.int64` or :obj:`torch.int32`
-        - **output:** the boundaries :obj:`ptr` :math:`(P + 1)` of the
-          patterns, their ascending items :obj:`item` :math:`(I)` (of the
-          type they came in), and :obj:`support` :math:`(P)`
+        - **output:** the row pointers :obj:`ptr` :math:`(P + 1)` of patterns
+          to their ascending items :obj:`item` :math:`(I)`, and
+          :obj:`support` :math:`(P)`; :obj:`item` has the dtype of the input,
+          all others are :obj:`torch.int64`
 
     Raises:
-        ValueError: If a shape, type or value is off.
+        ValueError: If a shape, dtype or value is invalid.
 
     .. code-block:: python
 
@@ -85,10 +88,7 @@ def frequent_itemsets(
         tensor([3, 2, 2, 1])
     """
     args = (ptr, item, min_support, max_patterns, closed, max_size)
-    if torch_geometric_ext.typing.WITH_EXT:
-        op = torch.ops.torch_geometric_ext.frequent_itemsets
-        return FrequentItemsets(*interruptible(op, *args))
-    return FrequentItemsets(*frequent_itemsets_reference(*args))
+    return FrequentItemsets(*interruptible(_frequent_itemsets, *args))
 
 
 def frequent_itemsets_reference(
@@ -98,14 +98,17 @@ def frequent_itemsets_reference(
     max_patterns: int = 1_000_000,
     closed: bool = False,
     max_size: Optional[int] = None,
+    cancel: Optional[Tensor] = None,
 ) -> Tensors:
-    """The operator :func:`frequent_itemsets` in plain Python."""
+    """Compute :func:`frequent_itemsets` in plain Python."""
     _check(ptr, item, min_support, max_patterns, max_size)
     patterns: List[Pattern] = []
     support: List[int] = []
     for pattern, count in _search(ptr, item, min_support, closed, max_size):
         if len(patterns) == max_patterns:
             break
+        if cancel is not None and cancel.item() != 0:
+            raise RuntimeError('frequent_itemsets: cancelled')
         patterns.append(pattern)
         support.append(count)
     size = torch.tensor([0] + [len(pattern) for pattern in patterns])
@@ -123,7 +126,7 @@ def _search(
     closed: bool,
     max_size: Optional[int],
 ) -> Iterator[Tuple[Pattern, int]]:
-    # A bitset of transactions for each item, and for a pattern without items:
+    # Python integers are bitsets of transactions.
     tids: Dict[int, int] = {}
     for i, row in enumerate(item.tensor_split(ptr[1:-1].cpu())):
         for x in row.tolist():
@@ -143,8 +146,8 @@ def _search(
             continue
         if size > 0:
             yield pattern, -support
-        # Each pattern is reached once: without its last item or, if closed,
-        # by the first item from which on its closure is the same.
+        # Each pattern has one parent: the pattern without its last item or,
+        # if closed, the pattern that it extends with its prefix preserved.
         for i, x in enumerate(names[begin:], begin + 1):
             child = cover & tids[x]
             if child.bit_count() < min_support or x in pattern:
@@ -165,18 +168,9 @@ def _check(
     max_patterns: int,
     max_size: Optional[int],
 ) -> None:
-    if ptr.dim() != 1 or ptr.dtype != torch.long or ptr.numel() == 0:
-        raise ValueError(
-            "frequent_itemsets: 'ptr' needs to be an int64 tensor with one "
-            f'dimension and at least one element (got {ptr.dtype} of shape '
-            f'{list(ptr.shape)})'
-        )
-    if item.dim() != 1 or item.dtype not in {torch.long, torch.int}:
-        raise ValueError(
-            "frequent_itemsets: 'item' needs to be an int64 or int32 tensor "
-            f'with one dimension (got {item.dtype} of shape '
-            f'{list(item.shape)})'
-        )
+    op = 'frequent_itemsets'
+    check_integers(op, 'ptr', ptr)
+    check_integers(op, 'item', item, (torch.long, torch.int))
     for name, value in [
         ('min_support', min_support),
         ('max_patterns', max_patterns),
@@ -184,48 +178,43 @@ def _check(
     ]:
         if value is not None and value <= 0:
             raise ValueError(
-                f"frequent_itemsets: '{name}' needs to be positive (got "
-                f'{value})'
+                f"{op}: '{name}' needs to be positive (got {value})"
             )
-    if int(ptr[0]) != 0 or int(ptr[-1]) != item.numel():
-        raise ValueError(
-            f"frequent_itemsets: 'ptr' needs to rise from 0 to {item.numel()}"
-        )
-    if bool((ptr.diff() < 0).any()):
-        raise ValueError("frequent_itemsets: 'ptr' needs to be ascending")
+    check_ptr(op, 'ptr', ptr, item.numel())
     item = item.long()
     falls = item.diff() <= 0
     inner = ptr[(ptr > 0) & (ptr < item.numel())]
-    falls[inner - 1] = False  # From one transaction to the next.
+    falls[inner - 1] = False  # Items restart with each transaction.
     if bool(falls.any()) or bool(((item < 0) | (item >= 1 << 31)).any()):
         raise ValueError(
-            "frequent_itemsets: 'item' needs to be ascending and distinct "
-            'within each transaction, and in [0, 2^31)'
+            f"{op}: 'item' needs to be ascending and distinct within each "
+            f'transaction, and in [0, 2^31)'
         )
 
 
-if torch_geometric_ext.typing.WITH_EXT:
+def _cuda(ptr: Tensor, item: Tensor, *args: Any) -> Tensors:
+    out = _frequent_itemsets(ptr.cpu(), item.cpu(), *args)
+    return tuple(x.to(ptr.device) for x in out)
 
-    @torch.library.impl('torch_geometric_ext::frequent_itemsets', 'cuda')
-    def _(ptr: Tensor, item: Tensor, *args: Any) -> Tensors:
-        op = torch.ops.torch_geometric_ext.frequent_itemsets
-        out = op(ptr.cpu(), item.cpu(), *args)
-        return tuple(x.to(ptr.device) for x in out)
 
-    @torch.library.register_fake('torch_geometric_ext::frequent_itemsets')
-    def _(
-        ptr: Tensor,
-        item: Tensor,
-        min_support: int = 1,
-        max_patterns: int = 1_000_000,
-        closed: bool = False,
-        max_size: Optional[int] = None,
-        cancel: Optional[Tensor] = None,
-    ) -> Tensors:
-        ctx = torch.library.get_ctx()
-        num_patterns = ctx.new_dynamic_size()
-        return (
-            ptr.new_empty(num_patterns + 1),
-            item.new_empty(ctx.new_dynamic_size()),
-            ptr.new_empty(num_patterns),
-        )
+def _fake(
+    ptr: Tensor,
+    item: Tensor,
+    min_support: int = 1,
+    max_patterns: int = 1_000_000,
+    closed: bool = False,
+    max_size: Optional[int] = None,
+    cancel: Optional[Tensor] = None,
+) -> Tensors:
+    ctx = torch.library.get_ctx()
+    num_patterns = ctx.new_dynamic_size()
+    return (
+        ptr.new_empty(num_patterns + 1),
+        item.new_empty(ctx.new_dynamic_size()),
+        ptr.new_empty(num_patterns),
+    )
+
+
+_frequent_itemsets = register_operator(
+    'frequent_itemsets', frequent_itemsets_reference, _fake, cuda=_cuda
+)

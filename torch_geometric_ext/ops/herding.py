@@ -3,8 +3,13 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
+from torch_geometric_ext.ops.check import check_integers, check_ptr
 from torch_geometric_ext.ops.ragged import row_index
+from torch_geometric_ext.ops.register import register_operator
+
+# A score is a sum of five terms below this bound, which fits into 64 bits.
+# `csrc/cpu/herding_kernel.cpp` holds the same bound.
+MAX_TERM = 1e18
 
 
 def herding(
@@ -15,43 +20,46 @@ def herding(
     num_candidates: int = 1024,
     num_samples: Optional[int] = None,
 ) -> Tensor:
-    r"""Orders the rows of each group such that the mean of the first
-    :math:`k` of them is close to the mean of the group, for every :math:`k`.
+    r"""Order the rows of each group by herding, such that the mean of the
+    first :math:`k` rows is close to the mean of the group for every
+    :math:`k`.
 
-    Implements herding (`"Herding Dynamical Weights to Learn"
-    <https://dl.acm.org/doi/10.1145/1553374.1553517>`_ paper) without
-    replacement: each time, the row that brings the mean of the chosen ones
-    nearest to that of the group in Euclidean distance comes next (of several
-    such rows, the first). Row :math:`i` is sparse, with :obj:`value[ptr[i]:
-    ptr[i + 1]]` in the columns :obj:`item[ptr[i]:ptr[i + 1]]`.
+    Implements herding without replacement from the `"Herding Dynamical Weights
+    to Learn" <https://dl.acm.org/doi/10.1145/1553374.1553517>`_ paper. Each
+    step selects the row that brings the mean of the selected rows closest to
+    the mean of the group in Euclidean distance; the first of several such rows
+    wins. Row :math:`i` is sparse and holds :obj:`value[ptr[i]:ptr[i + 1]]` in
+    the columns :obj:`item[ptr[i]:ptr[i + 1]]`.
 
-    Values are integers, so that the result depends neither on threads nor on
-    rounding. A group of more than :obj:`num_candidates` rows is dealt out to
-    equal parts, which offer the next row in turn. Takes :math:`O(Z C)` time
-    for groups with :math:`Z` entries and :math:`C` candidates, and 8 bytes for
-    each column and entry, on CPU with a thread for each group.
+    Values are integers. Hence the result depends neither on the number of
+    threads nor on rounding. A group of more than :obj:`num_candidates` rows is
+    split into parts of equal size, and the steps visit the parts in turn.
+    Takes :math:`O(Z C)` time for groups with :math:`Z` entries and :math:`C`
+    candidates, and 8 bytes for each column and entry. On CPU, groups run in
+    parallel.
 
     Args:
-        ptr (torch.Tensor): The boundaries of the rows.
+        ptr (torch.Tensor): The row pointers.
         item (torch.Tensor): The columns, in :math:`[0, 2^{31})`, distinct
-            within a row.
-        value (torch.Tensor): The values, below :math:`2^{31}` in magnitude.
-        group_ptr (torch.Tensor): The boundaries of the groups.
-        num_candidates (int, optional): The largest number of rows to choose
-            the next one from. (default: :obj:`1024`)
-        num_samples (int, optional): The largest number of rows to choose from
+            within a row (not checked).
+        value (torch.Tensor): The values, in :math:`(-2^{31}, 2^{31})`.
+        group_ptr (torch.Tensor): The row pointers of groups to rows.
+        num_candidates (int, optional): The largest number of rows that one
+            step compares. (default: :obj:`1024`)
+        num_samples (int, optional): The largest number of rows to select from
             each group. (default: all of them)
 
     Shapes:
         - **input:** :obj:`ptr` :math:`(N + 1)`, :obj:`item` and :obj:`value`
           :math:`(Z)`, :obj:`group_ptr` :math:`(G + 1)`, all
           :obj:`torch.int64`
-        - **output:** the rows of each group in their order :math:`(N')`,
-          :obj:`torch.int64`
+        - **output:** the selected rows :math:`(N')`, group by group and in
+          the order of selection, :obj:`torch.int64`
 
     Raises:
-        ValueError: If a shape or type is off, or values are so large that
-            their products may leave 64 bits.
+        ValueError: If a shape, dtype or value is invalid, or if a group is so
+            large or its values are so large that scores could overflow 64
+            bits.
 
     .. code-block:: python
 
@@ -60,13 +68,7 @@ def herding(
         >>> herding(ptr, torch.zeros(4).long(), value, torch.tensor([0, 4]))
         tensor([1, 2, 0, 3])
     """
-    if torch_geometric_ext.typing.WITH_EXT:
-        return torch.ops.torch_geometric_ext.herding(
-            ptr, item, value, group_ptr, num_candidates, num_samples
-        )
-    return herding_reference(
-        ptr, item, value, group_ptr, num_candidates, num_samples
-    )
+    return _herding(ptr, item, value, group_ptr, num_candidates, num_samples)
 
 
 def herding_reference(
@@ -77,43 +79,8 @@ def herding_reference(
     num_candidates: int = 1024,
     num_samples: Optional[int] = None,
 ) -> Tensor:
-    """The operator :func:`herding` in plain PyTorch."""
-    for name, x in [
-        ('ptr', ptr),
-        ('item', item),
-        ('value', value),
-        ('group_ptr', group_ptr),
-    ]:
-        if x.dim() != 1 or x.dtype != torch.long:
-            raise ValueError(
-                f"herding: '{name}' needs to be a one-dimensional int64 "
-                f'tensor (got {x.dtype} of shape {list(x.shape)})'
-            )
-    if item.numel() != value.numel():
-        raise ValueError(
-            f"herding: 'value' needs {item.numel()} entries, as many as "
-            f"'item' (got {value.numel()})"
-        )
-    if num_candidates < 1:
-        raise ValueError(
-            f"herding: 'num_candidates' needs to be positive (got "
-            f'{num_candidates})'
-        )
-    if num_samples is not None and num_samples < 0:
-        raise ValueError(
-            f"herding: 'num_samples' needs to be non-negative (got "
-            f'{num_samples})'
-        )
-    _check_ptr(ptr, item.numel(), 'ptr')
-    _check_ptr(group_ptr, ptr.numel() - 1, 'group_ptr')
-    for name, x, low in [('item', item, 0), ('value', value, -(1 << 31) + 1)]:
-        outside = x[(x < low) | (x >= 1 << 31)]
-        if outside.numel() > 0:
-            bounds = '[0, 2^31)' if low == 0 else '(-2^31, 2^31)'
-            raise ValueError(
-                f"herding: '{name}' needs to be in {bounds} (got "
-                f'{int(outside[0])})'
-            )
+    """Compute :func:`herding` in plain PyTorch."""
+    _check(ptr, item, value, group_ptr, num_candidates, num_samples)
     row = row_index(ptr)
     out = []
     for begin, end in zip(group_ptr[:-1].tolist(), group_ptr[1:].tolist()):
@@ -154,54 +121,75 @@ def _herd(
     norm = torch.zeros(num_rows, dtype=torch.double, device=value.device)
     norm.index_add_(0, row, value.double().square())
     highest = float(norm.max()) if num_rows > 0 else 0.0
-    if num_rows**2 * highest >= 1e18:
+    if num_rows**2 * highest >= MAX_TERM:
         raise ValueError(
             f"herding: 'value' needs smaller values or groups (got a squared "
             f'norm of {highest} in a group of {num_rows} rows)'
         )
     norm = norm.long()
-    with_sum, with_own = dots(column_sum(value)), torch.zeros_like(norm)
-    taken = torch.zeros_like(norm, dtype=torch.bool)
+    sum_dot, selected_dot = dots(column_sum(value)), torch.zeros_like(norm)
+    selected = torch.zeros_like(norm, dtype=torch.bool)
     num_parts = (num_rows + num_candidates - 1) // num_candidates
     part = torch.arange(num_rows, device=norm.device) % max(num_parts, 1)
     out = norm.new_empty(num_samples)
     highest_score = torch.iinfo(torch.long).max
     for j in range(num_samples):
-        score = num_rows * (norm + 2 * with_own) - 2 * (j + 1) * with_sum
-        # The first of equal ones, which 'argmin' does not promise:
+        score = num_rows * (norm + 2 * selected_dot) - 2 * (j + 1) * sum_dot
+        # Select the first of equal scores, which 'argmin' does not promise.
         score = score.masked_fill(
-            taken | (part != j % num_parts), highest_score
+            selected | (part != j % num_parts), highest_score
         )
         best = (score == score.min()).long().argmax()
         out[j] = best
-        taken[best] = True
-        with_own += dots(column_sum(value.where(row == best, 0)))
+        selected[best] = True
+        selected_dot += dots(column_sum(value.where(row == best, 0)))
     return out
 
 
-def _check_ptr(ptr: Tensor, size: int, name: str) -> None:
-    if (
-        ptr.numel() == 0
-        or int(ptr[0]) != 0
-        or int(ptr[-1]) != size
-        or bool((ptr.diff() < 0).any())
-    ):
-        raise ValueError(f"herding: '{name}' needs to ascend from 0 to {size}")
+def _check(
+    ptr: Tensor,
+    item: Tensor,
+    value: Tensor,
+    group_ptr: Tensor,
+    num_candidates: int,
+    num_samples: Optional[int],
+) -> None:
+    check_integers('herding', 'ptr', ptr)
+    check_integers('herding', 'item', item)
+    check_integers('herding', 'value', value, size=item.numel())
+    check_integers('herding', 'group_ptr', group_ptr)
+    if num_candidates < 1:
+        raise ValueError(
+            f"herding: 'num_candidates' needs to be positive (got "
+            f'{num_candidates})'
+        )
+    if num_samples is not None and num_samples < 0:
+        raise ValueError(
+            f"herding: 'num_samples' needs to be non-negative (got "
+            f'{num_samples})'
+        )
+    check_ptr('herding', 'ptr', ptr, item.numel())
+    check_ptr('herding', 'group_ptr', group_ptr, ptr.numel() - 1)
+    for name, x, low in [('item', item, 0), ('value', value, -(1 << 31) + 1)]:
+        outside = x[(x < low) | (x >= 1 << 31)]
+        if outside.numel() > 0:
+            bounds = '[0, 2^31)' if low == 0 else '(-2^31, 2^31)'
+            raise ValueError(
+                f"herding: '{name}' needs to be in {bounds} (got "
+                f'{int(outside[0])})'
+            )
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::herding', 'cuda')(
-        herding_reference
-    )
+def _fake(
+    ptr: Tensor,
+    item: Tensor,
+    value: Tensor,
+    group_ptr: Tensor,
+    num_candidates: int,
+    num_samples: Optional[int] = None,
+) -> Tensor:
+    num_rows = torch.library.get_ctx().new_dynamic_size()
+    return ptr.new_empty(num_rows)
 
-    @torch.library.register_fake('torch_geometric_ext::herding')
-    def _(
-        ptr: Tensor,
-        item: Tensor,
-        value: Tensor,
-        group_ptr: Tensor,
-        num_candidates: int,
-        num_samples: Optional[int] = None,
-    ) -> Tensor:
-        num_rows = torch.library.get_ctx().new_dynamic_size()
-        return ptr.new_empty(num_rows)
+
+_herding = register_operator('herding', herding_reference, _fake)

@@ -1,5 +1,3 @@
-"""Long operators that can be interrupted from the keyboard."""
-
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import current_thread, main_thread
 from typing import Any, Callable
@@ -8,12 +6,17 @@ import torch
 
 
 def interruptible(op: Callable[..., Any], *args: Any) -> Any:
-    """Calls an operator in a thread of its own, and has it stop if waiting
-    for it is interrupted. Its last argument is a tensor to watch: it stops as
-    soon as that is not zero any more.
+    """Call a long operator such that :obj:`KeyboardInterrupt` stops it.
 
-    Python sees an interrupt between two of its own instructions only, and in
-    the main thread only. Operators give up the lock of the interpreter.
+    Python handles signals in the main thread only, and only between two
+    bytecode instructions. Hence the operator runs in a second thread while the
+    main thread waits.
+
+    Args:
+        op (callable): The operator. Its last argument is a :obj:`uint8` tensor
+            with one element, or :obj:`None`. The operator needs to stop once
+            this element is not zero.
+        *args: The other arguments.
     """
     if torch.compiler.is_compiling() or current_thread() is not main_thread():
         return op(*args, None)
@@ -21,7 +24,7 @@ def interruptible(op: Callable[..., Any], *args: Any) -> Any:
     with ThreadPoolExecutor(1) as executor:
         try:
             future = executor.submit(op, *args, cancel)
-            # Without a timeout, no interrupt is seen on Windows.
+            # Windows handles no signal while a wait without a timeout lasts.
             while not wait([future], timeout=0.1).done:
                 pass
             return future.result()

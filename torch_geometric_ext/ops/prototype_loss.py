@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import torch_geometric_ext.typing
+from torch_geometric_ext.ops.register import register_operator
 
-# Same constants as in `csrc/cpu/prototype_loss_kernel.cpp`.
-EPS = 1e-6
-SHRINKAGE = 0.5
+# `csrc/cpu/prototype_loss_kernel.cpp` holds the same constants.
+EPS = 1e-6  # Bounds norms and sums of angles from below.
+SHRINKAGE = 0.5  # The weight of I / D in the covariance of Eq. (8).
 
 Gradients = Tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -25,20 +25,26 @@ def prototype_loss(
     compactness_weight: float,
     separation_weight: float,
 ) -> Tuple[Tensor, Tensor]:
-    r"""Projects graphs onto the unit sphere and compares them to the
-    prototypes of their classes: both losses and the scores of
-    :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` (which documents
-    the formulas) as one operator with an analytic gradient.
+    r"""Compute the losses and scores of
+    :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` as one operator
+    with an analytic gradient.
+
+    Implements Eq. (6) to (9) of the `"GDeR: Safeguarding Efficiency,
+    Balancing, and Robustness via Prototypical Graph Pruning"
+    <https://arxiv.org/abs/2410.13761>`_ paper.
+    :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` documents the
+    formulas and the deviations from the paper.
 
     Takes :math:`O(B (E H + H D + CKD) + (CK)^2 D)` time and
-    :math:`O(B (H + D + CK) + (CK)^2)` memory.
+    :math:`O(B (H + D + CK) + (CK)^2)` memory. The operator ignores autocast.
 
     Args:
-        h (torch.Tensor): Graph embeddings.
-        y (torch.Tensor): Labels.
-        weight1 (torch.Tensor): Weight of the first projection.
-        weight2 (torch.Tensor): Weight of the second projection.
-        prototypes (torch.Tensor): Prototypes; only their directions count.
+        h (torch.Tensor): The graph embeddings.
+        y (torch.Tensor): The labels, in :math:`[0, C)`.
+        weight1 (torch.Tensor): The weight of the first projection.
+        weight2 (torch.Tensor): The weight of the second projection.
+        prototypes (torch.Tensor): The prototypes. The operator normalizes
+            them.
         temperature (float): The temperature :math:`\tau`.
         compactness_weight (float): The weight :math:`\lambda_1`.
         separation_weight (float): The weight :math:`\lambda_2`.
@@ -46,20 +52,19 @@ def prototype_loss(
     Shapes:
         - **input:** :obj:`h` :math:`(B, E)`, :obj:`y` :math:`(B)` of
           :obj:`torch.int64`, :obj:`weight1` :math:`(H, E)`, :obj:`weight2`
-          :math:`(D, H)`, :obj:`prototypes` :math:`(C, K, D)`
-        - **output:** the weighted loss :math:`()`, and, without gradient, the
-          outlier risk, the unfamiliarity and the position :math:`cK + k` of
-          the nearest prototype :math:`(B, 3)`
+          :math:`(D, H)`, :obj:`prototypes` :math:`(C, K, D)`, all but
+          :obj:`y` of the same floating point dtype (single or double
+          precision)
+        - **output:** the weighted loss :math:`()`, and the scores
+          :math:`(B, 3)`: outlier risk, unfamiliarity, and the position
+          :math:`cK + k` of the nearest prototype; scores have no gradient
 
     Raises:
-        ValueError: If a shape or type is off, or :obj:`y` holds a label
-            outside :math:`[0, C)` (checked on CPU only).
+        ValueError: If a shape or the dtype of :obj:`y` is invalid (checked by
+            the kernel only), or :obj:`y` holds a label outside :math:`[0, C)`
+            (checked on CPU only).
     """
-    if torch_geometric_ext.typing.WITH_EXT:
-        op: Callable = torch.ops.torch_geometric_ext.prototype_loss.default
-    else:
-        op = prototype_loss_reference
-    loss, scores, _, _ = op(
+    loss, scores, _, _ = _prototype_loss(
         h,
         y,
         weight1,
@@ -92,7 +97,9 @@ def prototype_loss_reference(
     compactness_weight: float,
     separation_weight: float,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator behind :func:`prototype_loss` in plain PyTorch."""
+    """Compute :func:`prototype_loss` in plain PyTorch, and return the hidden
+    features and embeddings of the projector, too.
+    """
     if not torch.compiler.is_compiling():
         _check_labels(y, prototypes.size(0))
     hidden = F.linear(h, weight1).relu()
@@ -138,12 +145,14 @@ def prototype_loss_backward_reference(
     compactness_weight: float,
     separation_weight: float,
 ) -> Gradients:
-    """The analytic gradient of :func:`prototype_loss` in plain PyTorch."""
+    """Compute the analytic gradient of :func:`prototype_loss` in plain
+    PyTorch.
+    """
     z = F.normalize(embedding, eps=EPS)
     p = F.normalize(prototypes.flatten(0, 1), eps=EPS)
     logit = z @ p.t() / temperature
 
-    # By Eq. (6), to the cosines between graphs and prototypes:
+    # Gradient of Eq. (6) by the cosines between graphs and prototypes:
     num_classes, num_prototypes, _ = prototypes.shape
     label = torch.arange(num_classes, device=y.device)
     other = (y.view(-1, 1) != label).repeat_interleave(num_prototypes, dim=1)
@@ -151,14 +160,14 @@ def prototype_loss_backward_reference(
     scale = grad_loss * compactness_weight / temperature / max(h.size(0), 1)
     grad_cosine = (logit.softmax(-1) - own) * scale
 
-    # By Eq. (7), to the cosines between prototypes:
+    # Gradient of Eq. (7) by the cosines between prototypes:
     scale = grad_loss * separation_weight / temperature / p.size(0)
     logit = _across_classes(p.view_as(prototypes)) / temperature
     columns = _columns_across_classes(prototypes)
     grad_gram = p.new_zeros(p.size(0), p.size(0))
     grad_gram = grad_gram.scatter(1, columns, logit.softmax(-1) * scale)
 
-    # Through the normalizations and the projector:
+    # Backpropagate through the normalizations and the projector:
     grad_embedding = _normalize_backward(grad_cosine @ p, embedding, z)
     grad_p = grad_cosine.t() @ z + (grad_gram + grad_gram.t()) @ p
     grad_p = _normalize_backward(grad_p, prototypes.flatten(0, 1), p)
@@ -172,23 +181,23 @@ def prototype_loss_backward_reference(
 
 
 def _check_labels(y: Tensor, num_classes: int) -> None:
-    # Elsewhere, the device would have to be waited for:
+    # On other devices, the check would wait for the device.
     if y.device.type != 'cpu' or ((y >= 0) & (y < num_classes)).all():
         return
     raise ValueError(
         f"prototype_loss: 'y' needs to hold labels in [0, {num_classes}), the "
-        f'number of classes of the prototypes'
+        f'classes of the prototypes'
     )
 
 
 def _of_class(x: Tensor, y: Tensor) -> Tensor:
-    """Picks :obj:`x[i, y[i]]` for every :obj:`i`, differentiably."""
+    """Select :obj:`x[i, y[i]]` for every :obj:`i`."""
     index = y.view(-1, 1, 1).expand(-1, 1, x.size(-1))
     return x.gather(1, index).squeeze(1)
 
 
 def _columns_across_classes(p: Tensor) -> Tensor:
-    """For each prototype, the positions of those of other classes."""
+    """Return the positions of the prototypes of other classes."""
     size, num_prototypes = p.size(0) * p.size(1), p.size(1)
     row = torch.arange(size, device=p.device)
     begin = (row // num_prototypes + 1) * num_prototypes
@@ -197,14 +206,18 @@ def _columns_across_classes(p: Tensor) -> Tensor:
 
 
 def _across_classes(p: Tensor) -> Tensor:
-    """Cosines between prototypes of different classes, [CK, (C - 1)K]."""
+    """Compute cosines between prototypes of different classes.
+
+    The output has the shape [CK, (C - 1)K].
+    """
     gram = p.flatten(0, 1) @ p.flatten(0, 1).t()
     return gram.gather(1, _columns_across_classes(p))
 
 
 def _outlier_risk(z: Tensor, p: Tensor, cosine: Tensor, y: Tensor) -> Tensor:
-    # Eq. (8), the Woodbury identity for (1 - s) X'X / K + s I / D, where X
-    # holds the centered prototypes of a class: inverts K x K, not D x D.
+    # Eq. (8). X holds the centered prototypes of a class. The Woodbury
+    # identity inverts a K x K instead of the D x D matrix
+    # (1 - s) X'X / K + s I / D.
     center = p - p.mean(dim=1, keepdim=True)
     ridge = p.size(1) * SHRINKAGE / ((1 - SHRINKAGE) * p.size(2))
     eye = torch.eye(p.size(1), dtype=p.dtype, device=p.device)
@@ -233,7 +246,7 @@ def _normalize_backward(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
 
 
 @_in_full_precision
-def _prototype_loss_double_backward(
+def _double_backward(
     grad_loss: Tensor,
     h: Tensor,
     y: Tensor,
@@ -241,7 +254,7 @@ def _prototype_loss_double_backward(
     weight2: Tensor,
     *args: Any,
 ) -> Gradients:
-    # What the forward pass has saved is cut off from the graph: redo it.
+    # Saved tensors are detached, hence recompute the forward pass.
     prototypes, _, _, *loss_args = args
     hidden = F.linear(h, weight1).relu()
     embedding = F.linear(hidden, weight2)
@@ -249,30 +262,29 @@ def _prototype_loss_double_backward(
     return prototype_loss_backward_reference(grad_loss, *inputs, *loss_args)
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    _op = 'torch_geometric_ext::prototype_loss'
-    _library = torch.library.Library('torch_geometric_ext', 'IMPL')
-    _library.impl(
-        'prototype_loss_backward',
-        _prototype_loss_double_backward,
-        'Autograd',
-    )
-    torch.library.impl(_op, 'cuda')(prototype_loss_reference)
-    torch.library.impl(f'{_op}_backward', 'cuda')(
-        prototype_loss_backward_reference
+def _fake(h: Tensor, y: Tensor, *args: Any) -> Tuple[Tensor, ...]:
+    weight1, weight2 = args[:2]
+    return (
+        h.new_empty(()),
+        h.new_empty(h.size(0), 3),
+        h.new_empty(h.size(0), weight1.size(0)),
+        h.new_empty(h.size(0), weight2.size(0)),
     )
 
-    @torch.library.register_fake(_op)
-    def _(h: Tensor, y: Tensor, *args: Any) -> Tuple[Tensor, ...]:
-        weight1, weight2 = args[:2]
-        return (
-            h.new_empty(()),
-            h.new_empty(h.size(0), 3),
-            h.new_empty(h.size(0), weight1.size(0)),
-            h.new_empty(h.size(0), weight2.size(0)),
-        )
 
-    @torch.library.register_fake(f'{_op}_backward')
-    def _(grad: Tensor, h: Tensor, y: Tensor, *args: Any) -> Gradients:
-        out = [x.new_empty(x.shape) for x in [h, *args[:3]]]
-        return out[0], out[1], out[2], out[3]
+def _fake_backward(
+    grad: Tensor, h: Tensor, y: Tensor, *args: Any
+) -> Gradients:
+    out = [x.new_empty(x.shape) for x in [h, *args[:3]]]
+    return out[0], out[1], out[2], out[3]
+
+
+_prototype_loss = register_operator(
+    'prototype_loss', prototype_loss_reference, _fake
+)
+register_operator(
+    'prototype_loss_backward',
+    prototype_loss_backward_reference,
+    _fake_backward,
+    autograd=_double_backward,
+)

@@ -1,5 +1,5 @@
-"""Rows of different lengths, stored one behind the other: row `i` of `values`
-is `values[ptr[i]:ptr[i + 1]]`.
+"""Ragged rows in compressed form: row `i` of `values` is
+`values[ptr[i]:ptr[i + 1]]`.
 """
 
 from typing import Optional, Tuple
@@ -9,20 +9,26 @@ from torch import Tensor
 
 
 def row_index(ptr: Tensor, num_values: Optional[int] = None) -> Tensor:
-    """The row of each value. Does not synchronize if their number is given."""
+    """Return the row of each value.
+
+    On CUDA, the function waits for the device unless :obj:`num_values` is
+    given.
+    """
     rows = torch.arange(ptr.numel() - 1, device=ptr.device)
     return rows.repeat_interleave(ptr.diff(), output_size=num_values)
 
 
 def row_ptr(size: Tensor) -> Tensor:
-    """The boundaries of rows of the given sizes."""
+    """Return the row pointers for rows of the given sizes."""
     ptr = size.new_zeros(size.numel() + 1, dtype=torch.long)
     torch.cumsum(size, dim=0, out=ptr[1:])
     return ptr
 
 
 def take_rows(ptr: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
-    """Boundaries of the selected rows, and the positions of their values."""
+    """Select rows. Return their row pointers and the positions of their
+    values.
+    """
     start = ptr[index]
     out_ptr = row_ptr(ptr[index + 1] - start)
     shift = (start - out_ptr[:-1]).repeat_interleave(out_ptr.diff())
@@ -31,7 +37,7 @@ def take_rows(ptr: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def first_occurrence(inverse: Tensor, num_values: int) -> Tensor:
-    """The first position of each value in its ids."""
+    """Return the first position of each id in :obj:`inverse`."""
     position = torch.arange(inverse.numel(), device=inverse.device)
     out = inverse.new_empty(num_values)
     return out.scatter_reduce_(

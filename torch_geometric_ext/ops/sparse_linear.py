@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import torch_geometric_ext.typing
+from torch_geometric_ext.ops.register import register_operator
 
-# The references work on blocks of so many dense elements:
+# The references densify blocks of rows with at most this many elements (64 MB
+# in single precision), which bounds their memory. A choice, no measurement.
 BLOCK_SIZE = 1 << 24
 
 
@@ -20,46 +22,52 @@ def sparse_linear(
     row: Tensor,
     perm: Tensor,
 ) -> Tensor:
-    r"""Applies a linear transformation whose weight matrix is sparse.
+    r"""Apply a linear transformation with a sparse weight matrix.
 
     .. math::
-        \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}.
+        \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}
 
-    The weight comes in compressed rows (:obj:`rowptr`, :obj:`col`,
-    :obj:`values`) and, for the gradients, in compressed columns
-    (:obj:`colptr`, :obj:`row`, and :obj:`perm`, which tells the position of
-    each element in :obj:`values`).
-    :class:`~torch_geometric_ext.nn.SparseLinear` owns and checks them; here,
-    only their sizes and types are.
+    The weight comes in CSR format (:obj:`rowptr`, :obj:`col`, :obj:`values`)
+    and, for the gradients, in CSC format (:obj:`colptr`, :obj:`row`, and the
+    position :obj:`perm` of each element in :obj:`values`).
+    :class:`~torch_geometric_ext.nn.SparseLinear` owns and checks the pattern.
+    The operator itself checks shapes, dtypes and the ends of row pointers, but
+    no index.
 
     Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
     outputs, :math:`O(\textrm{nnz} + I + O)` memory for each thread. Where a
-    dense matrix product is faster, it is used instead, which takes
-    :math:`O(I \cdot O)` memory for a moment. The result is deterministic for
-    a given number of threads.
+    cost model expects a dense matrix product to be faster, the kernel uses it
+    instead and takes :math:`O(I \cdot O)` memory. The result is deterministic
+    for a given number of threads.
 
     Args:
-        x (torch.Tensor): The input. Half precision is computed in single
-            precision, and its output is rounded to half precision.
-        values (torch.Tensor): The weights that exist, row by row, of the type
-            of :obj:`x` (any but double under autocast).
-        bias (torch.Tensor, optional): The bias, of the type of
+        x (torch.Tensor): The input. The operator computes half precision in
+            single precision and rounds the output.
+        values (torch.Tensor): The weights, row by row, of the dtype of
+            :obj:`x` (any dtype but :obj:`torch.double` under autocast).
+        bias (torch.Tensor, optional): The bias, of the dtype of
             :obj:`values`.
-        rowptr (torch.Tensor): The boundaries of the rows.
-        col (torch.Tensor): The columns, ascending within each row.
-        colptr (torch.Tensor): The boundaries of the columns.
-        row (torch.Tensor): The rows, ascending within each column.
-        perm (torch.Tensor): The positions in :obj:`values`, column by column.
+        rowptr (torch.Tensor): The row pointers.
+        col (torch.Tensor): The column of each weight, ascending within each
+            row.
+        colptr (torch.Tensor): The column pointers.
+        row (torch.Tensor): The row of each weight, column by column, ascending
+            within each column.
+        perm (torch.Tensor): The position of each weight in :obj:`values`,
+            column by column.
 
     Shapes:
         - **input:** :obj:`x` :math:`(*, I)`, :obj:`values`, :obj:`col`,
           :obj:`row`, :obj:`perm` :math:`(\textrm{nnz})`, :obj:`bias`
           :math:`(O)`, :obj:`rowptr` :math:`(O + 1)`, :obj:`colptr`
           :math:`(I + 1)`, all indices of :obj:`torch.int32`
-        - **output:** :math:`(*, O)`
+        - **output:** :math:`(*, O)`, of the dtype of :obj:`x`, or of the
+          autocast dtype
 
     Raises:
-        ValueError: If a shape, type or device is off.
+        ValueError: If :obj:`x` has another number of features than the weight
+            or another dtype than :obj:`values`, or if another shape, dtype or
+            device is invalid (checked by the kernel only).
     """
     num_features = colptr.numel() - 1
     if x.dim() == 0 or x.size(-1) != num_features:
@@ -76,19 +84,16 @@ def sparse_linear(
         )
     if values.dtype in [torch.half, torch.bfloat16]:
         values, bias = values.float(), None if bias is None else bias.float()
-    if torch_geometric_ext.typing.WITH_EXT:
-        op: Callable = torch.ops.torch_geometric_ext.sparse_linear.default
-    else:
-        op = _SparseLinear.apply
-    if x.dim() == 2:  # Views cost as much as a small product.
-        return op(x, values, bias, rowptr, col, colptr, row, perm)
+    args = (values, bias, rowptr, col, colptr, row, perm)
+    if x.dim() == 2:  # A view costs as much as a small product.
+        return _sparse_linear(x, *args)
     rows = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
-    out = op(rows, values, bias, rowptr, col, colptr, row, perm)
+    out = _sparse_linear(rows, *args)
     return out.view(*x.shape[:-1], out.size(-1))
 
 
 def _casts(x: Tensor) -> bool:
-    """Whether autocast changes the type of an input."""
+    """Check whether autocast changes the dtype of an input."""
     device = x.device.type
     return (
         torch.amp.is_autocast_available(device)
@@ -101,8 +106,11 @@ def _casts(x: Tensor) -> bool:
 def sparse_linear_crossover(
     num_rows: int, in_channels: int, out_channels: int
 ) -> float:
-    """The density above which :func:`sparse_linear` computes its output by a
-    dense product. Its backward pass decides by itself.
+    """Return the density above which :func:`sparse_linear` computes its output
+    by a dense product.
+
+    The backward pass has thresholds of its own. The reference always
+    computes dense products, hence returns zero without kernels.
 
     Args:
         num_rows (int): The number of input samples.
@@ -118,15 +126,15 @@ def sparse_linear_crossover(
 def row_blocks(
     rowptr: Tensor, col: Tensor, in_channels: int
 ) -> Iterator[Tuple[slice, slice, Tensor]]:
-    """Yields blocks of rows, the range of their elements, and the positions
-    of these elements in the flat, dense block.
+    """Yield blocks of rows, the range of their elements, and the positions of
+    the elements in the flat dense block.
     """
     num_rows = rowptr.numel() - 1
     step = max(BLOCK_SIZE // max(in_channels, 1), 1)
     for begin in range(0, num_rows, step):
         rows = slice(begin, min(begin + step, num_rows))
         items = slice(0, col.numel())
-        if step < num_rows:  # Else, there is no need to wait for the device.
+        if step < num_rows:  # A single block does not wait for the device.
             items = slice(*rowptr[[rows.start, rows.stop]].tolist())
         row = torch.arange(rows.stop - rows.start, device=col.device)
         row = row.repeat_interleave(
@@ -139,7 +147,7 @@ def row_blocks(
 def dense_block(
     values: Tensor, rows: slice, items: slice, index: Tensor, in_channels: int
 ) -> Tensor:
-    """The dense weight of a block of rows, differentiable in its values."""
+    """Return the dense weight of a block of rows."""
     size = (rows.stop - rows.start, in_channels)
     out = values.new_zeros(size[0] * size[1])
     return out.scatter(0, index, values[items]).view(size)
@@ -155,8 +163,8 @@ def sparse_linear_reference(
     row: Tensor,
     perm: Tensor,
 ) -> Tensor:
-    """The operator behind :func:`sparse_linear` in plain PyTorch, by dense
-    products with blocks of rows.
+    """Compute :func:`sparse_linear` in plain PyTorch by dense products with
+    blocks of rows.
     """
     out = [x.new_empty(x.size(0), 0, dtype=values.dtype)]
     with torch.autocast(x.device.type, enabled=False):
@@ -179,8 +187,9 @@ def sparse_linear_backward_reference(
     needs_x: bool,
     needs_values: bool,
 ) -> Tuple[Tensor, Tensor]:
-    """Both gradients of :func:`sparse_linear` in plain PyTorch; one that is
-    not needed is empty.
+    """Compute the gradients of :func:`sparse_linear` in plain PyTorch.
+
+    A gradient that is not needed is empty.
     """
     grad_x = values.new_zeros(x.shape if needs_x else (0, 0))
     grad_values = [values.new_empty(0)]
@@ -198,7 +207,10 @@ def sparse_linear_backward_reference(
 
 
 class _SparseLinear(torch.autograd.Function):
-    """Saves the sparse values, where autograd would save a dense weight."""
+    """Differentiable reference that saves sparse values for the backward pass.
+
+    Autograd itself would save a dense weight.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, *args: Any) -> Tensor:
@@ -219,34 +231,30 @@ class _SparseLinear(torch.autograd.Function):
         )
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    _op = 'torch_geometric_ext::sparse_linear'
-    _library = torch.library.Library('torch_geometric_ext', 'IMPL')
-    _library.impl(
-        'sparse_linear_backward',
-        sparse_linear_backward_reference,
-        'Autograd',
-    )
-    torch.library.impl(_op, 'cuda')(sparse_linear_reference)
-    torch.library.impl(f'{_op}_backward', 'cuda')(
-        sparse_linear_backward_reference
-    )
+def _fake(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    *args: Tensor,
+) -> Tensor:
+    return x.new_empty(x.size(0), rowptr.numel() - 1)
 
-    @torch.library.register_fake(_op)
-    def _(
-        x: Tensor,
-        values: Tensor,
-        bias: Optional[Tensor],
-        rowptr: Tensor,
-        *args: Tensor,
-    ) -> Tensor:
-        return x.new_empty(x.size(0), rowptr.numel() - 1)
 
-    @torch.library.register_fake(f'{_op}_backward')
-    def _(
-        grad: Tensor, x: Tensor, values: Tensor, *args: Any
-    ) -> Tuple[Tensor, Tensor]:
-        needs_x, needs_values = args[-2:]
-        grad_x = x.new_empty(x.shape if needs_x else (0, 0))
-        size = values.numel() if needs_values else 0
-        return grad_x, values.new_empty(size)
+def _fake_backward(
+    grad: Tensor, x: Tensor, values: Tensor, *args: Any
+) -> Tuple[Tensor, Tensor]:
+    needs_x, needs_values = args[-2:]
+    grad_x = x.new_empty(x.shape if needs_x else (0, 0))
+    return grad_x, values.new_empty(values.numel() if needs_values else 0)
+
+
+_sparse_linear = register_operator(
+    'sparse_linear', _SparseLinear.apply, _fake, cuda=sparse_linear_reference
+)
+register_operator(
+    'sparse_linear_backward',
+    sparse_linear_backward_reference,
+    _fake_backward,
+    autograd=sparse_linear_backward_reference,
+)

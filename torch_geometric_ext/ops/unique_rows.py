@@ -3,36 +3,37 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
 from torch_geometric_ext.ops.ragged import first_occurrence
+from torch_geometric_ext.ops.register import register_operator
 
 
 def unique_rows(x: Tensor, num_known: int = 0) -> Tuple[Tensor, Tensor]:
-    r"""Numbers the distinct rows of a matrix, in the lexicographic order of
-    their values.
+    r"""Assign ids to the rows of a matrix, such that equal rows have equal
+    ids.
 
-    Two rows get the same id if and only if they are equal. The ids of the
-    first :obj:`num_known` rows, which need to be distinct, are their
-    positions; all others are ranked behind them. With none known, ids depend
-    on the set of rows only, not on their order.
+    Ids rank the distinct rows in lexicographic order. They depend on the set
+    of rows only, not on the order of rows. The first :obj:`num_known` rows
+    need to be distinct and keep their positions as ids; all other distinct
+    rows are ranked behind them.
 
     Takes :math:`O(NF + T \log T)` time and 8 bytes for each row on CPU, on all
-    threads of :obj:`torch`, with a result that does not depend on their
-    number.
+    threads of :obj:`torch`. The result does not depend on the number of
+    threads.
 
     Args:
-        x (torch.Tensor): A matrix of any numeric type.
-        num_known (int, optional): The number of rows whose ids are given.
-            (default: :obj:`0`)
+        x (torch.Tensor): The matrix, of any numeric dtype.
+        num_known (int, optional): The number of rows whose ids are their
+            positions. (default: :obj:`0`)
 
     Shapes:
         - **input:** :obj:`x` :math:`(N, F)`
-        - **output:** ids :math:`(N)`, and the position of the first row of
-          each id :math:`(T)`, both :obj:`torch.int64`
+        - **output:** ids :math:`(N)`, and the first row of each id
+          :math:`(T)`, both :obj:`torch.int64`
 
     Raises:
-        ValueError: If :obj:`x` is not a matrix or contains :obj:`NaN`, or
-            known rows are missing or equal.
+        ValueError: If :obj:`x` is not a matrix or contains :obj:`NaN`, if
+            :obj:`num_known` is not in :math:`[0, N]`, or if known rows are
+            equal.
 
     .. code-block:: python
 
@@ -42,16 +43,14 @@ def unique_rows(x: Tensor, num_known: int = 0) -> Tuple[Tensor, Tensor]:
         >>> index
         tensor([1, 0])
     """
-    if torch_geometric_ext.typing.WITH_EXT:
-        return torch.ops.torch_geometric_ext.unique_rows(x, num_known)
-    return unique_rows_reference(x, num_known)
+    return _unique_rows(x, num_known)
 
 
 def unique_rows_reference(
     x: Tensor,
     num_known: int = 0,
 ) -> Tuple[Tensor, Tensor]:
-    """The operator :func:`unique_rows` in plain PyTorch."""
+    """Compute :func:`unique_rows` in plain PyTorch."""
     if x.dim() != 2:
         raise ValueError(
             f"unique_rows: 'x' needs to be two-dimensional (got {x.dim()} "
@@ -66,24 +65,25 @@ def unique_rows_reference(
         rows, inverse = torch.unique(x, dim=0, return_inverse=True)
         num_rows = rows.size(0)
     index = first_occurrence(inverse, num_rows)
-    return known_first(inverse, index, num_known)
+    return known_first('unique_rows', inverse, index, num_known)
 
 
 def known_first(
+    op: str,
     inverse: Tensor,
     index: Tensor,
     num_known: int,
 ) -> Tuple[Tensor, Tensor]:
-    """Moves the ids of the known rows to the front."""
+    """Reorder ids such that the ids of known rows are their positions."""
     if not 0 <= num_known <= inverse.numel():
         raise ValueError(
-            f"unique: 'num_known' needs to be in [0, {inverse.numel()}] (got "
+            f"{op}: 'num_known' needs to be in [0, {inverse.numel()}] (got "
             f'{num_known})'
         )
     known = index < num_known
     if int(known.sum()) != num_known:
         raise ValueError(
-            f'unique: the first {num_known} rows need to be distinct'
+            f'{op}: the first {num_known} rows need to be distinct'
         )
     order = torch.where(known, index, inverse.numel()).argsort(stable=True)
     rank = torch.empty_like(order)
@@ -91,13 +91,10 @@ def known_first(
     return rank[inverse], index[order]
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::unique_rows', 'cuda')(
-        unique_rows_reference
-    )
+def _fake(x: Tensor, num_known: int = 0) -> Tuple[Tensor, Tensor]:
+    num_rows = torch.library.get_ctx().new_dynamic_size()
+    ids = x.new_empty(x.size(0), dtype=torch.long)
+    return ids, x.new_empty(num_rows, dtype=torch.long)
 
-    @torch.library.register_fake('torch_geometric_ext::unique_rows')
-    def _(x: Tensor, num_known: int = 0) -> Tuple[Tensor, Tensor]:
-        num_rows = torch.library.get_ctx().new_dynamic_size()
-        ids = x.new_empty(x.size(0), dtype=torch.long)
-        return ids, x.new_empty(num_rows, dtype=torch.long)
+
+_unique_rows = register_operator('unique_rows', unique_rows_reference, _fake)

@@ -3,19 +3,20 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
+from torch_geometric_ext.ops.check import check_integers, check_ptr
 from torch_geometric_ext.ops.ragged import (
     first_occurrence,
     row_index,
     take_rows,
 )
+from torch_geometric_ext.ops.register import register_operator
 from torch_geometric_ext.ops.unique_rows import known_first
 
 Tensors = Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class UniqueTrees(NamedTuple):
-    """What :func:`unique_trees` returns."""
+    """The output of :func:`unique_trees`."""
 
     ids: Tensor
     representative: Tensor
@@ -31,42 +32,47 @@ def unique_trees(
     edge_label: Optional[Tensor] = None,
     num_known: int = 0,
 ) -> UniqueTrees:
-    r"""Numbers the distinct trees, each given by its label and the multiset of
-    its children.
+    r"""Assign ids to trees, such that equal trees have equal ids.
 
-    The children of tree :math:`i` are :obj:`child[ptr[i]:ptr[i + 1]]`, with
-    :obj:`edge_label` of the same positions. Two trees get the same id if and
-    only if labels and multisets of (edge label, child) are equal. Ids rank
-    the trees by label, number of children, and sorted children. The ids of
-    the first :obj:`num_known` trees, which need to be distinct, are their
-    positions; all others are ranked behind them.
+    A label and the multiset of children define a tree. The children of tree
+    :math:`i` are :obj:`child[ptr[i]:ptr[i + 1]]`, and the same slice of
+    :obj:`edge_label` holds the labels of the edges to them. Two trees are
+    equal if and only if their labels and their multisets of (edge label,
+    child) are equal.
+
+    Ids rank the distinct trees by label, number of children, and sorted
+    children. The first :obj:`num_known` trees need to be distinct and keep
+    their positions as ids; all other distinct trees are ranked behind them.
 
     Takes :math:`O(N + E \log d + T \log T)` time for trees of at most
     :math:`d` children and :math:`8 (N + E)` bytes on CPU, on all threads of
-    :obj:`torch`, with a result that does not depend on their number.
+    :obj:`torch`. The result does not depend on the number of threads.
 
     Args:
-        label (torch.Tensor): Labels, in :math:`[0, 2^{31})`.
-        ptr (torch.Tensor): The boundaries of the children of each tree.
-        child (torch.Tensor): Ids of children, in :math:`[0, 2^{31})`.
-        edge_label (torch.Tensor, optional): Labels of the edges to them, in
-            :math:`[0, 2^{31})`. (default: :obj:`None`)
-        num_known (int, optional): The number of trees whose ids are given.
-            (default: :obj:`0`)
+        label (torch.Tensor): The labels of the trees, in
+            :math:`[0, 2^{31})`.
+        ptr (torch.Tensor): The row pointers of trees to children.
+        child (torch.Tensor): The ids of the children, in
+            :math:`[0, 2^{31})`.
+        edge_label (torch.Tensor, optional): The labels of the edges to the
+            children, in :math:`[0, 2^{31})`. (default: :obj:`None`)
+        num_known (int, optional): The number of trees whose ids are their
+            positions. (default: :obj:`0`)
 
     Shapes:
         - **input:** :obj:`label` :math:`(N)`, :obj:`ptr` :math:`(N + 1)`,
           :obj:`child` and :obj:`edge_label` :math:`(E)`, all
           :obj:`torch.int64`
-        - **output:** :obj:`ids` :math:`(N)`, the position
-          :obj:`representative` of the first tree of each id :math:`(T)`,
-          and the distinct trees in the order of their ids: :obj:`ptr`
-          :math:`(T + 1)`, sorted :obj:`child` and :obj:`edge_label` (empty
-          if there is none) :math:`(C)`
+        - **output:** :obj:`ids` :math:`(N)`, the first tree
+          :obj:`representative` of each id :math:`(T)`, and the distinct trees
+          in the order of their ids: :obj:`ptr` :math:`(T + 1)`, sorted
+          :obj:`child` :math:`(C)` and :obj:`edge_label` :math:`(C)` (empty
+          without :obj:`edge_label`), all :obj:`torch.int64`
 
     Raises:
-        ValueError: If a shape, type or value is off, or known trees are
-            missing or equal.
+        ValueError: If a shape, dtype or value is invalid, if
+            :obj:`num_known` is not in :math:`[0, N]`, or if known trees are
+            equal.
 
     .. code-block:: python
 
@@ -80,10 +86,7 @@ def unique_trees(
         >>> out.child
         tensor([4, 4, 7])
     """
-    if torch_geometric_ext.typing.WITH_EXT:
-        op = torch.ops.torch_geometric_ext.unique_trees
-        return UniqueTrees(*op(label, ptr, child, edge_label, num_known))
-    out = unique_trees_reference(label, ptr, child, edge_label, num_known)
+    out = _unique_trees(label, ptr, child, edge_label, num_known)
     return UniqueTrees(*out)
 
 
@@ -94,15 +97,15 @@ def unique_trees_reference(
     edge_label: Optional[Tensor] = None,
     num_known: int = 0,
 ) -> Tensors:
-    """The operator :func:`unique_trees` in plain PyTorch."""
+    """Compute :func:`unique_trees` in plain PyTorch."""
     _check(label, ptr, child, edge_label)
     item = child if edge_label is None else edge_label << 32 | child
     order = item.argsort()
     order = order[row_index(ptr)[order].argsort(stable=True)]
     item, degree = item[order], ptr.diff()
 
-    # Trees with as many children are the rows of a matrix. There are at most
-    # sqrt(2E) different numbers of children.
+    # Trees with the same number of children are the rows of a matrix. There
+    # are at most sqrt(2E) distinct numbers of children.
     ids, labels = torch.empty_like(label), [label[:0]]
     num_trees = 0
     for size in degree.unique().tolist():
@@ -117,7 +120,7 @@ def unique_trees_reference(
     ids = rank[ids]
 
     index = first_occurrence(ids, num_trees)
-    ids, index = known_first(ids, index, num_known)
+    ids, index = known_first('unique_trees', ids, index, num_known)
     out_ptr, position = take_rows(ptr, index)
     item = item[position]
     if edge_label is None:
@@ -131,50 +134,41 @@ def _check(
     child: Tensor,
     edge_label: Optional[Tensor],
 ) -> None:
-    sizes = {'label': label.numel(), 'ptr': label.numel() + 1}
-    sizes.update({'child': child.numel(), 'edge_label': child.numel()})
-    for name, x in zip(sizes, [label, ptr, child, edge_label]):
-        if x is None:
-            continue
-        if x.dtype != torch.long or list(x.shape) != [sizes[name]]:
-            raise ValueError(
-                f"unique_trees: '{name}' needs to be an int64 tensor of shape "
-                f'[{sizes[name]}] (got {x.dtype} of shape {list(x.shape)})'
-            )
-    if int(ptr[0]) != 0 or int(ptr[-1]) != child.numel():
+    op = 'unique_trees'
+    check_integers(op, 'label', label)
+    check_integers(op, 'ptr', ptr, size=label.numel() + 1)
+    check_integers(op, 'child', child)
+    values = [label, child]
+    if edge_label is not None:
+        check_integers(op, 'edge_label', edge_label, size=child.numel())
+        values.append(edge_label)
+    check_ptr(op, 'ptr', ptr, child.numel())
+    if any(bool(((x < 0) | (x >= 1 << 31)).any()) for x in values):
         raise ValueError(
-            f"unique_trees: 'ptr' needs to rise from 0 to {child.numel()}"
-        )
-    values = [label, child] + ([] if edge_label is None else [edge_label])
-    if bool((ptr.diff() < 0).any()) or any(
-        bool(((x < 0) | (x >= 1 << 31)).any()) for x in values
-    ):
-        raise ValueError(
-            "unique_trees: 'ptr' needs to be ascending, and 'label', 'child' "
-            "and 'edge_label' in [0, 2^31)"
+            "unique_trees: 'label', 'child' and 'edge_label' need to be in "
+            '[0, 2^31)'
         )
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::unique_trees', 'cuda')(
-        unique_trees_reference
+def _fake(
+    label: Tensor,
+    ptr: Tensor,
+    child: Tensor,
+    edge_label: Optional[Tensor] = None,
+    num_known: int = 0,
+) -> Tensors:
+    ctx = torch.library.get_ctx()
+    num_trees = ctx.new_dynamic_size()
+    num_children = ctx.new_dynamic_size()
+    return (
+        label.new_empty(label.size(0)),
+        label.new_empty(num_trees),
+        label.new_empty(num_trees + 1),
+        label.new_empty(num_children),
+        label.new_empty(0 if edge_label is None else num_children),
     )
 
-    @torch.library.register_fake('torch_geometric_ext::unique_trees')
-    def _(
-        label: Tensor,
-        ptr: Tensor,
-        child: Tensor,
-        edge_label: Optional[Tensor] = None,
-        num_known: int = 0,
-    ) -> Tensors:
-        ctx = torch.library.get_ctx()
-        num_trees = ctx.new_dynamic_size()
-        num_children = ctx.new_dynamic_size()
-        return (
-            label.new_empty(label.size(0)),
-            label.new_empty(num_trees),
-            label.new_empty(num_trees + 1),
-            label.new_empty(num_children),
-            label.new_empty(0 if edge_label is None else num_children),
-        )
+
+_unique_trees = register_operator(
+    'unique_trees', unique_trees_reference, _fake
+)

@@ -3,7 +3,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
+from torch_geometric_ext.ops.register import register_operator
 
 
 def weighted_sample(
@@ -11,34 +11,35 @@ def weighted_sample(
     num_samples: int,
     generator: Optional[torch.Generator] = None,
 ) -> Tensor:
-    r"""Draws :obj:`num_samples` positions without replacement, each draw with
-    probabilities in proportion to the weights that are left.
+    r"""Sample :obj:`num_samples` positions without replacement, each with
+    probability proportional to its weight among the remaining positions.
 
     Implements the exponential race: position :math:`i` arrives at time
     :math:`E_i / w_i` with :math:`E_i \sim \mathrm{Exp}(1)`, and the first
-    :obj:`num_samples` arrivals are the sample. Up to a logarithm, this is the
-    Gumbel top-:math:`k` trick of the `"Stochastic Beams and Where to Find
-    Them" <https://arxiv.org/abs/1903.06059>`_ paper.
+    :obj:`num_samples` arrivals are the sample. Up to a logarithm, the race is
+    the Gumbel top-:math:`k` trick of the `"Stochastic Beams and Where to Find
+    Them: The Gumbel-Top-k Trick for Sampling Sequences Without Replacement"
+    <https://arxiv.org/abs/1903.06059>`_ paper.
 
-    Runs in :math:`O(N)` on CPU, on all threads of :obj:`torch`, with a result
-    that does not depend on their number. Allocates 16 bytes per position
-    beside the result. A position of weight zero is drawn only after all others
-    (lower positions first).
+    Takes :math:`O(N)` time and 16 bytes for each position on CPU, on all
+    threads of :obj:`torch`. The result does not depend on the number of
+    threads. Positions of weight zero are drawn after all other positions, in
+    ascending order.
 
     Args:
         weight (torch.Tensor): The non-negative weights, of any scale.
-        num_samples (int): The number of positions to draw.
-        generator (torch.Generator, optional): The source of randomness, on
-            the device of :obj:`weight`. (default: the global generator)
+        num_samples (int): The number of positions :math:`k` to draw.
+        generator (torch.Generator, optional): The generator on the device of
+            :obj:`weight`. (default: the global generator)
 
     Shapes:
         - **input:** :obj:`weight` :math:`(N)`, floating point
         - **output:** positions :math:`(k)`, :obj:`torch.int64`, ascending
 
     Raises:
-        ValueError: If :obj:`weight` is not one-dimensional, holds a negative
-            value or :obj:`NaN` (checked on CPU only), or if
-            :obj:`num_samples` is not in :math:`[0, N]`.
+        ValueError: If :obj:`weight` is not one-dimensional or not floating
+            point, holds a negative value or :obj:`NaN` (checked on CPU only),
+            or if :obj:`num_samples` is not in :math:`[0, N]`.
 
     .. code-block:: python
 
@@ -49,24 +50,21 @@ def weighted_sample(
     """
     if weight.dim() != 1 or not weight.is_floating_point():
         raise ValueError(
-            f"'weight' needs to be a one-dimensional floating point tensor "
-            f'(got {weight.dtype} of shape {list(weight.shape)})'
+            f"weighted_sample: 'weight' needs to be a one-dimensional "
+            f'floating point tensor (got {weight.dtype} of shape '
+            f'{list(weight.shape)})'
         )
     if not 0 <= num_samples <= weight.numel():
         raise ValueError(
-            f"'num_samples' needs to be in [0, {weight.numel()}], the number "
-            f'of weights (got {num_samples})'
+            f"weighted_sample: 'num_samples' needs to be in "
+            f'[0, {weight.numel()}] (got {num_samples})'
         )
     if weight.dtype not in (torch.float32, torch.float64):
         weight = weight.float()
-    # In double precision, ties are as good as impossible for any N:
+    # In double precision, ties have probability zero in practice.
     noise = torch.empty_like(weight, dtype=torch.float64)
     noise.exponential_(generator=generator)
-    if torch_geometric_ext.typing.WITH_EXT:
-        return torch.ops.torch_geometric_ext.weighted_sample(
-            weight, noise, num_samples
-        )
-    return weighted_sample_reference(weight, noise, num_samples)
+    return _weighted_sample(weight, noise, num_samples)
 
 
 def weighted_sample_reference(
@@ -74,7 +72,9 @@ def weighted_sample_reference(
     noise: Tensor,
     num_samples: int,
 ) -> Tensor:
-    """The operator behind :func:`weighted_sample` in plain PyTorch."""
+    """Compute :func:`weighted_sample` from exponential noise in plain
+    PyTorch.
+    """
     if weight.device.type == 'cpu' and not bool((weight >= 0).all()):
         raise ValueError(
             "weighted_sample: 'weight' needs to be non-negative and 'noise' "
@@ -84,11 +84,10 @@ def weighted_sample_reference(
     return arrival[:num_samples].sort().values
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::weighted_sample', 'cuda')(
-        weighted_sample_reference
-    )
+def _fake(weight: Tensor, noise: Tensor, num_samples: int) -> Tensor:
+    return weight.new_empty(num_samples, dtype=torch.long)
 
-    @torch.library.register_fake('torch_geometric_ext::weighted_sample')
-    def _(weight: Tensor, noise: Tensor, num_samples: int) -> Tensor:
-        return weight.new_empty(num_samples, dtype=torch.long)
+
+_weighted_sample = register_operator(
+    'weighted_sample', weighted_sample_reference, _fake
+)

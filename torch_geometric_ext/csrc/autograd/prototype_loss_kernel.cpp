@@ -1,8 +1,9 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <tuple>
+
+#include "../dispatch.h"
 
 namespace torch_geometric_ext {
 namespace {
@@ -18,13 +19,6 @@ using Forward = Outputs(
 using Backward = Outputs(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
     const Tensor&, const Tensor&, const Tensor&, double, double, double);
-
-template <typename Signature>
-auto find_op(const char* name) {
-  return c10::Dispatcher::singleton()
-      .findSchemaOrThrow(name, "")
-      .typed<Signature>();
-}
 
 class PrototypeLoss : public torch::autograd::Function<PrototypeLoss> {
  public:
@@ -50,21 +44,15 @@ class PrototypeLoss : public torch::autograd::Function<PrototypeLoss> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined()) return variable_list(8);
     const auto saved = ctx->get_saved_variables();
-    const auto call = [&] {
-      static const auto op =
-          find_op<Backward>("torch_geometric_ext::prototype_loss_backward");
+    static const auto op =
+        find_op<Backward>("torch_geometric_ext::prototype_loss_backward");
+    const auto [h, weight1, weight2, prototypes] = call_in_backward([&] {
       return op.call(
           grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5],
           saved[6], ctx->saved_data["temperature"].toDouble(),
           ctx->saved_data["compactness_weight"].toDouble(),
           ctx->saved_data["separation_weight"].toDouble());
-    };
-    const auto [h, weight1, weight2, prototypes] = [&] {
-      // Only a second derivative needs the (differentiable) reference.
-      if (at::GradMode::is_enabled()) return call();
-      at::AutoDispatchBelowADInplaceOrView guard;
-      return call();
-    }();
+    });
     return {h,          Tensor(), weight1,  weight2,
             prototypes, Tensor(), Tensor(), Tensor()};
   }

@@ -1,9 +1,10 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <optional>
 #include <tuple>
+
+#include "../dispatch.h"
 
 namespace torch_geometric_ext {
 namespace {
@@ -18,13 +19,6 @@ using Forward = Tensor(
 using Backward = std::tuple<Tensor, Tensor>(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
     const Tensor&, const Tensor&, const Tensor&, bool, bool);
-
-template <typename Signature>
-auto find_op(const char* name) {
-  return c10::Dispatcher::singleton()
-      .findSchemaOrThrow(name, "")
-      .typed<Signature>();
-}
 
 class SparseLinear : public torch::autograd::Function<SparseLinear> {
  public:
@@ -44,21 +38,15 @@ class SparseLinear : public torch::autograd::Function<SparseLinear> {
     const auto saved = ctx->get_saved_variables();
     const bool needs_x = ctx->needs_input_grad(0);
     const bool needs_values = ctx->needs_input_grad(1);
-    const auto call = [&] {
-      static const auto op =
-          find_op<Backward>("torch_geometric_ext::sparse_linear_backward");
-      return op.call(
-          grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5],
-          saved[6], needs_x, needs_values);
-    };
     variable_list out(8);
     if (needs_x || needs_values) {
-      const auto [x, values] = [&] {
-        // Only a second derivative needs the (differentiable) reference.
-        if (at::GradMode::is_enabled()) return call();
-        at::AutoDispatchBelowADInplaceOrView guard;
-        return call();
-      }();
+      static const auto op =
+          find_op<Backward>("torch_geometric_ext::sparse_linear_backward");
+      const auto [x, values] = call_in_backward([&] {
+        return op.call(
+            grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
+            saved[5], saved[6], needs_x, needs_values);
+      });
       if (needs_x) out[0] = x;
       if (needs_values) out[1] = values;
     }

@@ -6,6 +6,8 @@
 #include <tuple>
 #include <vector>
 
+#include "../check.h"
+
 namespace torch_geometric_ext {
 namespace {
 
@@ -14,13 +16,6 @@ at::Tensor to_tensor(const std::vector<int64_t>& values) {
       at::empty({int64_t(values.size())}, at::TensorOptions().dtype(at::kLong));
   std::copy(values.begin(), values.end(), out.mutable_data_ptr<int64_t>());
   return out;
-}
-
-void check(const at::Tensor& x, const char* name, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(
-      x.dim() == 1 && x.scalar_type() == dtype, "extract_trees: '", name,
-      "' needs to be a one-dimensional tensor of ", dtype, " (got ",
-      x.scalar_type(), " of shape ", x.sizes(), ")");
 }
 
 // Positions of nodes in the output, -1 where there are none. One per thread,
@@ -61,12 +56,13 @@ Tensors extract_trees_cpu(
     const at::Tensor& graph_idx, const at::Tensor& graph_ptr,
     const at::Tensor& tree, const at::Tensor& ptr, const at::Tensor& child,
     const at::Tensor& own, int64_t num_layers) {
-  check(graph_idx, "graph_idx", at::kLong);
-  check(graph_ptr, "graph_ptr", at::kLong);
-  check(tree, "tree", at::kInt);
-  check(ptr, "ptr", at::kLong);
-  check(child, "child", at::kInt);
-  check(own, "own", at::kInt);
+  const auto* op = "extract_trees";
+  check_integers(op, "graph_idx", graph_idx, at::kLong);
+  check_integers(op, "graph_ptr", graph_ptr, at::kLong);
+  check_integers(op, "tree", tree, at::kInt);
+  check_integers(op, "ptr", ptr, at::kLong);
+  check_integers(op, "child", child, at::kInt);
+  check_integers(op, "own", own, at::kInt);
   const auto num_graphs = graph_ptr.numel() - 1, num_nodes = ptr.numel() - 1;
   TORCH_CHECK_VALUE(
       num_graphs >= 0 && num_nodes >= 0 && own.numel() == num_nodes,
@@ -146,6 +142,14 @@ Tensors extract_trees_cpu(
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
+  m.def(
+      "extract_trees(Tensor graph_idx, Tensor graph_ptr, Tensor tree, "
+      "Tensor ptr, Tensor child, Tensor own, int num_layers) -> "
+      "(Tensor root, Tensor root_ptr, Tensor entry, Tensor node, Tensor own, "
+      "Tensor edge, Tensor edge_index, Tensor sizes)");
+}
 
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("extract_trees", TORCH_FN(extract_trees_cpu));

@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../check.h"
 #include "pattern_frontier.h"
 #include "transactions.h"
 
@@ -208,15 +209,10 @@ std::vector<uint64_t> get_entries(
   const auto* rows = ptr_c.const_data_ptr<int64_t>();
   const auto* data = item_c.const_data_ptr<index_t>();
   const auto num_rows = ptr.numel() - 1, num_items = item.numel();
-  TORCH_CHECK_VALUE(
-      rows[0] == 0 && rows[num_rows] == num_items,
-      "frequent_itemsets: 'ptr' needs to rise from 0 to ", num_items);
+  check_ptr<int64_t>("frequent_itemsets", "ptr", ptr_c, num_items);
   std::vector<uint64_t> out;
   out.reserve(num_items);
   for (int64_t i = 0; i < num_rows; i++) {
-    TORCH_CHECK_VALUE(
-        rows[i] <= rows[i + 1] && rows[i + 1] <= num_items,
-        "frequent_itemsets: 'ptr' needs to be ascending");
     for (auto k = rows[i], last = int64_t(-1); k < rows[i + 1]; k++) {
       const int64_t id = data[k];
       TORCH_CHECK_VALUE(
@@ -260,17 +256,15 @@ Tensors frequent_itemsets_cpu(
     const at::Tensor& ptr, const at::Tensor& item, int64_t min_support,
     int64_t max_patterns, bool closed, std::optional<int64_t> max_size,
     const std::optional<at::Tensor>& cancel) {
+  check_integers("frequent_itemsets", "ptr", ptr, at::kLong);
   TORCH_CHECK_VALUE(
-      ptr.dim() == 1 && ptr.scalar_type() == at::kLong && ptr.numel() > 0 &&
-          ptr.numel() <= kMaxId,
-      "frequent_itemsets: 'ptr' needs to be an int64 tensor with one dimension "
-      "and at least one element (got ",
-      ptr.scalar_type(), " of shape ", ptr.sizes(), ")");
+      ptr.numel() <= kMaxId,
+      "frequent_itemsets: 'ptr' needs to hold fewer than 2^31 transactions");
   const auto is_long = item.scalar_type() == at::kLong;
   TORCH_CHECK_VALUE(
       item.dim() == 1 && (is_long || item.scalar_type() == at::kInt),
-      "frequent_itemsets: 'item' needs to be an int64 or int32 tensor with one "
-      "dimension (got ",
+      "frequent_itemsets: 'item' needs to be a one-dimensional int64 or int32 "
+      "tensor (got ",
       item.scalar_type(), " of shape ", item.sizes(), ")");
   const auto check = [](const char* name, int64_t value) {
     TORCH_CHECK_VALUE(
@@ -301,6 +295,13 @@ Tensors frequent_itemsets_cpu(
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
+  m.def(
+      "frequent_itemsets(Tensor ptr, Tensor item, int min_support=1, "
+      "int max_patterns=1000000, bool closed=False, int? max_size=None, "
+      "Tensor? cancel=None) -> (Tensor ptr, Tensor item, Tensor support)");
+}
 
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("frequent_itemsets", TORCH_FN(frequent_itemsets_cpu));

@@ -8,6 +8,8 @@
 #include <optional>
 #include <vector>
 
+#include "../check.h"
+
 namespace torch_geometric_ext {
 namespace {
 
@@ -85,22 +87,6 @@ void herd(
   }
 }
 
-void check_long(const at::Tensor& x, const char* name) {
-  TORCH_CHECK_VALUE(
-      x.dim() == 1 && x.scalar_type() == at::kLong, "herding: '", name,
-      "' needs to be a one-dimensional int64 tensor (got ", x.scalar_type(),
-      " of shape ", x.sizes(), ")");
-}
-
-void check_ptr(const at::Tensor& ptr, int64_t size, const char* name) {
-  const auto* data = ptr.const_data_ptr<int64_t>();
-  const auto numel = ptr.numel();
-  TORCH_CHECK_VALUE(
-      numel > 0 && data[0] == 0 && data[numel - 1] == size &&
-          std::is_sorted(data, data + numel),
-      "herding: '", name, "' needs to ascend from 0 to ", size);
-}
-
 // Norms and sums such that no score leaves 64 bits.
 void check_values(const Rows& rows, const at::Tensor& group_ptr) {
   const auto* ptr = group_ptr.const_data_ptr<int64_t>();
@@ -128,13 +114,10 @@ at::Tensor herding_cpu(
     const at::Tensor& ptr, const at::Tensor& item, const at::Tensor& value,
     const at::Tensor& group_ptr, int64_t num_candidates,
     std::optional<int64_t> num_samples) {
-  check_long(ptr, "ptr");
-  check_long(item, "item");
-  check_long(value, "value");
-  check_long(group_ptr, "group_ptr");
-  TORCH_CHECK_VALUE(
-      value.numel() == item.numel(), "herding: 'value' needs ", item.numel(),
-      " entries, as many as 'item' (got ", value.numel(), ")");
+  check_integers("herding", "ptr", ptr, at::kLong);
+  check_integers("herding", "item", item, at::kLong);
+  check_integers("herding", "value", value, at::kLong, item.numel());
+  check_integers("herding", "group_ptr", group_ptr, at::kLong);
   TORCH_CHECK_VALUE(
       num_candidates > 0,
       "herding: 'num_candidates' needs to be positive (got ", num_candidates,
@@ -145,8 +128,8 @@ at::Tensor herding_cpu(
       num_samples.value_or(0), ")");
   const auto ptr_c = ptr.contiguous(), item_c = item.contiguous(),
              value_c = value.contiguous(), group_c = group_ptr.contiguous();
-  check_ptr(ptr_c, item.numel(), "ptr");
-  check_ptr(group_c, ptr.numel() - 1, "group_ptr");
+  check_ptr<int64_t>("herding", "ptr", ptr_c, item.numel());
+  check_ptr<int64_t>("herding", "group_ptr", group_c, ptr.numel() - 1);
   int64_t num_items = 0;
   Rows rows{ptr_c.const_data_ptr<int64_t>(), {}};
   rows.entries.reserve(item.numel());
@@ -186,6 +169,12 @@ at::Tensor herding_cpu(
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
+  m.def(
+      "herding(Tensor ptr, Tensor item, Tensor value, Tensor group_ptr, "
+      "int num_candidates, int? num_samples=None) -> Tensor");
+}
 
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("herding", TORCH_FN(herding_cpu));

@@ -365,6 +365,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_backward_cpu(
 
 }  // namespace
 
+TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
+  m.def(
+      "prototype_loss(Tensor h, Tensor y, Tensor weight1, Tensor weight2, "
+      "Tensor prototypes, float temperature, float compactness_weight, "
+      "float separation_weight) -> "
+      "(Tensor loss, Tensor scores, Tensor hidden, Tensor embedding)");
+  m.def(
+      "prototype_loss_backward(Tensor grad_loss, Tensor h, Tensor y, "
+      "Tensor weight1, Tensor weight2, Tensor prototypes, Tensor hidden, "
+      "Tensor embedding, float temperature, float compactness_weight, "
+      "float separation_weight) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("prototype_loss", TORCH_FN(prototype_loss_cpu));
   m.impl("prototype_loss_backward", TORCH_FN(prototype_loss_backward_cpu));

@@ -14,6 +14,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "../check.h"
 #include "sparse_linear.h"
 #include "sparse_linear_cost.h"
 
@@ -57,30 +58,22 @@ void check(
            values.scalar_type() == at::kFloat),
       op, ": 'x' needs to be of the type of 'values', ", values.scalar_type(),
       " (got ", x.scalar_type(), ")");
-  const auto check_index = [&](const char* name, const Tensor& index,
-                               int64_t size) {
+  const auto check_pattern = [&](const char* name, const Tensor& index,
+                                 std::optional<int64_t> size) {
+    check_integers(op, name, index, at::kInt, size);
     TORCH_CHECK_VALUE(
-        index.scalar_type() == at::kInt && index.is_contiguous() &&
-            index.device() == x.device(),
-        op, ": '", name, "' needs to be contiguous, of int32 and on ",
-        x.device(), " (got ", index.scalar_type(), " on ", index.device(), ")");
-    TORCH_CHECK_VALUE(
-        index.dim() == 1 && index.numel() == size, op, ": '", name,
-        "' needs to be a vector of ", size, " (got shape ", index.sizes(), ")");
+        index.is_contiguous() && index.device() == x.device(), op, ": '", name,
+        "' needs to be contiguous and on ", x.device(), " (got a tensor on ",
+        index.device(), ")");
   };
   const auto& [rowptr, col, colptr, row, perm] = pattern;
-  check_index("rowptr", rowptr, std::max<int64_t>(rowptr.numel(), 1));
-  check_index("col", col, values.numel());
-  check_index("colptr", colptr, x.size(1) + 1);
-  check_index("row", row, values.numel());
-  check_index("perm", perm, values.numel());
-  for (const auto* ptr : {&rowptr, &colptr}) {
-    const auto* data = ptr->const_data_ptr<int32_t>();
-    TORCH_CHECK_VALUE(
-        data[0] == 0 && data[ptr->numel() - 1] == values.numel(), op, ": '",
-        ptr == &rowptr ? "rowptr" : "colptr", "' needs to run from 0 to ",
-        values.numel(), " (got ", data[0], " to ", data[ptr->numel() - 1], ")");
-  }
+  check_pattern("rowptr", rowptr, std::nullopt);
+  check_pattern("col", col, values.numel());
+  check_pattern("colptr", colptr, x.size(1) + 1);
+  check_pattern("row", row, values.numel());
+  check_pattern("perm", perm, values.numel());
+  check_ptr_ends<int32_t>(op, "rowptr", rowptr, values.numel());
+  check_ptr_ends<int32_t>(op, "colptr", colptr, values.numel());
 }
 
 // A matrix of the type of `values` whose rows are dense.
@@ -399,6 +392,19 @@ double crossover(int64_t num_rows, int64_t in, int64_t out) {
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
+  m.def(
+      "sparse_linear(Tensor x, Tensor values, Tensor? bias, Tensor rowptr, "
+      "Tensor col, Tensor colptr, Tensor row, Tensor perm) -> Tensor");
+  m.def(
+      "sparse_linear_backward(Tensor grad, Tensor x, Tensor values, "
+      "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor perm, "
+      "bool needs_x, bool needs_values) -> (Tensor, Tensor)");
+  m.def(
+      "sparse_linear_crossover(int num_rows, int in_channels, "
+      "int out_channels) -> float");
+}
 
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CompositeExplicitAutograd, m) {
   m.impl("sparse_linear_crossover", TORCH_FN(crossover));

@@ -98,6 +98,10 @@ std::tuple<at::Tensor, at::Tensor> unique_rows_cpu(
 
 }  // namespace
 
+TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
+  m.def("unique_rows(Tensor x, int num_known=0) -> (Tensor ids, Tensor index)");
+}
+
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("unique_rows", TORCH_FN(unique_rows_cpu));
 }

@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../check.h"
 #include "unique.h"
 
 namespace torch_geometric_ext {
@@ -63,13 +64,6 @@ void sort_small(uint64_t* begin, uint64_t* end) {
   }
 }
 
-void check(const at::Tensor& x, const char* name, int64_t size) {
-  TORCH_CHECK_VALUE(
-      x.dim() == 1 && x.scalar_type() == at::kLong && x.numel() == size,
-      "unique_trees: '", name, "' needs to be an int64 tensor of shape [", size,
-      "] (got ", x.scalar_type(), " of shape ", x.sizes(), ")");
-}
-
 using Tensors =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
@@ -77,10 +71,13 @@ Tensors unique_trees_cpu(
     const at::Tensor& label, const at::Tensor& ptr, const at::Tensor& child,
     const std::optional<at::Tensor>& edge_label, int64_t num_known) {
   const auto size = label.numel(), num_items = child.numel();
-  check(label, "label", size);
-  check(ptr, "ptr", size + 1);
-  check(child, "child", num_items);
-  if (edge_label) check(*edge_label, "edge_label", num_items);
+  const auto* op = "unique_trees";
+  check_integers(op, "label", label, at::kLong);
+  check_integers(op, "ptr", ptr, at::kLong, size + 1);
+  check_integers(op, "child", child, at::kLong);
+  if (edge_label) {
+    check_integers(op, "edge_label", *edge_label, at::kLong, num_items);
+  }
 
   const auto label_c = label.contiguous(), ptr_c = ptr.contiguous();
   const auto child_c = child.contiguous();
@@ -94,18 +91,14 @@ Tensors unique_trees_cpu(
       label_c.const_data_ptr<int64_t>(), ptr_c.const_data_ptr<int64_t>(),
       reinterpret_cast<uint64_t*>(buffer.mutable_data_ptr<int64_t>())};
 
-  TORCH_CHECK_VALUE(
-      rows.ptr[0] == 0 && rows.ptr[size] == num_items,
-      "unique_trees: 'ptr' needs to rise from 0 to ", num_items);
+  check_ptr<int64_t>(op, "ptr", ptr_c, num_items);
   std::atomic<bool> valid{true};
   at::parallel_for(0, size, kMinRows, [&](int64_t begin, int64_t end) {
     const auto in_range = [](int64_t id) { return id >= 0 && id < kMaxId; };
     bool ok = true;
     for (auto i = begin; i < end; i++) {
       const auto first = rows.ptr[i], last = rows.ptr[i + 1];
-      ok &= in_range(rows.label[i]) && first >= 0 && first <= last &&
-            last <= num_items;
-      if (!ok) break;
+      ok &= in_range(rows.label[i]);
       for (auto k = first; k < last; k++) {
         const auto edge = edge_data ? edge_data[k] : 0;
         ok &= in_range(child_data[k]) && in_range(edge);
@@ -117,8 +110,8 @@ Tensors unique_trees_cpu(
   });
   TORCH_CHECK_VALUE(
       valid,
-      "unique_trees: 'ptr' needs to be ascending, and 'label', 'child' and "
-      "'edge_label' in [0, 2^31)");
+      "unique_trees: 'label', 'child' and 'edge_label' need to be in "
+      "[0, 2^31)");
   const auto out = unique(rows, size, num_known);
 
   // The distinct rows, in the order of their ids:
@@ -148,6 +141,14 @@ Tensors unique_trees_cpu(
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
+  m.def(
+      "unique_trees(Tensor label, Tensor ptr, Tensor child, "
+      "Tensor? edge_label=None, int num_known=0) -> "
+      "(Tensor ids, Tensor index, Tensor ptr, Tensor child, "
+      "Tensor edge_label)");
+}
 
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("unique_trees", TORCH_FN(unique_trees_cpu));

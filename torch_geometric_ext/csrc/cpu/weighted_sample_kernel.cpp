@@ -183,6 +183,12 @@ at::Tensor weighted_sample_cpu(
 
 }  // namespace
 
+TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
+  m.def(
+      "weighted_sample(Tensor weight, Tensor noise, int num_samples) -> "
+      "Tensor");
+}
+
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("weighted_sample", TORCH_FN(weighted_sample_cpu));
 }

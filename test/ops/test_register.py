@@ -1,0 +1,50 @@
+import torch
+
+import torch_geometric_ext.typing
+from torch_geometric_ext.ops.register import register_operator
+
+
+def define(name):
+    library = torch.library.Library('torch_geometric_ext', 'FRAGMENT')
+    library.define(f'{name}(Tensor x, int scale=2) -> Tensor')
+    library.impl(name, lambda x, scale=2: x * scale, 'CPU')
+    return library  # The operator exists as long as this object.
+
+
+def reference(x, scale=2):
+    return x * scale + 1  # Unlike the kernel, to tell them apart.
+
+
+def fake(x, scale=2):
+    return x.new_empty(x.shape)
+
+
+def test_register_operator(kernels, monkeypatch):
+    library = define('scale')
+    op = register_operator('scale', reference, fake)
+    x = torch.randn(3)
+    assert torch.equal(op(x, 3), 3 * x)
+    assert torch.equal(op(x), 2 * x)
+    assert torch.equal(torch.compile(op, fullgraph=True)(x, 3), 3 * x)
+    torch.library.opcheck(torch.ops.torch_geometric_ext.scale.default, (x,))
+    monkeypatch.setattr(torch_geometric_ext.typing, 'WITH_EXT', False)
+    assert torch.equal(op(x), 2 * x + 1)
+    del library
+
+
+def test_register_operator_with_python_autograd(kernels):
+    library = define('scale_with_autograd')
+    op = register_operator(
+        'scale_with_autograd', reference, fake, autograd=reference
+    )
+    x = torch.ones(3, requires_grad=True)
+    out = op(x, 5)
+    assert out.tolist() == [6, 6, 6]
+    assert torch.autograd.grad(out.sum(), x)[0].tolist() == [5, 5, 5]
+    del library
+
+
+def test_register_operator_without_kernels(monkeypatch):
+    monkeypatch.setattr(torch_geometric_ext.typing, 'WITH_EXT', False)
+    # Nothing is registered, hence the operator does not need to exist:
+    assert register_operator('missing', reference, fake) is reference

@@ -1,0 +1,56 @@
+from typing import Any, Callable, Optional
+
+import torch
+
+import torch_geometric_ext.typing
+
+# Python kernels are removed from the dispatcher together with this object.
+LIBRARY = torch.library.Library('torch_geometric_ext', 'IMPL')
+
+
+def register_operator(
+    name: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    cuda: Optional[Callable[..., Any]] = None,
+    autograd: Optional[Callable[..., Any]] = None,
+) -> Callable[..., Any]:
+    """Register the Python side of an operator and return a function that
+    calls the operator.
+
+    The C++ file of the operator registers its schema and its CPU kernel.
+    Without compiled kernels, the returned function calls :obj:`reference`.
+
+    Args:
+        name (str): The name of the operator in the namespace
+            :obj:`torch_geometric_ext`.
+        reference (callable): The operator in plain PyTorch. It takes the
+            positional arguments of the schema on any device.
+        fake (callable): The fake kernel, which :func:`torch.compile` and
+            :func:`torch.export` call to infer shapes and dtypes.
+        cuda (callable, optional): The CUDA kernel.
+            (default: :obj:`reference`)
+        autograd (callable, optional): The kernel of the dispatch key
+            :obj:`Autograd`, if it is written in Python.
+            (default: :obj:`None`)
+
+    Returns:
+        callable: A function of the positional arguments of the schema. It
+        reads :obj:`torch_geometric_ext.typing.WITH_EXT` in each call.
+    """
+    if not torch_geometric_ext.typing.WITH_EXT:
+        return reference
+
+    LIBRARY.impl(name, reference if cuda is None else cuda, 'CUDA')
+    if autograd is not None:
+        LIBRARY.impl(name, autograd, 'Autograd')
+    torch.library.register_fake(f'torch_geometric_ext::{name}')(fake)
+    kernel = getattr(torch.ops.torch_geometric_ext, name).default
+
+    def call(*args: Any) -> Any:
+        if torch_geometric_ext.typing.WITH_EXT:
+            return kernel(*args)
+        return reference(*args)
+
+    return call
