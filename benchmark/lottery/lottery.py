@@ -52,7 +52,6 @@ from torch_geometric.data import Data
 from torch_geometric.datasets import Amazon, Coauthor, Planetoid
 from torch_geometric.nn import GAT, GCN, GINConv
 
-from torch_geometric_ext.full_batch.static_graph import KnownGraph
 from torch_geometric_ext.lottery.node_task import NodeTask
 from torch_geometric_ext.lottery.stage import Stage
 from torch_geometric_ext.lottery.task import Task
@@ -141,14 +140,13 @@ def train(
     there is one.
     """
     start = time.process_time()
-    task: Task = NodeTask(KnownGraph(data))
+    task: Task = NodeTask(data)
     if teacher is not None:
         task = task.distilled(teacher, DISTILL, torch.Generator())
-    task = task.focused(model)
-    fast = task.prepare(copy.deepcopy(model))
-    optimizer = torch.optim.Adam(fast.parameters(), lr=0.01, weight_decay=5e-4)
-    stage = Stage('dense', fast, task, optimizer, EPOCHS, evaluate_every=2)
     out = copy.deepcopy(model)
+    task = task.accelerate(out)
+    optimizer = torch.optim.Adam(out.parameters(), lr=0.01, weight_decay=5e-4)
+    stage = Stage('dense', out, task, optimizer, EPOCHS, evaluate_every=2)
     out.load_state_dict(stage.run(lambda stage: None).best.state)
     seconds = time.process_time() - start
     macs = count_macs(out.eval(), data.x, data.edge_index).forward

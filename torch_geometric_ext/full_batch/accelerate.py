@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from typing import Any, Callable, Dict, Optional, Set
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import torch
 from torch import Tensor
@@ -148,6 +148,10 @@ class AcceleratedModel(Module):
     own. Attributes that the model assigns in :meth:`forward` may end up on a
     shallow copy.
     """
+
+    _runner: Module
+    _copies: List[Tuple[Module, Module]]
+    _cached: Set[str]
 
     def __init__(
         self,

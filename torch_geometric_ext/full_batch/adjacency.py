@@ -9,7 +9,7 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.ops import csr_matmul
+from torch_geometric_ext.ops.csr_matmul import csr_matmul
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 
 DTYPES = [torch.float, torch.double]  # Of sparse matrices on all devices.
@@ -67,7 +67,8 @@ class Adjacency:
             value (torch.Tensor): The values, of shape :obj:`[E, H]`.
             x (torch.Tensor): The features, of shape :obj:`[N, H, C]`.
         """
-        return csr_matmul(value, x, *self.rows, *self.cols)
+        out: Tensor = csr_matmul(value, x, *self.rows, *self.cols)
+        return out
 
     def matrices(self, dtype: torch.dtype, aggr: str) -> Matrices:
         """Return the adjacency matrix of shape :obj:`[N, N]`, row by target,

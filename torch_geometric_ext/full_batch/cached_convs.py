@@ -332,7 +332,7 @@ class StaticEdges(StaticConv):
         if found is None:
             return super().forward(*args, **kwargs)
         conv, adj = shallow_copy(self), found[1]
-        vars(conv).update({self.prepares: False, 'adj': adj})
+        conv.__dict__.update({self.prepares: False, 'adj': adj})
         given.update({'edge_index': adj.edge_index, key: adj.weight})
         return super(StaticEdges, conv).forward(**given)
 
@@ -344,7 +344,8 @@ class StaticEdges(StaticConv):
         if adj is None or edge_index is not adj.edge_index:
             return super().propagate(edge_index, size=size, **kwargs)
         self.note(PRODUCT)
-        x, value = kwargs['x'], kwargs.get('alpha', kwargs.get('edge_weight'))
+        x = kwargs['x']
+        value: Any = kwargs.get('alpha', kwargs.get('edge_weight'))
         x = x[0] if isinstance(x, tuple) else x
         if x.dim() == 2 and value is adj.weight:
             return adj.matmul(x, self.aggr)

@@ -113,6 +113,8 @@ class StaticGraph:
         StaticGraph(num_nodes=3, num_edges=4, num_features=8)
     """
 
+    _undirected: Optional[bool]
+
     def __init__(self, data: Data) -> None:
         check_static(data)
         self.data = copy.copy(data)
@@ -304,7 +306,7 @@ class StaticGraph:
         self.whole.compress(self.data.x)
         self._cache: OrderedDict[Hashable, Tuple[Tensor, Selection]]
         self._cache = OrderedDict()
-        self._undirected: Optional[bool] = None
+        self._undirected = None
         self._saves: Dict[Hashable, bool] = {}
         keys = ['x', 'edge_index', *EDGE_KEYS]
         self._versions = {

@@ -3,8 +3,8 @@ from typing import Any, Tuple
 import torch
 from torch import Tensor
 
-import torch_geometric_ext.typing
 from torch_geometric_ext.ops.ragged import row_index
+from torch_geometric_ext.ops.register import register_operator
 
 Rows = Tuple[Tensor, Tensor, Tensor]
 
@@ -103,20 +103,6 @@ class _DotProducts(torch.autograd.Function):
         return grad_target, grad_x, None, None
 
 
-def _matmul(value: Tensor, x: Tensor, *rows: Tensor) -> Tensor:
-    if torch_geometric_ext.typing.WITH_EXT:
-        op = torch.ops.torch_geometric_ext.csr_matmul.default
-        return op(value, x, *rows)
-    return csr_matmul_reference(value, x, *rows)
-
-
-def _dot_products(target: Tensor, x: Tensor, *rows: Tensor) -> Tensor:
-    if torch_geometric_ext.typing.WITH_EXT:
-        op = torch.ops.torch_geometric_ext.csr_dot_products.default
-        return op(target, x, *rows)
-    return csr_dot_products_reference(target, x, *rows)
-
-
 def csr_matmul_reference(
     value: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
 ) -> Tensor:
@@ -136,22 +122,19 @@ def csr_dot_products_reference(
     return out
 
 
-if torch_geometric_ext.typing.WITH_EXT:
-    torch.library.impl('torch_geometric_ext::csr_matmul', 'cuda')(
-        csr_matmul_reference
-    )
-    torch.library.impl('torch_geometric_ext::csr_dot_products', 'cuda')(
-        csr_dot_products_reference
-    )
+def _fake_matmul(
+    value: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
+) -> Tensor:
+    return x.new_empty(ptr.numel() - 1, *x.shape[1:])
 
-    @torch.library.register_fake('torch_geometric_ext::csr_matmul')
-    def _(
-        value: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
-    ) -> Tensor:
-        return x.new_empty(ptr.numel() - 1, *x.shape[1:])
 
-    @torch.library.register_fake('torch_geometric_ext::csr_dot_products')
-    def _(
-        target: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
-    ) -> Tensor:
-        return x.new_empty(col.numel(), x.size(1))
+def _fake_dot_products(
+    target: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
+) -> Tensor:
+    return x.new_empty(col.numel(), x.size(1))
+
+
+_matmul = register_operator('csr_matmul', csr_matmul_reference, _fake_matmul)
+_dot_products = register_operator(
+    'csr_dot_products', csr_dot_products_reference, _fake_dot_products
+)

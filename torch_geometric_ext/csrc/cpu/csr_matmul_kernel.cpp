@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "../check.h"
+
 namespace torch_geometric_ext {
 namespace {
 
@@ -20,38 +22,30 @@ struct Rows {
   int64_t size;
 };
 
-void check_rows(
-    const char* name, const Tensor& ptr, const Tensor& col,
-    const Tensor& perm) {
-  for (const auto& x : {ptr, col, perm}) {
-    TORCH_CHECK_VALUE(
-        x.dim() == 1 && x.scalar_type() == at::kLong, name,
-        ": boundaries, columns and positions need to be vectors of int64 "
-        "(got ",
-        x.dim(), " dimensions of ", x.scalar_type(), ")");
-  }
+// Checks edges once per call: a pass over them is cheap beside that over the
+// features.
+Rows check_rows(
+    const char* op, const Tensor& ptr, const Tensor& col, const Tensor& perm,
+    int64_t num_cols) {
+  check_integers(op, "ptr", ptr, at::kLong);
+  check_integers(op, "col", col, at::kLong);
+  check_integers(op, "perm", perm, at::kLong, col.numel());
   TORCH_CHECK_VALUE(
-      ptr.numel() > 0 && col.numel() == perm.numel(), name,
-      ": 'ptr' needs to hold a boundary, and 'col' one position 'perm' each "
-      "(got ",
-      ptr.numel(), " boundaries, ", col.numel(), " columns and ", perm.numel(),
-      " positions)");
-}
-
-// Boundaries and indices come from outside: a pass over them is cheap beside
-// that over the features.
-void check_range(
-    const char* name, const Rows& rows, int64_t num_edges, int64_t num_cols) {
-  bool valid = rows.ptr[0] == 0 && rows.ptr[rows.size] == num_edges;
-  for (int64_t i = 0; i < rows.size; i++) {
-    valid &= rows.ptr[i] <= rows.ptr[i + 1];
-  }
-  for (int64_t k = 0; k < num_edges; k++) {
+      ptr.is_contiguous() && col.is_contiguous() && perm.is_contiguous(), op,
+      ": 'ptr', 'col' and 'perm' need to be contiguous");
+  check_ptr<int64_t>(op, "ptr", ptr, col.numel());
+  const Rows rows{
+      ptr.const_data_ptr<int64_t>(), col.const_data_ptr<int64_t>(),
+      perm.const_data_ptr<int64_t>(), ptr.numel() - 1};
+  bool valid = true;
+  for (int64_t k = 0; k < col.numel(); k++) {
     valid &= rows.col[k] >= 0 && rows.col[k] < num_cols;
-    valid &= rows.perm[k] >= 0 && rows.perm[k] < num_edges;
+    valid &= rows.perm[k] >= 0 && rows.perm[k] < col.numel();
   }
   TORCH_CHECK_INDEX(
-      valid, name, ": boundaries, columns or positions are out of range");
+      valid, op, ": 'col' needs to be in [0, ", num_cols,
+      ") and 'perm' in [0, ", col.numel(), ")");
+  return rows;
 }
 
 // Splits rows such that threads get as many edges each.
@@ -114,20 +108,14 @@ void dot_products(
 Tensor csr_matmul_cpu(
     const Tensor& value, const Tensor& x, const Tensor& ptr, const Tensor& col,
     const Tensor& perm) {
-  check_rows("csr_matmul", ptr, col, perm);
   TORCH_CHECK_VALUE(
       value.dim() == 2 && x.dim() == 3 && value.size(0) == col.numel() &&
           value.size(1) == x.size(1) && value.scalar_type() == x.scalar_type(),
       "csr_matmul: 'value' needs to be of shape [", col.numel(),
       ", H] and 'x' of shape [N, H, C] and of one type (got ", value.sizes(),
-      " of ", value.scalar_type(), " and ", x.sizes(), " of ",
-      x.scalar_type(), ")");
-  const auto ptr_ = ptr.contiguous(), col_ = col.contiguous(),
-             perm_ = perm.contiguous();
-  const Rows rows{
-      ptr_.const_data_ptr<int64_t>(), col_.const_data_ptr<int64_t>(),
-      perm_.const_data_ptr<int64_t>(), ptr.numel() - 1};
-  check_range("csr_matmul", rows, col.numel(), x.size(0));
+      " of ", value.scalar_type(), " and ", x.sizes(), " of ", x.scalar_type(),
+      ")");
+  const auto rows = check_rows("csr_matmul", ptr, col, perm, x.size(0));
   const auto a = value.contiguous(), b = x.contiguous();
   auto out = at::empty({rows.size, x.size(1), x.size(2)}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "csr_matmul", [&] {
@@ -141,7 +129,6 @@ Tensor csr_matmul_cpu(
 Tensor csr_dot_products_cpu(
     const Tensor& grad, const Tensor& x, const Tensor& ptr, const Tensor& col,
     const Tensor& perm) {
-  check_rows("csr_dot_products", ptr, col, perm);
   TORCH_CHECK_VALUE(
       grad.dim() == 3 && x.dim() == 3 && grad.size(0) == ptr.numel() - 1 &&
           grad.size(1) == x.size(1) && grad.size(2) == x.size(2) &&
@@ -150,12 +137,7 @@ Tensor csr_dot_products_cpu(
       ", H, C] and 'x' of shape [N, H, C] and of one type (got ", grad.sizes(),
       " of ", grad.scalar_type(), " and ", x.sizes(), " of ", x.scalar_type(),
       ")");
-  const auto ptr_ = ptr.contiguous(), col_ = col.contiguous(),
-             perm_ = perm.contiguous();
-  const Rows rows{
-      ptr_.const_data_ptr<int64_t>(), col_.const_data_ptr<int64_t>(),
-      perm_.const_data_ptr<int64_t>(), ptr.numel() - 1};
-  check_range("csr_dot_products", rows, col.numel(), x.size(0));
+  const auto rows = check_rows("csr_dot_products", ptr, col, perm, x.size(0));
   const auto a = grad.contiguous(), b = x.contiguous();
   auto out = at::zeros({col.numel(), x.size(1)}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "csr_dot_products", [&] {
