@@ -1,9 +1,9 @@
 """Time products of sparse features and a dense weight.
 
 Compares forward and backward passes (of the weight alone, since features need
-no gradient) of `torch.nn.functional.linear` and of `SparseInput` over densities
-and over sizes of the blocks of its backward pass, in turn. Prints the ratio of
-medians of the CPU time, above one where the sparse product is faster.
+no gradient) of `torch.nn.functional.linear` and of `SparseInput` in turn, over
+densities and over sizes of the blocks of its backward pass. Prints the ratio
+of medians of the CPU time, above one where the sparse product is faster.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from typing import Callable, Dict, List
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from torch_geometric_ext.full_batch import sparse_input
 from torch_geometric_ext.full_batch.sparse_input import SparseInput
@@ -42,6 +43,22 @@ def medians(
     return {key: statistics.median(x) for key, x in times.items()}
 
 
+def dense_product(x: Tensor, weight: Tensor) -> Callable[[], None]:
+    return lambda: F.linear(x, weight).sum().backward()
+
+
+def sparse_product(x: Tensor, weight: Tensor, size: int) -> Callable[[], None]:
+    sparse_input.BLOCK_SIZE = size
+    found = SparseInput(x)
+    assert len(found.transposed_blocks) == -(-len(x) // size)
+
+    def run() -> None:
+        sparse_input.BLOCK_SIZE = size
+        found.matmul(weight.t()).sum().backward()
+
+    return run
+
+
 def cpu_name() -> str:
     for line in Path('/proc/cpuinfo').read_text().splitlines():
         if line.startswith('model name'):
@@ -63,19 +80,9 @@ def main() -> None:
         for density in DENSITIES:
             x = torch.rand(num_rows, in_channels)
             x = x.masked_fill(torch.rand_like(x) >= density, 0)
-            runs: Dict[int, Callable[[], None]] = {
-                0: lambda: F.linear(x, weight).sum().backward()
-            }
+            runs = {0: dense_product(x, weight)}
             for size in BLOCK_SIZES:
-                sparse_input.BLOCK_SIZE = size
-                found = SparseInput(x)
-                assert len(found.transposed_blocks) == -(-num_rows // size)
-
-                def run(found: SparseInput = found, size: int = size) -> None:
-                    sparse_input.BLOCK_SIZE = size
-                    found.matmul(weight.t()).sum().backward()
-
-                runs[size] = run
+                runs[size] = sparse_product(x, weight, size)
             times = medians(runs, args.num_rounds)
             ratios = ''.join(
                 f'{times[0] / times[x]:8.2f}' for x in BLOCK_SIZES
