@@ -106,7 +106,7 @@ def test_weighted_sample_of_half_precision(ext):
 
 
 def test_weighted_sample_errors(ext):
-    with pytest.raises(ValueError, match=r'in \[0, 3\], .* \(got 4\)'):
+    with pytest.raises(ValueError, match=r'in \[0, 3\] \(got 4\)'):
         weighted_sample(torch.ones(3), 4)
     with pytest.raises(ValueError, match='one-dimensional floating point'):
         weighted_sample(torch.ones(3, 1), 1)

@@ -18,19 +18,19 @@ at::Tensor to_tensor(const std::vector<int64_t>& values) {
   return out;
 }
 
-// Positions of nodes in the output, -1 where there are none. One per thread,
-// and clean between calls, so that a call costs what it returns and not what
-// there is.
-class Positions {
+// Numbers nodes in order of discovery. Each thread keeps its buffer of numbers
+// between calls and resets only entries in use, so that the cost of a call
+// depends on its output only.
+class Discovery {
  public:
-  explicit Positions(int64_t size) {
+  explicit Discovery(int64_t size) {
     if (int64_t(positions().size()) < size) positions().resize(size, -1);
   }
-  ~Positions() {
+  ~Discovery() {
     for (const auto node : nodes) positions()[node] = -1;
   }
 
-  int64_t operator()(int64_t node) {
+  int64_t number(int64_t node) {
     auto& position = positions()[node];
     if (position < 0) {
       position = static_cast<int32_t>(nodes.size());
@@ -39,9 +39,10 @@ class Positions {
     return position;
   }
 
-  std::vector<int64_t> nodes;  // In order of discovery.
+  std::vector<int64_t> nodes;
 
  private:
+  // Holds -1 for undiscovered nodes.
   static std::vector<int32_t>& positions() {
     static thread_local std::vector<int32_t> positions;
     return positions;
@@ -67,8 +68,8 @@ Tensors extract_trees_cpu(
   TORCH_CHECK_VALUE(
       num_graphs >= 0 && num_nodes >= 0 && own.numel() == num_nodes,
       "extract_trees: 'graph_ptr' and 'ptr' need at least one element, and "
-      "'own' one for each node (got ",
-      own.numel(), ", expected ", num_nodes, ")");
+      "'own' needs ",
+      num_nodes, " elements (got ", own.numel(), ")");
   const auto in_range = [=](int64_t i) { return i >= 0 && i < num_nodes; };
 
   const auto graph_idx_c = graph_idx.contiguous();
@@ -82,7 +83,7 @@ Tensors extract_trees_cpu(
   const auto* children = child_c.const_data_ptr<int32_t>();
   const auto* owns = own_c.const_data_ptr<int32_t>();
 
-  Positions position(num_nodes);
+  Discovery discovery(num_nodes);
   std::vector<int64_t> root_ptr{0}, root, entry;
   for (int64_t i = 0; i < graph_idx.numel(); i++) {
     const auto graph = graphs[i];
@@ -92,39 +93,38 @@ Tensors extract_trees_cpu(
         graph, ")");
     TORCH_CHECK_VALUE(
         rows[graph] >= 0 && rows[graph + 1] <= tree.numel(),
-        "extract_trees: 'graph_ptr' points outside of 'tree'");
+        "extract_trees: 'graph_ptr' needs to be in [0, ", tree.numel(), "]");
     for (auto k = rows[graph]; k < rows[graph + 1]; k++) {
       TORCH_CHECK_INDEX(
           in_range(trees[k]), "extract_trees: 'tree' needs to be in [0, ",
           num_nodes, ") (got ", trees[k], ")");
-      root.push_back(position(trees[k]));
+      root.push_back(discovery.number(trees[k]));
       entry.push_back(k);
     }
     root_ptr.push_back(root.size());
   }
 
-  // Breadth first: what the nodes of one level read is the next one.
+  // Breadth-first search, level by level:
   std::vector<int64_t> edge, src, dst, own_out, sizes;
   size_t begin = 0;
   for (int64_t level = num_layers; level >= 0; level--) {
-    const auto end = position.nodes.size(), num_edges = edge.size();
+    const auto end = discovery.nodes.size(), num_edges = edge.size();
     for (auto i = begin; i < end && level > 0; i++) {
-      const auto node = position.nodes[i];
+      const auto node = discovery.nodes[i];
       TORCH_CHECK_INDEX(
           starts[node] >= 0 && starts[node + 1] <= child.numel() &&
               in_range(owns[node]),
-          "extract_trees: 'ptr' points outside of 'child', or 'own' is not in "
-          "[0, ",
-          num_nodes, ")");
+          "extract_trees: 'ptr' needs to be in [0, ", child.numel(),
+          "], and 'own' needs to be in [0, ", num_nodes, ")");
       for (auto k = starts[node]; k < starts[node + 1]; k++) {
         TORCH_CHECK_INDEX(
             in_range(children[k]), "extract_trees: 'child' needs to be in [0, ",
             num_nodes, ") (got ", children[k], ")");
         edge.push_back(k);
-        src.push_back(position(children[k]));
+        src.push_back(discovery.number(children[k]));
         dst.push_back(i);
       }
-      own_out.push_back(position(owns[node]));
+      own_out.push_back(discovery.number(owns[node]));
     }
     for (auto i = begin; i < end && level == 0; i++) own_out.push_back(i);
     sizes.push_back(end - begin);
@@ -136,7 +136,7 @@ Tensors extract_trees_cpu(
   auto* out = edge_index.mutable_data_ptr<int64_t>();
   std::copy(dst.begin(), dst.end(), std::copy(src.begin(), src.end(), out));
   return {to_tensor(root),    to_tensor(root_ptr),
-          to_tensor(entry),   to_tensor(position.nodes),
+          to_tensor(entry),   to_tensor(discovery.nodes),
           to_tensor(own_out), to_tensor(edge),
           edge_index,         to_tensor(sizes).view({num_layers + 1, 2})};
 }

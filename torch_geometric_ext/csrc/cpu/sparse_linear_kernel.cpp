@@ -51,7 +51,7 @@ void check(
       values.dim() == 1 && (values.scalar_type() == at::kFloat ||
                             values.scalar_type() == at::kDouble),
       op, ": 'values' needs to be a vector of float or double (got ",
-      values.dim(), " dimensions of ", values.scalar_type(), ")");
+      values.scalar_type(), " of shape ", values.sizes(), ")");
   TORCH_CHECK_VALUE(
       x.scalar_type() == values.scalar_type() ||
           (at::isReducedFloatingType(x.scalar_type()) &&
@@ -76,7 +76,7 @@ void check(
   check_ptr_ends<int32_t>(op, "colptr", colptr, values.numel());
 }
 
-// A matrix of the type of `values` whose rows are dense.
+// Casts `x` to the dtype of `values` and makes its rows contiguous.
 Tensor as_rows(const Tensor& x, const Tensor& values) {
   const auto out = x.to(values.scalar_type());
   return x.size(1) <= 1 || out.stride(1) == 1 ? out : out.contiguous();
@@ -89,7 +89,8 @@ Matrix<scalar_t> rows_of(const Tensor& x, int64_t begin = 0) {
   return {data + begin * x.stride(0), x.stride(0)};
 }
 
-// Runs `func(chunk, begin, end)` for ranges of `size`, at most one a thread.
+// Calls `func(chunk, begin, end)` for at most `num_chunks` ranges of `size` in
+// parallel. Ranges begin at a multiple of `step`.
 template <typename F>
 void for_chunks(int64_t size, int64_t num_chunks, int64_t step, const F& func) {
   const auto num_steps = (size + step - 1) / step;
@@ -103,15 +104,20 @@ void for_chunks(int64_t size, int64_t num_chunks, int64_t step, const F& func) {
   });
 }
 
+// The number of weights that is worth a thread. A choice, no measurement.
+constexpr int64_t kWeightGrain = 1 << 14;
+
 template <typename F>
 void for_weights(int64_t num_weights, const F& func) {
-  at::parallel_for(0, num_weights, 1 << 14, [&](int64_t begin, int64_t end) {
-    for (auto i = begin; i < end; i++) func(i);
-  });
+  at::parallel_for(
+      0, num_weights, kWeightGrain, [&](int64_t begin, int64_t end) {
+        for (auto i = begin; i < end; i++) func(i);
+      });
 }
 
-// How to share the work: whole tiles if there are enough of them and threads
-// may each sum up gradients of their own, or else, tile by tile, features.
+// The parallel schedule. Threads work on different tiles if there are enough
+// tiles and a gradient buffer for each thread is small enough. Otherwise, all
+// threads work on the same tile and on different features.
 struct Plan {
   int64_t num_threads;
   bool by_tiles;
@@ -119,7 +125,8 @@ struct Plan {
   Plan(
       int64_t num_rows, int64_t num_weights, int64_t num_channels,
       int64_t max_rows) {
-    constexpr int64_t kGrain = 1 << 16;  // Multiply-adds worth a thread.
+    // The multiply-adds that are worth a thread. A choice, no measurement.
+    constexpr int64_t kGrain = 1 << 16;
     const auto num_grains = num_rows * num_weights / kGrain + 1;
     num_threads = std::min<int64_t>(at::get_num_threads(), num_grains);
     const bool affordable =
@@ -129,9 +136,9 @@ struct Plan {
   }
 };
 
-// Packs the rows of `x` into tiles and calls, for all outputs of all tiles,
-// `func(part, tile, row, number of rows, begin, end)`, where `part` tells calls
-// apart that may run at once for the same outputs.
+// Packs the rows of `x` into tiles and calls
+// `func(part, tile, row, num_rows, begin, end)` for all outputs of all tiles.
+// Concurrent calls for the same outputs have different values of `part`.
 template <typename scalar_t, typename F>
 void for_tiles(
     const Tensor& x, int64_t num_outputs, const Plan& plan, const F& func) {
@@ -285,7 +292,7 @@ Tensor to_dense(const Tensor& values, const Pattern& pattern, int64_t in) {
   return out;
 }
 
-// Picks the weights that exist.
+// Selects the elements of a dense matrix at the positions of the weights.
 template <typename scalar_t>
 Tensor to_sparse(
     const Tensor& dense, const Tensor& values, const Pattern& pattern) {

@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t kMaxId = int64_t(1) << 31;
 
-// A row is a label and a multiset of (edge label, child), held as ascending
-// 64-bit integers.
+// Trees as rows: a label and the multiset of (edge label, child), stored as
+// ascending 64-bit integers.
 struct TreeRows {
   const int64_t* label;
   const int64_t* ptr;
@@ -54,8 +54,11 @@ struct TreeRows {
   }
 };
 
-void sort_small(uint64_t* begin, uint64_t* end) {
-  if (end - begin > 16) return std::sort(begin, end);
+// Sorts by insertion up to this number of children. A choice, no measurement.
+constexpr int64_t kSmallSort = 16;
+
+void sort_children(uint64_t* begin, uint64_t* end) {
+  if (end - begin > kSmallSort) return std::sort(begin, end);
   for (auto* i = begin; i < end; i++) {
     const auto value = *i;
     auto* j = i;
@@ -104,7 +107,7 @@ Tensors unique_trees_cpu(
         ok &= in_range(child_data[k]) && in_range(edge);
         rows.items[k] = static_cast<uint64_t>(edge) << 32 | child_data[k];
       }
-      sort_small(rows.items + first, rows.items + last);
+      sort_children(rows.items + first, rows.items + last);
     }
     if (!ok) valid = false;
   });
@@ -112,9 +115,9 @@ Tensors unique_trees_cpu(
       valid,
       "unique_trees: 'label', 'child' and 'edge_label' need to be in "
       "[0, 2^31)");
-  const auto out = unique(rows, size, num_known);
+  const auto out = unique(op, rows, size, num_known);
 
-  // The distinct rows, in the order of their ids:
+  // Copy the distinct trees in the order of their ids:
   const auto num_trees = out.index.numel();
   const auto* index = out.index.const_data_ptr<int64_t>();
   auto out_ptr = at::empty({num_trees + 1}, options);
