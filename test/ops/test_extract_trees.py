@@ -126,7 +126,7 @@ def test_extract_trees_errors_of_kernel():
         for value in [-1, 1000]:
             bad = list(args)
             bad[position] = torch.full_like(args[position], value)
-            with pytest.raises(IndexError, match='needs to be in|is not in'):
+            with pytest.raises(IndexError, match='needs to be in'):
                 kernel(*bad)
     expected = extract_trees_reference(*args)
     for out, other in zip(kernel(*args), expected):

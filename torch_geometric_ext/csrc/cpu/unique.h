@@ -42,7 +42,8 @@ class Table {
       if (slot.id < 0) {
         TORCH_CHECK_VALUE(
             rows.size() < size_t(std::numeric_limits<int32_t>::max()),
-            "needs at most 2^31 - 1 distinct rows");
+            "unique_rows and unique_trees support at most 2^31 - 1 distinct "
+            "rows");
         slot = {tag, static_cast<int32_t>(rows.size())};
         rows.push_back(row);
         hashes.push_back(hash);
@@ -117,6 +118,54 @@ struct Unique {
   at::Tensor index;  // [T], the first row of each id
 };
 
+// The distinct rows of all parts, and, for each part, the positions of its
+// distinct rows among them.
+struct Merged {
+  std::vector<int64_t> rows;
+  std::vector<std::vector<int64_t>> position;
+};
+
+// Merges the distinct rows of parts. Each thread merges one shard of the
+// hashes. Parts are in order, hence the first row still represents its id.
+template <typename Rows>
+Merged merge(const Rows& source, const std::vector<Table>& parts) {
+  const auto num_parts = int64_t(parts.size());
+  if (num_parts == 1) {
+    Merged out{parts[0].rows, {std::vector<int64_t>(parts[0].rows.size())}};
+    std::iota(out.position[0].begin(), out.position[0].end(), 0);
+    return out;
+  }
+  const auto shard_of = [=](uint64_t hash) {
+    return static_cast<int64_t>((hash >> 40) % num_parts);
+  };
+  Merged out;
+  for (const auto& part : parts) out.position.emplace_back(part.rows.size());
+  std::vector<Table> shards(num_parts);
+  parallel_each(num_parts, [&](int64_t shard) {
+    for (int64_t part = 0; part < num_parts; part++) {
+      const auto& [rows, hashes] =
+          std::tie(parts[part].rows, parts[part].hashes);
+      for (size_t i = 0; i < rows.size(); i++) {
+        if (shard_of(hashes[i]) != shard) continue;
+        out.position[part][i] =
+            shards[shard].insert(source, hashes[i], rows[i]);
+      }
+    }
+  });
+  std::vector<int64_t> offset;
+  for (const auto& shard : shards) {
+    offset.push_back(out.rows.size());
+    out.rows.insert(out.rows.end(), shard.rows.begin(), shard.rows.end());
+  }
+  parallel_each(num_parts, [&](int64_t part) {
+    auto& position = out.position[part];
+    for (size_t i = 0; i < position.size(); i++) {
+      position[i] += offset[shard_of(parts[part].hashes[i])];
+    }
+  });
+  return out;
+}
+
 // Assigns ids to rows. The first `num_known` rows keep their positions as ids,
 // and all other distinct rows are ranked behind them. The result does not
 // depend on the number of threads.
@@ -141,53 +190,21 @@ Unique unique(
     }
   });
 
-  // Each thread merges one shard of the hashes over all parts. Parts are in
-  // order, hence the first row still represents its id.
-  std::vector<std::vector<int64_t>> maps(num_parts);
-  std::vector<Table> shards(num_parts);
-  const auto shard_of = [=](uint64_t hash) {
-    return static_cast<int64_t>((hash >> 40) % num_parts);
-  };
-  for (int64_t part = 0; part < num_parts; part++) {
-    maps[part].resize(parts[part].rows.size());
-  }
-  if (num_parts == 1) {
-    std::iota(maps[0].begin(), maps[0].end(), 0);
-    shards.swap(parts);
-  } else {
-    parallel_each(num_parts, [&](int64_t shard) {
-      for (int64_t part = 0; part < num_parts; part++) {
-        const auto& [rows, hashes] =
-            std::tie(parts[part].rows, parts[part].hashes);
-        for (size_t i = 0; i < rows.size(); i++) {
-          if (shard_of(hashes[i]) != shard) continue;
-          maps[part][i] = shards[shard].insert(source, hashes[i], rows[i]);
-        }
-      }
-    });
-  }
-  std::vector<int64_t> rows, offset;
-  for (const auto& shard : shards) {
-    offset.push_back(rows.size());
-    rows.insert(rows.end(), shard.rows.begin(), shard.rows.end());
-  }
-
-  const auto order = canonical_order(op, source, rows, num_known);
-  auto index = at::empty({int64_t(rows.size())}, options);
+  const auto merged = merge(source, parts);
+  const auto order = canonical_order(op, source, merged.rows, num_known);
+  auto index = at::empty({int64_t(order.size())}, options);
   auto* first = index.mutable_data_ptr<int64_t>();
-  std::vector<int64_t> rank(rows.size());
+  std::vector<int64_t> rank(order.size());
   for (size_t i = 0; i < order.size(); i++) {
-    first[i] = rows[order[i]];
+    first[i] = merged.rows[order[i]];
     rank[order[i]] = i;
   }
   parallel_each(num_parts, [&](int64_t part) {
-    auto& map = maps[part];
-    for (size_t i = 0; i < map.size(); i++) {
-      const auto shard = num_parts == 1 ? 0 : shard_of(parts[part].hashes[i]);
-      map[i] = rank[map[i] + offset[shard]];
-    }
+    const auto& position = merged.position[part];
     const auto end = (part + 1) * size / num_parts;
-    for (auto i = part * size / num_parts; i < end; i++) id[i] = map[id[i]];
+    for (auto i = part * size / num_parts; i < end; i++) {
+      id[i] = rank[position[id[i]]];
+    }
   });
   return {ids, index};
 }
