@@ -1,8 +1,9 @@
-"""Builds the kernels; everything else is declared in `pyproject.toml`.
+"""Build the kernels. `pyproject.toml` declares everything else.
 
-The kernels are built whenever torch is importable at build time and a C++
-compiler is found (`pip install --no-build-isolation .`). `WITH_EXT=1` turns a
-build that is impossible or fails into an error, `WITH_EXT=0` skips it.
+The build needs torch and a C++ compiler
+(`pip install --no-build-isolation .`). Without them, or if the build fails,
+the package is installed without kernels. `WITH_EXT=1` raises an error instead,
+and `WITH_EXT=0` skips the build.
 """
 
 import os
@@ -38,11 +39,11 @@ def get_kernels() -> dict:
             except Exception as e:
                 if WITH_EXT == '1':
                     raise
-                print(f'Going on without kernels, their build failed: {e}')
+                print(f'Install without kernels, as their build failed: {e}')
                 self.extensions = []
 
     flags = ['-O3', '-g0', '-fvisibility=hidden', '-fopenmp']
-    flags += ['-fno-math-errno', '-fno-trapping-math']  # As PyTorch itself.
+    flags += ['-fno-math-errno', '-fno-trapping-math']  # As in PyTorch.
     extension = CppExtension(
         'torch_geometric_ext._C',
         sources=sorted(str(path) for path in CSRC.rglob('*.cpp')),

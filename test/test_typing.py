@@ -26,7 +26,7 @@ def test_broken_kernels_warn(tmp_path, monkeypatch):
     monkeypatch.setattr(
         torch_geometric_ext.typing, '__file__', str(tmp_path / 'typing.py')
     )
-    assert not torch_geometric_ext.typing._load_kernels()
+    assert not torch_geometric_ext.typing.load_kernels()
     (tmp_path / '_C.so').write_bytes(b'no library')
     with pytest.warns(UserWarning, match='do not load'):
-        assert not torch_geometric_ext.typing._load_kernels()
+        assert not torch_geometric_ext.typing.load_kernels()

@@ -1,7 +1,7 @@
-"""Optional dependencies: each is tried once, here, and sets a flag.
+"""Flags of optional dependencies.
 
-Read the flags late (``torch_geometric_ext.typing.WITH_EXT``), so that tests
-can switch them off.
+Read a flag when it is needed (``torch_geometric_ext.typing.WITH_EXT``) instead
+of importing its value, so that tests can switch it off.
 """
 
 import warnings
@@ -12,21 +12,26 @@ import torch
 __all__ = ['WITH_EXT']
 
 
-def _load_kernels() -> bool:
-    """Loads the compiled operators that lie beside this file, if any."""
+def load_kernels() -> bool:
+    """Load the compiled operators beside this file.
+
+    Returns:
+        bool: Whether compiled operators were found and loaded.
+    """
     for path in Path(__file__).parent.glob('_C.*'):
         try:
             torch.ops.load_library(path)
             return True
         except OSError as e:
             warnings.warn(
-                f"The kernels of 'torch_geometric_ext' do not load and its "
-                f'slower reference operators are used instead. Re-install it '
-                f"after a change of the PyTorch version ('{path}': {e})",
+                f"The kernels of 'torch_geometric_ext' do not load, hence "
+                f'operators fall back to slower references. Re-install the '
+                f"package after a change of the PyTorch version ('{path}': "
+                f'{e})',
                 stacklevel=2,
             )
     return False
 
 
-WITH_EXT: bool = _load_kernels()
-"""Whether the compiled operators are available."""
+WITH_EXT: bool = load_kernels()
+"""Whether operators call their compiled kernels."""

@@ -1,14 +1,18 @@
-"""How fast computation trees get their ids, against what there is.
+"""Time ids of computation trees against rivals.
 
-* ours, on one thread and on two, and the reference operators in PyTorch,
-* explicit trees as strings in a hash table (C++, one thread, compiled when the
-  script starts), the approach of the code that came with MIRAGE,
-* PyG's `WLConv`, whose colors are the same classes up to hash collisions (it
-  knows no edge labels).
+Methods:
 
-All start from a collated data set, and all groupings are compared. Rivals that
-write trees down get at most `--limit` graphs at three layers of IMDB-BINARY.
-Then prints how time grows with layers and edges, and the memory it takes.
+* ours, on one thread and on two threads,
+* explicit: each tree as a string in a hash table (C++, one thread, compiled at
+  start), as in the code of the MIRAGE paper,
+* reference: the operators of ours in plain PyTorch,
+* `WLConv` of PyG, whose colors are the same classes up to hash collisions, but
+  which supports no edge labels.
+
+Each method starts from a collated data set. The script checks that all methods
+give the same classes. Trees as strings exhaust the memory at three layers of
+IMDB-BINARY, hence all methods get its first `--limit` graphs there. At the
+end, the script prints time and memory by number of layers and edges.
 """
 
 import argparse
@@ -47,7 +51,7 @@ def load(root: str, name: str, num_graphs: Optional[int] = None) -> Graph:
 
 
 def measure(function: Callable, repeat: int) -> Tuple[Any, float]:
-    """The fastest of a few runs, after one that warms up if it is short."""
+    """Return the output and the shortest time of at most `repeat` runs."""
     seconds: List[float] = []
     while len(seconds) < repeat:
         start = time.perf_counter()
@@ -120,7 +124,7 @@ def compare(graph: Graph, num_layers: int, extension: Any, label: str) -> None:
 
 
 def peak_memory(function: Callable) -> float:
-    """Bytes above what is there before, at the peak."""
+    """Return the peak memory of a function in bytes, minus that before."""
     with open('/proc/self/clear_refs', 'w') as file:
         file.write('5')
     before = status('VmRSS')

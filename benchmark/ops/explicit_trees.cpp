@@ -1,6 +1,6 @@
-// The rival of `computation_tree.py`: writes down the computation tree of each
-// node as a string, with sorted children and separators, and looks it up in a
-// table of strings, as the code that came with the paper on MIRAGE does.
+// A rival in `computation_tree.py`: writes the computation tree of each node as
+// a string with sorted children and separators, and finds its id in a hash
+// table of strings, as in the code of the MIRAGE paper.
 #include <torch/extension.h>
 
 #include <algorithm>

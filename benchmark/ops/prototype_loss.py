@@ -1,8 +1,9 @@
-"""One step of the prototype losses: the operator against plain PyTorch.
+"""Time the prototype losses against plain PyTorch.
 
-Times forward and backward (losses, scores and the gradients of embeddings,
-projector and prototypes) in a loop of their own, that is on warm caches, and
-prints medians. `benchmark/loader/overhead.py` has the cost within training.
+A step is the forward and the backward pass: losses, scores, and the gradients
+of embeddings, projector and prototypes. Steps run in a loop of their own,
+hence on warm caches. Prints medians. `benchmark/loader/overhead.py` measures
+the cost within training.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 import torch_geometric_ext.typing
+from torch_geometric_ext.ops import prototype_loss
 from torch_geometric_ext.ops.prototype_loss import prototype_loss_reference
 
 SHAPES = [(32, 2), (128, 2), (32, 10), (128, 10), (128, 100)]
@@ -42,7 +44,6 @@ def main() -> None:
 
     if not torch_geometric_ext.typing.WITH_EXT:
         raise SystemExit('the kernels are not installed')
-    kernel = torch.ops.torch_geometric_ext.prototype_loss.default
 
     print(f'in_channels 64, embedding_dim 32, PyTorch {torch.__version__}')
     print(f'{"[us]":35}{"kernel":>7}{"PyTorch":>18}{"compiled":>18}')
@@ -61,7 +62,7 @@ def main() -> None:
             torch._dynamo.reset()
             compiled = torch.compile(prototype_loss_reference, dynamic=False)
             rivals: List[Callable] = [
-                kernel,
+                prototype_loss,
                 prototype_loss_reference,
                 compiled,
             ]

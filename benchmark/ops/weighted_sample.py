@@ -1,7 +1,7 @@
-"""Weighted draws without replacement: the operator against its rivals.
+"""Time weighted sampling without replacement against rivals.
 
-Draws half of N positions, noise included. `torch.multinomial` is limited to
-2^24 categories.
+Each method draws half of N positions and its own noise. `torch.multinomial`
+supports at most 2^24 categories.
 """
 
 import argparse

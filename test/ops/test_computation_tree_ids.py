@@ -23,7 +23,7 @@ def random_graph(seed, max_nodes=8, max_edges=12, directed=True):
 
 
 def explicit_tree(node, depth, x, edge_index, edge_attr):
-    """The tree itself, as nested tuples in which children are sorted."""
+    """Return a tree as nested tuples with sorted children."""
     children = []
     if depth > 0:
         for edge in (edge_index[1] == node).nonzero().view(-1).tolist():

@@ -184,9 +184,9 @@ def test_frequent_itemsets_equal_mlxtend(ext, closed, min_support):
     table = torch.zeros(200, names.numel(), dtype=torch.bool)
     table[torch.arange(200).repeat_interleave(ptr.diff()), inverse] = True
     table = pandas.DataFrame(table.numpy(), columns=names.tolist())
-    # Half a transaction less, as shares of support are rounded:
-    share = (min_support - 0.5) / 200
-    result = mlxtend.fpgrowth(table, share, use_colnames=True)
+    # Subtract half a transaction, since the fraction is rounded:
+    fraction = (min_support - 0.5) / 200
+    result = mlxtend.fpgrowth(table, fraction, use_colnames=True)
     support = (result['support'] * 200).round().astype(int)
     expected = dict(zip(result['itemsets'], support))
     if closed:

@@ -121,8 +121,8 @@ def test_herding_approaches_the_mean(ext):
     order = herding(*args)
     size = torch.arange(1, 201).view(-1, 1)
     error = (x[order].cumsum(0) / size - x.mean(0)).norm(dim=1)
-    # As 1 / k, where a random order approaches it as 1 / sqrt(k). The last
-    # rows have no choice:
+    # Herding converges as 1 / k, a random order as 1 / sqrt(k). The last steps
+    # have few candidates.
     assert bool((error * size.view(-1))[:100].max() < 3)
     assert float(error[-1]) < 1e-12
 
@@ -176,7 +176,7 @@ def test_herding_refuses_large_values(ext, high):
     match = r"'value' needs (smaller values .* of 2 rows|.* \(-2\^31, 2\^31\))"
     with pytest.raises(ValueError, match=match):
         herding(ptr, item, value, groups)
-    # The largest ones that are accepted give exact scores:
+    # Scores are exact for the largest accepted values:
     args = (ptr, item, torch.tensor([499_999_999, -499_999_999]), groups)
     assert herding(*args).tolist() == brute_force(*args, 2)
 

@@ -35,7 +35,7 @@ def test_interruptible_is_interrupted(interrupts):
 
 def test_interruptible_in_other_threads():
     out = []
-    # There is no interrupt to wait for:
+    # Other threads receive no interrupt.
     thread = Thread(target=lambda: out.append(interruptible(lambda x: x)))
     thread.start()
     thread.join()

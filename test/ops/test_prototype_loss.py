@@ -72,7 +72,7 @@ def test_prototype_loss_equals_reference(temperature, **kwargs):
 @withKernels
 @pytest.mark.parametrize('C', [2, 40])
 def test_prototype_loss_equals_reference_on_large_input(C):
-    # Beyond the limits up to which products and maps stay in the kernel:
+    # Large products and maps go to library routines:
     assert_equal_to_reference(make_inputs(B=300, E=64, H=32, D=48, C=C, K=3))
 
 
@@ -155,8 +155,8 @@ def test_prototype_loss_is_finite_at_low_temperature(dtype, ext):
 
 def test_prototype_loss_of_degenerate_input(ext):
     h, y, weight1, weight2, prototypes = make_inputs()
-    h = torch.zeros_like(h).requires_grad_()  # Has no direction.
-    prototypes = torch.ones_like(prototypes).requires_grad_()  # All the same.
+    h = torch.zeros_like(h).requires_grad_()  # Zero norm.
+    prototypes = torch.ones_like(prototypes).requires_grad_()  # Equal.
     inputs = h, y, weight1, weight2, prototypes
     loss, scores = prototype_loss(*inputs, *LOSS)
     loss.backward()
@@ -165,7 +165,7 @@ def test_prototype_loss_of_degenerate_input(ext):
         assert x.grad.isfinite().all()
 
 
-def test_prototype_loss_passes_nan_on(ext):
+def test_prototype_loss_propagates_nan(ext):
     inputs = make_inputs()
     with torch.no_grad():
         inputs[0][2, 0] = float('nan')
@@ -228,7 +228,7 @@ def test_prototype_loss_kernel_errors():
 
 
 @withKernels
-@torch.inference_mode()  # Without autograd, which goes to the reference.
+@torch.inference_mode()  # Autograd would call the reference.
 def test_prototype_loss_backward_kernel_errors():
     op = torch.ops.torch_geometric_ext.prototype_loss_backward
     inputs = [x.detach().clone() for x in make_inputs()]

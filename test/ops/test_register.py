@@ -8,11 +8,11 @@ def define(name):
     library = torch.library.Library('torch_geometric_ext', 'FRAGMENT')
     library.define(f'{name}(Tensor x, int scale=2) -> Tensor')
     library.impl(name, lambda x, scale=2: x * scale, 'CPU')
-    return library  # The operator exists as long as this object.
+    return library  # Deleting it deletes the operator.
 
 
 def reference(x, scale=2):
-    return x * scale + 1  # Unlike the kernel, to tell them apart.
+    return x * scale + 1  # Unlike the kernel.
 
 
 def fake(x, scale=2):
@@ -46,5 +46,5 @@ def test_register_operator_with_python_autograd(kernels):
 
 def test_register_operator_without_kernels(monkeypatch):
     monkeypatch.setattr(torch_geometric_ext.typing, 'WITH_EXT', False)
-    # Nothing is registered, hence the operator does not need to exist:
+    # Nothing is registered, hence no such operator needs to exist.
     assert register_operator('missing', reference, fake) is reference

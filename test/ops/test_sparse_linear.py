@@ -37,7 +37,7 @@ def oracle(index, x, values, bias, rowptr, *args):
 
 
 def assert_close(out, expected):
-    # Sums may cancel each other: what counts is the largest one.
+    # The terms of a sum may cancel, hence scale by the largest output.
     tolerance = 1e-9 if out.dtype == torch.double else 1e-5
     scale = expected.abs().max().item() if expected.numel() > 0 else 0
     kwargs = dict(rtol=tolerance, atol=tolerance * max(scale, 1))
@@ -74,7 +74,7 @@ def test_sparse_linear_matches_dense_mask(
     index, inputs = make_inputs(N, I, O, density, seed, dtype=dtype)
     assert_equal_to_oracle(index, inputs)
 
-    # The products that only one gradient needs:
+    # Compute a single gradient:
     out = sparse_linear(inputs[0].detach(), *inputs[1:])
     for x, y in [
         (out, inputs[1]),
@@ -207,9 +207,9 @@ def test_sparse_linear_of_other_type(ext):
 def test_sparse_linear_crossover(kernels):
     large = sparse_linear_crossover(4096, 2048, 512)
     assert 0 < large < 1
-    # Small layers are read from the cache:
+    # Tiles of small layers fit into the cache:
     assert large <= sparse_linear_crossover(4096, 64, 64) <= 1
-    # Small batches pay for the way from and to a dense matrix:
+    # Small batches pay for the conversion to a dense matrix:
     assert large != sparse_linear_crossover(1, 2048, 512)
 
 

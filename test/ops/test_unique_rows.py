@@ -110,9 +110,11 @@ def test_unique_rows_errors(ext):
         unique_rows(x[0])
     with pytest.raises(ValueError, match="'x' contains NaN"):
         unique_rows(x / 0 - x / 0)
-    with pytest.raises(ValueError, match=r"'num_known' .* in \[0, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"unique_rows: 'num_known' .* \[0, 2\]"
+    ):
         unique_rows(x, num_known=3)
-    with pytest.raises(ValueError, match='first 2 rows need to be distinct'):
+    with pytest.raises(ValueError, match='unique_rows: the first 2 rows need'):
         unique_rows(x, num_known=2)
 
 

@@ -142,7 +142,9 @@ def test_unique_trees_errors(ext):
     ]:
         with pytest.raises(ValueError, match=r'in \[0, 2\^31\)'):
             unique_trees(*bad)
-    with pytest.raises(ValueError, match='first 2 rows need to be distinct'):
+    with pytest.raises(
+        ValueError, match='unique_trees: the first 2 rows need'
+    ):
         unique_trees(label, ptr, child, num_known=2)
 
 

@@ -24,17 +24,17 @@ def kernel(weight, noise, num_samples):
 @withKernels
 @given(
     size=st.integers(0, 200),
-    share=st.floats(0, 1),
+    fraction=st.floats(0, 1),
     levels=st.integers(1, 50),
     dtype=st.sampled_from([torch.float, torch.double]),
     seed=st.integers(0, 1000),
 )
-def test_weighted_sample_equals_reference(size, share, levels, dtype, seed):
+def test_weighted_sample_equals_reference(size, fraction, levels, dtype, seed):
     # Few levels of weight and noise give many ties and zero weights:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randint(levels + 1, (size,), generator=generator).to(dtype)
     noise = torch.randint(1, levels + 1, (size,), generator=generator).double()
-    k = int(share * size)
+    k = int(fraction * size)
     out = kernel(weight, noise, k)
     assert torch.equal(out, weighted_sample_reference(weight, noise, k))
     assert torch.equal(out, out.unique()) and out.numel() == k
@@ -106,7 +106,7 @@ def test_weighted_sample_of_half_precision(ext):
 
 
 def test_weighted_sample_errors(ext):
-    with pytest.raises(ValueError, match=r'in \[0, 3\], .* \(got 4\)'):
+    with pytest.raises(ValueError, match=r'in \[0, 3\] \(got 4\)'):
         weighted_sample(torch.ones(3), 4)
     with pytest.raises(ValueError, match='one-dimensional floating point'):
         weighted_sample(torch.ones(3, 1), 1)

@@ -18,19 +18,19 @@ at::Tensor to_tensor(const std::vector<int64_t>& values) {
   return out;
 }
 
-// Positions of nodes in the output, -1 where there are none. One per thread,
-// and clean between calls, so that a call costs what it returns and not what
-// there is.
-class Positions {
+// Numbers nodes in order of discovery. Each thread keeps its buffer of numbers
+// between calls and resets only entries in use, so that the cost of a call
+// depends on its output only.
+class Discovery {
  public:
-  explicit Positions(int64_t size) {
+  explicit Discovery(int64_t size) {
     if (int64_t(positions().size()) < size) positions().resize(size, -1);
   }
-  ~Positions() {
+  ~Discovery() {
     for (const auto node : nodes) positions()[node] = -1;
   }
 
-  int64_t operator()(int64_t node) {
+  int64_t number(int64_t node) {
     auto& position = positions()[node];
     if (position < 0) {
       position = static_cast<int32_t>(nodes.size());
@@ -39,18 +39,97 @@ class Positions {
     return position;
   }
 
-  std::vector<int64_t> nodes;  // In order of discovery.
+  std::vector<int64_t> nodes;
 
  private:
+  // Holds -1 for undiscovered nodes.
   static std::vector<int32_t>& positions() {
     static thread_local std::vector<int32_t> positions;
     return positions;
   }
 };
 
+// Levels of shared trees, as raw pointers.
+struct Levels {
+  const int64_t* ptr;
+  const int32_t* child;
+  const int32_t* own;
+  int64_t num_nodes;
+  int64_t num_children;
+
+  void check(int64_t node, const char* name) const {
+    TORCH_CHECK_INDEX(
+        node >= 0 && node < num_nodes, "extract_trees: '", name,
+        "' needs to be in [0, ", num_nodes, ") (got ", node, ")");
+  }
+};
+
+// The subgraph that a mini-batch needs, in order of discovery.
+class Subgraph {
+ public:
+  explicit Subgraph(const Levels& levels)
+      : discovery(levels.num_nodes), levels_(levels) {}
+
+  void add_graph(const int32_t* tree, int64_t begin, int64_t end) {
+    for (auto k = begin; k < end; k++) {
+      levels_.check(tree[k], "tree");
+      root.push_back(discovery.number(tree[k]));
+      entry.push_back(k);
+    }
+    root_ptr.push_back(root.size());
+  }
+
+  // Adds the edges from the nodes of the current level to the next level.
+  void add_level(bool is_lowest) {
+    const auto end = discovery.nodes.size(), num_edges = edge.size();
+    for (auto i = begin_; i < end; i++) {
+      is_lowest ? own.push_back(i) : add_children(i);
+    }
+    sizes.push_back(end - begin_);
+    sizes.push_back(edge.size() - num_edges);
+    begin_ = end;
+  }
+
+  Discovery discovery;
+  std::vector<int64_t> root_ptr{0}, root, entry, edge, src, dst, own, sizes;
+
+ private:
+  void add_children(int64_t i) {
+    const auto node = discovery.nodes[i];
+    const auto begin = levels_.ptr[node], end = levels_.ptr[node + 1];
+    TORCH_CHECK_INDEX(
+        begin >= 0 && end <= levels_.num_children,
+        "extract_trees: 'ptr' needs to be in [0, ", levels_.num_children, "]");
+    levels_.check(levels_.own[node], "own");
+    for (auto k = begin; k < end; k++) {
+      levels_.check(levels_.child[k], "child");
+      edge.push_back(k);
+      src.push_back(discovery.number(levels_.child[k]));
+      dst.push_back(i);
+    }
+    own.push_back(discovery.number(levels_.own[node]));
+  }
+
+  const Levels levels_;
+  size_t begin_ = 0;
+};
+
 using Tensors = std::tuple<
     at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
     at::Tensor, at::Tensor>;
+
+Tensors to_tensors(const Subgraph& x, int64_t num_layers) {
+  const auto num_edges = int64_t(x.src.size());
+  auto edge_index =
+      at::empty({2, num_edges}, at::TensorOptions().dtype(at::kLong));
+  auto* out = edge_index.mutable_data_ptr<int64_t>();
+  std::copy(x.src.begin(), x.src.end(), out);
+  std::copy(x.dst.begin(), x.dst.end(), out + num_edges);
+  return {to_tensor(x.root),  to_tensor(x.root_ptr),
+          to_tensor(x.entry), to_tensor(x.discovery.nodes),
+          to_tensor(x.own),   to_tensor(x.edge),
+          edge_index,         to_tensor(x.sizes).view({num_layers + 1, 2})};
+}
 
 Tensors extract_trees_cpu(
     const at::Tensor& graph_idx, const at::Tensor& graph_ptr,
@@ -67,9 +146,8 @@ Tensors extract_trees_cpu(
   TORCH_CHECK_VALUE(
       num_graphs >= 0 && num_nodes >= 0 && own.numel() == num_nodes,
       "extract_trees: 'graph_ptr' and 'ptr' need at least one element, and "
-      "'own' one for each node (got ",
-      own.numel(), ", expected ", num_nodes, ")");
-  const auto in_range = [=](int64_t i) { return i >= 0 && i < num_nodes; };
+      "'own' needs ",
+      num_nodes, " elements (got ", own.numel(), ")");
 
   const auto graph_idx_c = graph_idx.contiguous();
   const auto graph_ptr_c = graph_ptr.contiguous();
@@ -77,13 +155,9 @@ Tensors extract_trees_cpu(
   const auto child_c = child.contiguous(), own_c = own.contiguous();
   const auto* graphs = graph_idx_c.const_data_ptr<int64_t>();
   const auto* rows = graph_ptr_c.const_data_ptr<int64_t>();
-  const auto* trees = tree_c.const_data_ptr<int32_t>();
-  const auto* starts = ptr_c.const_data_ptr<int64_t>();
-  const auto* children = child_c.const_data_ptr<int32_t>();
-  const auto* owns = own_c.const_data_ptr<int32_t>();
-
-  Positions position(num_nodes);
-  std::vector<int64_t> root_ptr{0}, root, entry;
+  Subgraph out(
+      {ptr_c.const_data_ptr<int64_t>(), child_c.const_data_ptr<int32_t>(),
+       own_c.const_data_ptr<int32_t>(), num_nodes, child.numel()});
   for (int64_t i = 0; i < graph_idx.numel(); i++) {
     const auto graph = graphs[i];
     TORCH_CHECK_INDEX(
@@ -92,53 +166,12 @@ Tensors extract_trees_cpu(
         graph, ")");
     TORCH_CHECK_VALUE(
         rows[graph] >= 0 && rows[graph + 1] <= tree.numel(),
-        "extract_trees: 'graph_ptr' points outside of 'tree'");
-    for (auto k = rows[graph]; k < rows[graph + 1]; k++) {
-      TORCH_CHECK_INDEX(
-          in_range(trees[k]), "extract_trees: 'tree' needs to be in [0, ",
-          num_nodes, ") (got ", trees[k], ")");
-      root.push_back(position(trees[k]));
-      entry.push_back(k);
-    }
-    root_ptr.push_back(root.size());
+        "extract_trees: 'graph_ptr' needs to be in [0, ", tree.numel(), "]");
+    out.add_graph(
+        tree_c.const_data_ptr<int32_t>(), rows[graph], rows[graph + 1]);
   }
-
-  // Breadth first: what the nodes of one level read is the next one.
-  std::vector<int64_t> edge, src, dst, own_out, sizes;
-  size_t begin = 0;
-  for (int64_t level = num_layers; level >= 0; level--) {
-    const auto end = position.nodes.size(), num_edges = edge.size();
-    for (auto i = begin; i < end && level > 0; i++) {
-      const auto node = position.nodes[i];
-      TORCH_CHECK_INDEX(
-          starts[node] >= 0 && starts[node + 1] <= child.numel() &&
-              in_range(owns[node]),
-          "extract_trees: 'ptr' points outside of 'child', or 'own' is not in "
-          "[0, ",
-          num_nodes, ")");
-      for (auto k = starts[node]; k < starts[node + 1]; k++) {
-        TORCH_CHECK_INDEX(
-            in_range(children[k]), "extract_trees: 'child' needs to be in [0, ",
-            num_nodes, ") (got ", children[k], ")");
-        edge.push_back(k);
-        src.push_back(position(children[k]));
-        dst.push_back(i);
-      }
-      own_out.push_back(position(owns[node]));
-    }
-    for (auto i = begin; i < end && level == 0; i++) own_out.push_back(i);
-    sizes.push_back(end - begin);
-    sizes.push_back(edge.size() - num_edges);
-    begin = end;
-  }
-
-  auto edge_index = at::empty({2, int64_t(src.size())}, graph_idx.options());
-  auto* out = edge_index.mutable_data_ptr<int64_t>();
-  std::copy(dst.begin(), dst.end(), std::copy(src.begin(), src.end(), out));
-  return {to_tensor(root),    to_tensor(root_ptr),
-          to_tensor(entry),   to_tensor(position.nodes),
-          to_tensor(own_out), to_tensor(edge),
-          edge_index,         to_tensor(sizes).view({num_layers + 1, 2})};
+  for (auto level = num_layers; level >= 0; level--) out.add_level(level == 0);
+  return to_tensors(out, num_layers);
 }
 
 }  // namespace

@@ -21,10 +21,11 @@ struct Options {
   const uint8_t* cancel;
 };
 
-// Each pattern is reached once, from the pattern without its most frequent
-// item, or, if closed, from the closure of what lies before its core item
-// (prefix-preserving closure extension). Both have at most as many items and
-// at least as much support, so that keys never fall.
+// Best-first search over patterns. Each pattern has one parent: the pattern
+// without its most frequent item or, if closed, the pattern that it extends
+// with its prefix preserved (LCM ver. 2, http://ceur-ws.org/Vol-126/uno.pdf).
+// A parent has fewer items and at least as much support, hence the search
+// reaches patterns in the order of their keys.
 class Search {
  public:
   Search(const Transactions& data, const Options& options)
@@ -53,7 +54,7 @@ class Search {
     }
     while (!frontier_.empty()) {
       const auto bucket = frontier_.pop();
-      put_out(bucket.first, bucket.second);
+      emit(bucket.first, bucket.second);
       const auto& key = bucket.first;
       const PatternKey child{key.support - options_.closed, key.size + 1};
       for (size_t i = 0; i < bucket.second.size(); i += key.size) {
@@ -63,7 +64,7 @@ class Search {
     }
   }
 
-  std::vector<std::pair<PatternKey, int64_t>> keys;  // And numbers of patterns.
+  std::vector<std::pair<PatternKey, int64_t>> keys;  // With pattern counts.
   std::vector<int32_t> items;                        // By position.
 
  private:
@@ -72,7 +73,7 @@ class Search {
            key.size <= options_.max_size && frontier_.wants(key);
   }
 
-  void put_out(const PatternKey& key, const std::vector<int32_t>& rows) {
+  void emit(const PatternKey& key, const std::vector<int32_t>& rows) {
     const auto count = int64_t(rows.size()) / key.size;
     keys.emplace_back(key, count);
     for (const auto i : first_rows(rows, key.size, count, true)) {
@@ -86,7 +87,7 @@ class Search {
         options_.cancel && __atomic_load_n(options_.cancel, __ATOMIC_RELAXED);
     TORCH_CHECK(!cancelled, "frequent_itemsets: cancelled");
     pattern_.assign(row, row + key.size);
-    const auto limit = find_cover(key.support);
+    const auto limit = find_transactions(key.support);
     count_children(key.support, limit);
     for (const auto i : ranks_) in_pattern_[i] = true;
     for (const auto i : children_) {
@@ -97,10 +98,11 @@ class Search {
     for (const auto i : children_) supports_[i] = 0;
   }
 
-  // Finds the transactions of the pattern, rarest items first. Returns the
-  // item that its children need to be more frequent than: the last one or, if
-  // closed, the first one from which on no transaction is lost (the core).
-  int64_t find_cover(int64_t support) {
+  // Intersects the transactions of the items of the pattern, rarest first.
+  // Children may add only items that are more frequent than the returned one:
+  // the last item of the pattern or, if closed, its core item, whose
+  // intersection is the first one with the support of the pattern.
+  int64_t find_transactions(int64_t support) {
     ranks_.clear();
     for (const auto i : pattern_) ranks_.push_back(data_.rank[i]);
     std::sort(ranks_.begin(), ranks_.end(), std::greater<>());
@@ -111,14 +113,14 @@ class Search {
     auto core = data_.num_items();
     for (size_t k = 0; size > support; k++) {
       core = ranks_[k];
-      data_.meet(cover_, core, cover_);
+      data_.intersect(cover_, core, cover_);
       size = count_bits(cover_.mask.data(), cover_.size());
     }
     return options_.closed ? core : last;
   }
 
-  // Counts the items above `limit` in the transactions of the pattern, in
-  // `supports_` of the items in `children_`.
+  // Counts the items more frequent than `limit` in the transactions of the
+  // pattern. `children_` lists these items, `supports_` holds the counts.
   void count_children(int64_t support, int64_t limit) {
     children_.clear();
     if (support == data_.num_transactions) {
@@ -134,16 +136,16 @@ class Search {
     std::iota(children_.begin(), children_.end(), 0);
   }
 
-  // Stops counting where no more than an unwanted support is left.
+  // Stops to count an item once its support is below the smallest wanted one.
   void count_by_item(int64_t support, int64_t limit) {
     const auto size = int64_t(pattern_.size()) + 1;
     const auto floor =
         std::max(options_.min_support, frontier_.min_support(size));
     for (int64_t i = 0; i < limit; i++) {
-      const auto lost = count_lost(
+      const auto missing = count_missing(
           cover_.index.data(), cover_.mask.data(), cover_.size(),
           data_.dense(i), support - floor);
-      supports_[i] = support - lost >= floor ? support - lost : 0;
+      supports_[i] = support - missing >= floor ? support - missing : 0;
     }
   }
 
@@ -167,12 +169,12 @@ class Search {
     frontier_.push({supports_[item], int64_t(row_.size())}, row_);
   }
 
-  // Pushes the closure of a child, unless it holds an item rarer than `item`
-  // that the pattern has not: such a closure is reached from elsewhere. Only
-  // the items of any one of its transactions can belong to it.
+  // Pushes the closure of a child, unless the closure adds an item rarer than
+  // `item`: it then has another parent. A closure is a subset of each of its
+  // transactions, hence the items of one transaction are its candidates.
   void push_closed(int64_t item, int64_t limit) {
     const auto support = supports_[item];
-    data_.meet(cover_, item, child_);
+    data_.intersect(cover_, item, child_);
     const auto transaction =
         int64_t(64) * child_.index[0] + __builtin_ctzll(child_.mask[0]);
     row_ = pattern_;
@@ -181,7 +183,7 @@ class Search {
       i--;
       if (*i == item || in_pattern_[*i]) continue;
       const auto bound = *i < limit ? supports_[*i] : data_.support[*i];
-      if (bound < support || !data_.hold(child_, *i)) continue;
+      if (bound < support || !data_.contain(child_, *i)) continue;
       if (*i > item) return;
       row_.push_back(data_.column[*i]);
     }
@@ -195,7 +197,7 @@ class Search {
   const Options options_;
   PatternFrontier frontier_;
 
-  // Of the pattern that is expanded:
+  // Buffers for the pattern to expand:
   std::vector<int32_t> pattern_, ranks_, children_, row_;
   std::vector<int64_t> supports_;
   std::vector<uint8_t> in_pattern_;

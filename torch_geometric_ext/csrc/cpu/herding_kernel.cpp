@@ -15,8 +15,12 @@ namespace {
 
 constexpr int64_t kLimit = int64_t(1) << 31;
 
-// Sparse rows of integers: sums do not depend on their order, and neither
-// threads nor instruction sets change a result.
+// A score is a sum of five terms below this bound, which fits into 64 bits.
+// `ops/herding.py` holds the same bound.
+constexpr double kMaxTerm = 1e18;
+
+// An element of a sparse row. Sums of integers do not depend on their order,
+// hence neither threads nor instruction sets change the result.
 struct Entry {
   int32_t item;
   int32_t value;
@@ -51,12 +55,13 @@ struct Rows {
 
 struct Candidate {
   int64_t row;
-  int64_t norm;      // |x|^2
-  int64_t with_sum;  // x * sum of the group
+  int64_t norm;     // |x|^2
+  int64_t sum_dot;  // <x, sum of the group>
 };
 
-// Takes the row that brings the mean of those taken next to the mean of the
-// group: the smallest n |x|^2 - 2 x ((j + 1) sum - n taken).
+// Step j selects the row x of the smallest score
+// n |x|^2 - 2 <x, (j + 1) sum of the group - n sum of the selected rows>,
+// which brings the mean of the selected rows closest to the mean of the group.
 void herd(
     const Rows& rows, int64_t begin, int64_t end, int64_t num_candidates,
     int64_t num_samples, std::vector<int64_t>& dense, int64_t* out) {
@@ -70,40 +75,40 @@ void herd(
     parts[i % num_parts].push_back(
         {row, rows.norm(row), rows.dot(row, dense.data())});
   }
-  std::fill(dense.begin(), dense.end(), 0);  // Of the rows taken, from here.
+  std::fill(dense.begin(), dense.end(), 0);  // The sum of the selected rows.
   for (int64_t j = 0; j < num_samples; j++) {
-    auto& left = parts[j % num_parts];
+    auto& candidates = parts[j % num_parts];
     size_t best = 0;
     auto lowest = std::numeric_limits<int64_t>::max();
-    for (size_t i = 0; i < left.size(); i++) {
-      const auto& x = left[i];
+    for (size_t i = 0; i < candidates.size(); i++) {
+      const auto& x = candidates[i];
       const auto score = size * (x.norm + 2 * rows.dot(x.row, dense.data())) -
-                         2 * (j + 1) * x.with_sum;
+                         2 * (j + 1) * x.sum_dot;
       if (score < lowest) lowest = score, best = i;
     }
-    out[j] = left[best].row;
+    out[j] = candidates[best].row;
     rows.add_to(dense.data(), out[j]);
-    left.erase(left.begin() + best);
+    candidates.erase(candidates.begin() + best);
   }
 }
 
-// Norms and sums such that no score leaves 64 bits.
+// Checks that no score overflows 64 bits.
 void check_values(const Rows& rows, const at::Tensor& group_ptr) {
   const auto* ptr = group_ptr.const_data_ptr<int64_t>();
   for (int64_t g = 0; g + 1 < group_ptr.numel(); g++) {
     const auto size = static_cast<double>(ptr[g + 1] - ptr[g]);
     double highest = 0;
     for (auto row = ptr[g]; row < ptr[g + 1]; row++) {
-      double norm = 0;  // Which may leave 64 bits.
+      double norm = 0;  // May exceed 64 bits.
       for (auto k = rows.ptr[row]; k < rows.ptr[row + 1]; k++) {
         const double value = rows.entries[k].value;
         norm += value * value;
       }
       highest = std::max(highest, norm);
     }
-    // |x y| <= highest for all pairs, and a score adds up five n^2 of them.
+    // |<x, y>| <= highest for all rows, and a score adds 5 n^2 such products.
     TORCH_CHECK_VALUE(
-        size * size * highest < 1e18,
+        size * size * highest < kMaxTerm,
         "herding: 'value' needs smaller values or groups (got a squared norm "
         "of ",
         highest, " in a group of ", ptr[g + 1] - ptr[g], " rows)");

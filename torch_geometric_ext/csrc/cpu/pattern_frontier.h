@@ -9,7 +9,8 @@
 
 namespace torch_geometric_ext {
 
-// Patterns of one key are the rows of a matrix, by ascending position of items.
+// The key by which the search sorts patterns. Patterns of one key are the rows
+// of a matrix, each with ascending item positions.
 struct PatternKey {
   int64_t support, size;
 
@@ -19,7 +20,7 @@ struct PatternKey {
   }
 };
 
-// The first `count` rows in lexicographic order.
+// Returns the first `count` rows in lexicographic order.
 inline std::vector<int64_t> first_rows(
     const std::vector<int32_t>& rows, int64_t size, int64_t count, bool sort) {
   std::vector<int64_t> out(rows.size() / size);
@@ -36,9 +37,9 @@ inline std::vector<int64_t> first_rows(
   return out;
 }
 
-// Patterns that are known, but not yet put out. Holds no more of them than may
-// be put out, and as many again in its last bucket, which it cuts from time to
-// time.
+// A priority queue of known patterns that are not yet emitted. It holds at most
+// as many patterns as may still be emitted (`room`), and as many again in its
+// last bucket until it truncates this bucket.
 class PatternFrontier {
  public:
   using Buckets = std::map<PatternKey, std::vector<int32_t>>;
@@ -49,12 +50,12 @@ class PatternFrontier {
     return buckets_.empty();
   }
 
-  // Whether a pattern of this key may be among those put out.
+  // Returns whether a pattern of this key may still be emitted.
   bool wants(const PatternKey& key) const {
     return size_ < room_ || (room_ > 0 && !(buckets_.rbegin()->first < key));
   }
 
-  // The smallest support of wanted patterns of a size.
+  // Returns the smallest support of wanted patterns of a size.
   int64_t min_support(int64_t size) const {
     if (size_ < room_) return 1;
     const auto& key = buckets_.rbegin()->first;
@@ -66,12 +67,12 @@ class PatternFrontier {
     rows.insert(rows.end(), row.begin(), row.end());
     size_++;
     while (size_ - last_size() >= room_) pop_last();
-    if (size_ - room_ > room_ + kSlack) cut_last();
+    if (size_ - room_ > room_ + kSlack) truncate_last();
   }
 
-  // The patterns of the best key, as many as may be put out.
+  // Returns the patterns of the best key, at most as many as may be emitted.
   Buckets::value_type pop() {
-    if (buckets_.size() == 1) cut_last();
+    if (buckets_.size() == 1) truncate_last();
     auto out = std::move(*buckets_.begin());
     buckets_.erase(buckets_.begin());
     size_ -= out.second.size() / out.first.size;
@@ -80,6 +81,8 @@ class PatternFrontier {
   }
 
  private:
+  // Truncate only after this many extra patterns, which amortizes the cost of
+  // small frontiers. A choice, no measurement.
   static constexpr int64_t kSlack = 1024;
 
   int64_t last_size() const {
@@ -92,7 +95,7 @@ class PatternFrontier {
     buckets_.erase(std::prev(buckets_.end()));
   }
 
-  void cut_last() {
+  void truncate_last() {
     if (size_ <= room_) return;
     const auto size = buckets_.rbegin()->first.size;
     auto& rows = buckets_.rbegin()->second;

@@ -23,11 +23,12 @@ namespace {
 
 using at::Tensor;
 
-// Same constants as in `ops/prototype_loss.py`.
-constexpr double kEps = 1e-6;
-constexpr double kShrinkage = 0.5;
+// `ops/prototype_loss.py` holds the same constants.
+constexpr double kEps = 1e-6;       // Bounds norms and sums of angles below.
+constexpr double kShrinkage = 0.5;  // The weight of I / D in Eq. (8).
 
-// Row-normalized copy of `x`, and the inverse (clamped) norm of each row.
+// Returns a row-normalized copy of `x` and the inverse norm of each row, which
+// is at most 1 / kEps.
 template <typename scalar_t>
 std::pair<Tensor, std::vector<scalar_t>> normalize(const Tensor& x) {
   const auto num_rows = x.size(0), dim = x.size(1);
@@ -43,7 +44,8 @@ std::pair<Tensor, std::vector<scalar_t>> normalize(const Tensor& x) {
   return {out, scale};
 }
 
-// In-place gradient of `normalize`: (grad - out <grad, out>) * scale per row.
+// Computes the gradient of `normalize` in-place: each row becomes
+// (grad - out <grad, out>) * scale.
 template <typename scalar_t>
 void normalize_backward_(
     Tensor& grad, const Tensor& out, const std::vector<scalar_t>& scale) {
@@ -74,7 +76,7 @@ void relu_backward_(Tensor& grad, const Tensor& out) {
   for (int64_t i = 0; i < size; i++) g[i] = y[i] > 0 ? g[i] : 0;
 }
 
-// Everything about the prototypes that the graphs of a batch share.
+// Normalized prototypes and their pairwise cosines.
 template <typename scalar_t>
 struct Geometry {
   int64_t num_classes, num_prototypes, size, dim;
@@ -92,14 +94,14 @@ struct Geometry {
     gram = matmul_nt<scalar_t>(prototype, prototype);
   }
 
-  // Cosine between the prototypes `i` and `j` of class `c`.
+  // Returns the cosine between the prototypes `i` and `j` of class `c`.
   scalar_t cosine(int64_t c, int64_t i, int64_t j) const {
     const auto row = (c * num_prototypes + i) * size;
     const auto* data = gram.template const_data_ptr<scalar_t>();
     return data[row + c * num_prototypes + j];
   }
 
-  // Scaled Gram matrix, -inf between prototypes of the same class.
+  // Returns the scaled Gram matrix, with -inf within each class.
   Tensor logits_across_classes(scalar_t factor) const {
     auto out = scaled(gram, factor);
     auto* data = out.template mutable_data_ptr<scalar_t>();
@@ -111,9 +113,9 @@ struct Geometry {
     return out;
   }
 
-  // Cholesky factors of (K / D) (s / (1 - s)) I + X X' for the centered
-  // prototypes X of each class, [C, K, K]: the part of the inverse covariance
-  // that the Woodbury identity leaves to invert. K is small.
+  // Returns the Cholesky factors [C, K, K] of (K / D) (s / (1 - s)) I + X X'
+  // for the centered prototypes X of each class. The Woodbury identity reduces
+  // the inverse covariance to the inverses of these small matrices.
   std::vector<scalar_t> cholesky() const {
     const auto K = num_prototypes;
     const auto ridge = K * kShrinkage / ((1 - kShrinkage) * dim);
@@ -138,7 +140,8 @@ struct Geometry {
   }
 };
 
-// Eq. (8): the largest Mahalanobis distance to a prototype of the own class.
+// Computes Eq. (8), the largest Mahalanobis distance to the prototypes of the
+// class of the graph.
 template <typename scalar_t>
 scalar_t outlier_risk(
     const Geometry<scalar_t>& geometry,
@@ -164,7 +167,8 @@ scalar_t outlier_risk(
   return risk * geometry.dim / static_cast<scalar_t>(kShrinkage);
 }
 
-// Eq. (9): summed angles to the own prototypes over those to all others.
+// Computes Eq. (9), the ratio of the summed angles to the prototypes of the
+// class of the graph and of all other classes.
 template <typename scalar_t>
 scalar_t unfamiliarity(
     const scalar_t* angle, int64_t size, int64_t begin, int64_t end) {
@@ -173,7 +177,7 @@ scalar_t unfamiliarity(
   return own / std::max(total - own, static_cast<scalar_t>(kEps));
 }
 
-// Eq. (7).
+// Computes the separation loss, Eq. (7).
 template <typename scalar_t>
 scalar_t separation(const Geometry<scalar_t>& geometry, scalar_t scale) {
   auto logits = geometry.logits_across_classes(scale);
@@ -217,7 +221,7 @@ scalar_t score(
   return loss / std::max<int64_t>(batch_size, 1);
 }
 
-// Gradient of the compactness loss by the cosines [B, C * K].
+// Computes the gradient of the compactness loss by the cosines [B, C * K].
 template <typename scalar_t>
 Tensor compactness_backward(
     const Geometry<scalar_t>& geometry, const Tensor& cosines, const Tensor& y,
@@ -241,7 +245,7 @@ Tensor compactness_backward(
   return grad;
 }
 
-// Gradient of the separation loss by the Gram matrix, made symmetric.
+// Computes the symmetrized gradient of the separation loss by the Gram matrix.
 template <typename scalar_t>
 Tensor separation_backward(
     const Geometry<scalar_t>& geometry, scalar_t scale, scalar_t grad_loss) {
@@ -291,7 +295,7 @@ void check(
   });
   TORCH_CHECK_VALUE(
       valid, "prototype_loss: 'y' needs to hold labels in [0, ",
-      prototypes.size(0), "), the number of classes of the prototypes");
+      prototypes.size(0), "), the classes of the prototypes");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(

@@ -10,13 +10,14 @@
 #include <numeric>
 #include <vector>
 
-// Dense routines for matrices of a few thousand elements, all contiguous.
+// Dense routines for contiguous matrices of a few thousand elements.
 //
-// In the middle of a training step, the first call of any library routine runs
-// on cold caches and takes about ten microseconds. Small work therefore stays
-// in these loops; large work goes to the library.
+// Within a training step, a library routine starts on cold caches and takes
+// about ten microseconds (`benchmark/loader/overhead.py`). Hence small work
+// stays in these loops, and large work goes to the library.
 namespace torch_geometric_ext {
 
+// Upper bounds of small work, which are choices of this order of magnitude:
 constexpr int64_t kSmallProduct = 1 << 16;  // Multiply-adds.
 constexpr int64_t kSmallMap = 1 << 12;      // Calls of exp, acos, ...
 
@@ -28,7 +29,7 @@ scalar_t dot(const scalar_t* a, const scalar_t* b, int64_t size) {
   return sum;
 }
 
-// a @ b.t()
+// Computes a @ b.t().
 template <typename scalar_t>
 at::Tensor matmul_nt(const at::Tensor& a, const at::Tensor& b) {
   const auto rows = a.size(0), cols = b.size(0), inner = a.size(1);
@@ -45,7 +46,7 @@ at::Tensor matmul_nt(const at::Tensor& a, const at::Tensor& b) {
   return out;
 }
 
-// out += a @ b, where `a` may be transposed.
+// Computes out += a @ b in-place. `a` may be a transposed view.
 template <typename scalar_t>
 void addmm_(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
   const auto rows = a.size(0), cols = b.size(1), inner = a.size(1);
@@ -90,7 +91,7 @@ at::Tensor arccos(const at::Tensor& x) {
   return small ? out : out.acos_();
 }
 
-// log(sum(exp(scale * x)))
+// Computes log(sum(exp(scale * x))).
 template <typename scalar_t>
 scalar_t log_sum_exp(const scalar_t* x, int64_t size, scalar_t scale) {
   const auto top = *std::max_element(x, x + size);
@@ -99,7 +100,8 @@ scalar_t log_sum_exp(const scalar_t* x, int64_t size, scalar_t scale) {
   return top * scale + std::log(sum);
 }
 
-// Takes the softmax of each row in place and returns its log-sum-exp.
+// Computes the softmax of each row in-place. Returns the log-sum-exp of each
+// row.
 template <typename scalar_t>
 std::vector<scalar_t> softmax_(at::Tensor& x) {
   const auto rows = x.size(0), cols = x.size(1);

@@ -4,7 +4,7 @@
 
 namespace torch_geometric_ext {
 
-// Compressed rows of the weight, or, for the gradients, compressed columns.
+// The weight in CSR format or, for the gradients, in CSC format.
 template <typename scalar_t>
 struct Compressed {
   const int32_t* ptr;
@@ -12,38 +12,39 @@ struct Compressed {
   const scalar_t* values;
 };
 
-// A row-major matrix whose rows may lie apart.
+// A row-major matrix with a stride between rows.
 template <typename scalar_t>
 struct Matrix {
   scalar_t* data;
   int64_t stride;
 };
 
-// Loops over a tile: a few dozen rows of a batch, feature-major in memory, so
-// that each weight meets a vector of rows. Compiled once for each instruction
-// set. Features are processed in whole chunks: ranges begin at a multiple of
-// `lanes`.
+// Loops over a tile, compiled once for each instruction set. A tile is a few
+// dozen rows of a batch in feature-major layout, so that each weight multiplies
+// vectors of rows. Ranges of features begin at a multiple of `lanes`.
 template <typename scalar_t>
 struct TileLoops {
   int64_t lanes;
   int64_t max_rows;
 
-  // Elements of a tile for each feature, at most `max_rows`.
+  // Returns the number of elements of a tile for each feature, at most
+  // `max_rows`.
   int64_t (*width)(int64_t num_rows);
 
-  // Transposes the features [begin, end) of a tile.
+  // Transposes the features [begin, end) of `x` into a tile.
   void (*pack)(
       Matrix<const scalar_t> x, int64_t num_rows, int64_t begin, int64_t end,
       scalar_t* tile);
 
-  // Writes the outputs [begin, end) for all rows of a packed input.
+  // Computes the outputs [begin, end) for all rows of a packed input.
   void (*forward)(
       const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
       Compressed<scalar_t> weight, const scalar_t* bias, Matrix<scalar_t> out);
 
-  // Given the packed gradient of the output, writes the gradient of the input
-  // features [begin, end), unless `grad_x` is null, and adds that of their
-  // weights, column by column, to `grad_values`, unless it is null.
+  // Computes gradients from the packed gradient of the output: writes the
+  // gradient of the input features [begin, end) to `grad_x`, and adds the
+  // gradient of their weights, column by column, to `grad_values`. Either
+  // output may be null.
   void (*backward)(
       const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
       Compressed<scalar_t> weight, Matrix<const scalar_t> x,

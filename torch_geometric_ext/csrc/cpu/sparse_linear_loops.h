@@ -1,7 +1,7 @@
-// Included once for each instruction set, after its flags are set, by a file
-// that defines the name of the set and the size of its registers. It relies on
-// no header of PyTorch: their inline functions must not be compiled for a set
-// that the machine may lack.
+// One source file for each instruction set includes this header. The source
+// file sets the compiler flags and defines the name of the loops and the size
+// of registers. This header includes no PyTorch header, since the linker could
+// select inline functions of an instruction set that the machine lacks.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -15,6 +15,8 @@ template <typename scalar_t>
 struct Tile {
   typedef scalar_t Vec __attribute__((vector_size(REGISTER_BYTES)));
   static constexpr int L = REGISTER_BYTES / sizeof(scalar_t);
+  // Both sizes are choices: accumulators need to fit into registers, and
+  // pending products into the first-level cache.
   static constexpr int kMaxVectors = 4;
   static constexpr int kMaxRows = kMaxVectors * L;
   static constexpr int kScratch = 16 * L;
@@ -29,7 +31,7 @@ struct Tile {
     std::memcpy(dst, &x, sizeof(Vec));
   }
 
-  // First halves of `a` and `b`, element by element in turn; last halves.
+  // Interleaves the elements of `a` and `b`: first halves, then last halves.
   static inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
     if constexpr (L == 16) {
       low = __builtin_shufflevector(
@@ -48,7 +50,7 @@ struct Tile {
     }
   }
 
-  // Sums of neighbors in `a`, then of neighbors in `b`.
+  // Adds neighbors in `a`, then neighbors in `b`.
   static inline Vec add_neighbors(Vec a, Vec b) {
     if constexpr (L == 16) {
       return __builtin_shufflevector(
@@ -83,7 +85,7 @@ struct Tile {
     }
   }
 
-  // Sums up each of L vectors.
+  // Sums the elements of each of L vectors.
   static inline Vec sum_each(const scalar_t* src) {
     Vec x[L];
 #pragma GCC unroll 16
@@ -98,7 +100,7 @@ struct Tile {
     return x[0];
   }
 
-  // Reads up to L rows and features into a square, filled up by zeros.
+  // Reads up to L rows and features into a square, and pads it with zeros.
   static inline void read(
       Vec (&square)[L], const scalar_t* src, int64_t stride, int64_t num_rows,
       int64_t num_features) {
@@ -131,7 +133,7 @@ struct Tile {
     }
   }
 
-  // From rows of up to L features to features of V vectors of rows.
+  // Transposes rows of up to L features to features of V vectors of rows.
   template <int V>
   static inline void pack_chunk(
       const scalar_t* src, int64_t stride, int64_t num_rows,
@@ -196,7 +198,7 @@ struct Tile {
     }
   }
 
-  // Products of weights whose sums over the rows of the tile are still due.
+  // Products of weights that are not yet summed over the rows of the tile.
   struct Pending {
     alignas(64) scalar_t products[kScratch * L];
     scalar_t* target;

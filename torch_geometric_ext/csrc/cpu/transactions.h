@@ -5,8 +5,8 @@
 #include <numeric>
 #include <vector>
 
-// The loops over words are compiled for several instruction sets; the loader
-// chooses one. All give the same integers.
+// The dynamic loader selects an instruction set for the loops over words. All
+// instruction sets give the same integers.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 #define DISPATCHED __attribute__((target_clones("popcnt", "default")))
 #else
@@ -15,7 +15,7 @@
 
 namespace torch_geometric_ext {
 
-// A set of transactions: the words of its bitset that are not zero.
+// A set of transactions, stored as the non-zero words of its bitset.
 struct Cover {
   std::vector<int32_t> index;
   std::vector<uint64_t> mask;
@@ -35,8 +35,8 @@ DISPATCHED inline int64_t count_bits(const uint64_t* mask, int64_t size) {
   return out;
 }
 
-// Counts transactions that a row lacks, up to more than `limit` of them.
-DISPATCHED inline int64_t count_lost(
+// Counts the transactions that a row lacks, and stops above `limit`.
+DISPATCHED inline int64_t count_missing(
     const int32_t* index, const uint64_t* mask, int64_t size,
     const uint64_t* row, int64_t limit) {
   int64_t out = 0;
@@ -46,15 +46,16 @@ DISPATCHED inline int64_t count_lost(
   return out;
 }
 
-// Transactions and, for each item, the set of transactions that hold it. Items
-// are numbered by rank: the most frequent item is 0.
+// Transactions and, for each item, the set of its transactions. Items are
+// numbered by rank: the most frequent item is 0. Items below `min_support` are
+// dropped.
 //
-// Items in at least one transaction out of 64 hold a bitset, all others its
-// non-zero words, so that an item takes at most 12 bytes for each transaction
-// it is in. Items below `min_support` are left out.
+// An item in at least one out of 64 transactions has a dense bitset, and any
+// other item has the non-zero words of its bitset. Hence an item takes at most
+// 12 bytes for each of its transactions.
 class Transactions {
  public:
-  // Takes an element (item << 32 | transaction) for each item of each one.
+  // Each entry is (item << 32 | transaction).
   Transactions(
       std::vector<uint64_t> entries, int64_t num_transactions,
       int64_t min_support)
@@ -93,7 +94,7 @@ class Transactions {
     }
   }
 
-  // The items of a transaction, by ascending rank.
+  // Items of a transaction, by ascending rank.
   const int32_t* begin(int64_t transaction) const {
     return items_.data() + ptr_[transaction];
   }
@@ -104,11 +105,12 @@ class Transactions {
     return column.size();
   }
 
-  // The mean number of items above `limit` in a transaction.
+  // Returns the mean number of items of rank below `limit` in a transaction.
   double mean_size(int64_t limit) const {
     return double(num_above_[limit]) / num_transactions;
   }
 
+  // Writes the set of all transactions.
   void all(Cover& out) const {
     out.resize(num_words);
     std::iota(out.index.begin(), out.index.end(), 0);
@@ -118,8 +120,8 @@ class Transactions {
     }
   }
 
-  // The transactions of a cover that hold an item. `out` may be the cover.
-  void meet(const Cover& cover, int64_t item, Cover& out) const {
+  // Intersects a cover with the transactions of an item, possibly in-place.
+  void intersect(const Cover& cover, int64_t item, Cover& out) const {
     const auto size = cover.size();
     out.resize(size);
     const auto* index = cover.index.data();
@@ -150,8 +152,8 @@ class Transactions {
     out.resize(n);
   }
 
-  // Whether all transactions of a cover hold an item.
-  bool hold(const Cover& cover, int64_t item) const {
+  // Returns whether all transactions of a cover contain an item.
+  bool contain(const Cover& cover, int64_t item) const {
     if (item < num_dense) {
       const auto* row = dense(item);
       for (int64_t i = 0; i < cover.size(); i++) {
@@ -174,14 +176,15 @@ class Transactions {
   }
 
   const int64_t num_transactions, num_words;
-  int64_t num_dense = 0;         // These come first.
-  std::vector<int32_t> column;   // Rank to position in ascending ids ...
-  std::vector<int32_t> rank;     // ... and back.
+  int64_t num_dense = 0;         // Dense items come first.
+  std::vector<int32_t> column;   // Position in ascending ids, by rank.
+  std::vector<int32_t> rank;     // Rank, by position.
   std::vector<int64_t> id;       // By position.
   std::vector<int64_t> support;  // By rank.
 
  private:
-  // Sorts by item and drops rare ones. Returns the boundaries of the items.
+  // Sorts entries by item and drops rare items. Returns the row pointers of the
+  // items.
   static std::vector<int64_t> group(
       std::vector<uint64_t>& entries, int64_t min_support) {
     std::sort(entries.begin(), entries.end());

@@ -11,21 +11,23 @@
 #include <utility>
 #include <vector>
 
-// Exact ids of equal rows by hash-consing, for any kind of row: a hash routes,
-// equality decides. `Rows` offers `hash(i)`, `equal(i, j)`, and a total order,
-// `less(i, j)`, which sorts as `prefix(i)` does wherever prefixes differ.
+// Exact ids of equal rows by hash consing, for any type of row: a hash finds
+// candidates, a comparison decides. `Rows` implements `hash(i)`, `equal(i, j)`,
+// and the total order `less(i, j)`, which agrees with the order of `prefix(i)`
+// wherever prefixes differ.
 namespace torch_geometric_ext {
 
 using Prefix = std::pair<uint64_t, uint64_t>;
 
-constexpr int64_t kMinRows = 1 << 14;  // Of a thread.
+// The number of rows that is worth a thread. A choice, no measurement.
+constexpr int64_t kMinRows = 1 << 14;
 
 inline uint64_t mix(uint64_t hash, uint64_t value) {
   hash = (hash ^ value) * 0x9e3779b97f4a7c15;
   return hash ^ (hash >> 29);
 }
 
-// The distinct rows seen so far, numbered in order of first occurrence.
+// A hash table of distinct rows, numbered in order of first occurrence.
 class Table {
  public:
   std::vector<int64_t> rows;
@@ -40,7 +42,8 @@ class Table {
       if (slot.id < 0) {
         TORCH_CHECK_VALUE(
             rows.size() < size_t(std::numeric_limits<int32_t>::max()),
-            "unique: more than 2^31 - 1 distinct rows");
+            "unique_rows and unique_trees support at most 2^31 - 1 distinct "
+            "rows");
         slot = {tag, static_cast<int32_t>(rows.size())};
         rows.push_back(row);
         hashes.push_back(hash);
@@ -79,11 +82,12 @@ void parallel_each(int64_t size, const F& f) {
   });
 }
 
-// Positions of the distinct rows in the order of their ids: the known ones as
-// they are, then the others in ascending order.
+// Returns the positions of the distinct rows in the order of their ids: known
+// rows in their order, then all other rows in ascending order.
 template <typename Rows>
-std::vector<int64_t> in_canonical_order(
-    const Rows& source, const std::vector<int64_t>& rows, int64_t num_known) {
+std::vector<int64_t> canonical_order(
+    const char* op, const Rows& source, const std::vector<int64_t>& rows,
+    int64_t num_known) {
   struct Entry {
     Prefix prefix;
     int64_t row;
@@ -99,7 +103,7 @@ std::vector<int64_t> in_canonical_order(
     }
   }
   TORCH_CHECK_VALUE(
-      int64_t(rows.size() - entries.size()) == num_known, "unique: the first ",
+      int64_t(rows.size() - entries.size()) == num_known, op, ": the first ",
       num_known, " rows need to be distinct");
   std::sort(entries.begin(), entries.end(), [&](const auto& a, const auto& b) {
     if (a.prefix != b.prefix) return a.prefix < b.prefix;
@@ -111,22 +115,71 @@ std::vector<int64_t> in_canonical_order(
 
 struct Unique {
   at::Tensor ids;    // [N]
-  at::Tensor index;  // [T], the first row of each id.
+  at::Tensor index;  // [T], the first row of each id
 };
 
-// The first `num_known` rows keep their position as their id; the others are
-// ranked behind them. Neither depends on the number of threads.
+// The distinct rows of all parts, and, for each part, the positions of its
+// distinct rows among them.
+struct Merged {
+  std::vector<int64_t> rows;
+  std::vector<std::vector<int64_t>> position;
+};
+
+// Merges the distinct rows of parts. Each thread merges one shard of the
+// hashes. Parts are in order, hence the first row still represents its id.
 template <typename Rows>
-Unique unique(const Rows& source, int64_t size, int64_t num_known) {
+Merged merge(const Rows& source, const std::vector<Table>& parts) {
+  const auto num_parts = int64_t(parts.size());
+  if (num_parts == 1) {
+    Merged out{parts[0].rows, {std::vector<int64_t>(parts[0].rows.size())}};
+    std::iota(out.position[0].begin(), out.position[0].end(), 0);
+    return out;
+  }
+  const auto shard_of = [=](uint64_t hash) {
+    return static_cast<int64_t>((hash >> 40) % num_parts);
+  };
+  Merged out;
+  for (const auto& part : parts) out.position.emplace_back(part.rows.size());
+  std::vector<Table> shards(num_parts);
+  parallel_each(num_parts, [&](int64_t shard) {
+    for (int64_t part = 0; part < num_parts; part++) {
+      const auto& [rows, hashes] =
+          std::tie(parts[part].rows, parts[part].hashes);
+      for (size_t i = 0; i < rows.size(); i++) {
+        if (shard_of(hashes[i]) != shard) continue;
+        out.position[part][i] =
+            shards[shard].insert(source, hashes[i], rows[i]);
+      }
+    }
+  });
+  std::vector<int64_t> offset;
+  for (const auto& shard : shards) {
+    offset.push_back(out.rows.size());
+    out.rows.insert(out.rows.end(), shard.rows.begin(), shard.rows.end());
+  }
+  parallel_each(num_parts, [&](int64_t part) {
+    auto& position = out.position[part];
+    for (size_t i = 0; i < position.size(); i++) {
+      position[i] += offset[shard_of(parts[part].hashes[i])];
+    }
+  });
+  return out;
+}
+
+// Assigns ids to rows. The first `num_known` rows keep their positions as ids,
+// and all other distinct rows are ranked behind them. The result does not
+// depend on the number of threads.
+template <typename Rows>
+Unique unique(
+    const char* op, const Rows& source, int64_t size, int64_t num_known) {
   TORCH_CHECK_VALUE(
-      num_known >= 0 && num_known <= size,
-      "unique: 'num_known' needs to be in [0, ", size, "] (got ", num_known,
-      ")");
+      num_known >= 0 && num_known <= size, op,
+      ": 'num_known' needs to be in [0, ", size, "] (got ", num_known, ")");
   const auto options = at::TensorOptions().dtype(at::kLong);
   auto ids = at::empty({size}, options);
   auto* id = ids.mutable_data_ptr<int64_t>();
 
-  // Each thread numbers the distinct rows of its part:
+  // Each thread numbers the distinct rows of its part.
   const auto limit = std::max<int64_t>(size / kMinRows, 1);
   const auto num_parts = std::min<int64_t>(at::get_num_threads(), limit);
   std::vector<Table> parts(num_parts);
@@ -137,53 +190,21 @@ Unique unique(const Rows& source, int64_t size, int64_t num_known) {
     }
   });
 
-  // Each thread merges the parts over its share of the hashes. Parts come in
-  // order, hence the first occurrence represents an id here, too:
-  std::vector<std::vector<int64_t>> maps(num_parts);
-  std::vector<Table> shares(num_parts);
-  const auto share_of = [=](uint64_t hash) {
-    return static_cast<int64_t>((hash >> 40) % num_parts);
-  };
-  for (int64_t part = 0; part < num_parts; part++) {
-    maps[part].resize(parts[part].rows.size());
-  }
-  if (num_parts == 1) {
-    std::iota(maps[0].begin(), maps[0].end(), 0);
-    shares.swap(parts);
-  } else {
-    parallel_each(num_parts, [&](int64_t share) {
-      for (int64_t part = 0; part < num_parts; part++) {
-        const auto& [rows, hashes] =
-            std::tie(parts[part].rows, parts[part].hashes);
-        for (size_t i = 0; i < rows.size(); i++) {
-          if (share_of(hashes[i]) != share) continue;
-          maps[part][i] = shares[share].insert(source, hashes[i], rows[i]);
-        }
-      }
-    });
-  }
-  std::vector<int64_t> rows, offset;
-  for (const auto& share : shares) {
-    offset.push_back(rows.size());
-    rows.insert(rows.end(), share.rows.begin(), share.rows.end());
-  }
-
-  const auto order = in_canonical_order(source, rows, num_known);
-  auto index = at::empty({int64_t(rows.size())}, options);
+  const auto merged = merge(source, parts);
+  const auto order = canonical_order(op, source, merged.rows, num_known);
+  auto index = at::empty({int64_t(order.size())}, options);
   auto* first = index.mutable_data_ptr<int64_t>();
-  std::vector<int64_t> rank(rows.size());
+  std::vector<int64_t> rank(order.size());
   for (size_t i = 0; i < order.size(); i++) {
-    first[i] = rows[order[i]];
+    first[i] = merged.rows[order[i]];
     rank[order[i]] = i;
   }
   parallel_each(num_parts, [&](int64_t part) {
-    auto& map = maps[part];
-    for (size_t i = 0; i < map.size(); i++) {
-      const auto share = num_parts == 1 ? 0 : share_of(parts[part].hashes[i]);
-      map[i] = rank[map[i] + offset[share]];
-    }
+    const auto& position = merged.position[part];
     const auto end = (part + 1) * size / num_parts;
-    for (auto i = part * size / num_parts; i < end; i++) id[i] = map[id[i]];
+    for (auto i = part * size / num_parts; i < end; i++) {
+      id[i] = rank[position[id[i]]];
+    }
   });
   return {ids, index};
 }

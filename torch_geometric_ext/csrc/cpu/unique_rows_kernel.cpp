@@ -23,7 +23,7 @@ class MatrixRows {
   MatrixRows(const scalar_t* data, int64_t width)
       : data_(data), width_(width) {}
 
-  // Four chains, since one would wait for each multiplication.
+  // Four independent chains hide the latency of multiplications.
   uint64_t hash(int64_t i) const {
     uint64_t out[4] = {};
     bool nan = false;
@@ -61,13 +61,13 @@ class MatrixRows {
  private:
   static uint64_t bits(scalar_t value) {
     auto wide = static_cast<wide_t<scalar_t>>(value);
-    wide += 0;  // -0.0 is zero, too.
+    wide += 0;  // Map -0.0 to 0.0.
     uint64_t out;
     std::memcpy(&out, &wide, sizeof(out));
     return out;
   }
 
-  // The order of numbers as an order of bit patterns.
+  // Maps numbers to unsigned integers of the same order.
   static uint64_t ordered(scalar_t value) {
     constexpr auto sign = uint64_t(1) << 63;
     const auto out = bits(value);
@@ -90,7 +90,7 @@ std::tuple<at::Tensor, at::Tensor> unique_rows_cpu(
       at::kBool, at::kHalf, at::kBFloat16, x.scalar_type(), "unique_rows", [&] {
         const MatrixRows<scalar_t> rows(
             x_c.const_data_ptr<scalar_t>(), x.size(1));
-        out = unique(rows, x.size(0), num_known);
+        out = unique("unique_rows", rows, x.size(0), num_known);
         TORCH_CHECK_VALUE(!rows.has_nan, "unique_rows: 'x' contains NaN");
       });
   return {out.ids, out.index};

@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t kMaxId = int64_t(1) << 31;
 
-// A row is a label and a multiset of (edge label, child), held as ascending
-// 64-bit integers.
+// Trees as rows: a label and the multiset of (edge label, child), stored as
+// ascending 64-bit integers.
 struct TreeRows {
   const int64_t* label;
   const int64_t* ptr;
@@ -54,14 +54,43 @@ struct TreeRows {
   }
 };
 
-void sort_small(uint64_t* begin, uint64_t* end) {
-  if (end - begin > 16) return std::sort(begin, end);
+// Sorts by insertion up to this number of children. A choice, no measurement.
+constexpr int64_t kSmallSort = 16;
+
+void sort_children(uint64_t* begin, uint64_t* end) {
+  if (end - begin > kSmallSort) return std::sort(begin, end);
   for (auto* i = begin; i < end; i++) {
     const auto value = *i;
     auto* j = i;
     for (; j > begin && value < j[-1]; j--) *j = j[-1];
     *j = value;
   }
+}
+
+// Checks values, and packs and sorts the children of each tree.
+void fill_items(
+    const TreeRows& rows, int64_t size, const int64_t* child,
+    const int64_t* edge_label) {
+  std::atomic<bool> valid{true};
+  at::parallel_for(0, size, kMinRows, [&](int64_t begin, int64_t end) {
+    const auto in_range = [](int64_t id) { return id >= 0 && id < kMaxId; };
+    bool ok = true;
+    for (auto i = begin; i < end; i++) {
+      const auto first = rows.ptr[i], last = rows.ptr[i + 1];
+      ok &= in_range(rows.label[i]);
+      for (auto k = first; k < last; k++) {
+        const auto edge = edge_label ? edge_label[k] : 0;
+        ok &= in_range(child[k]) && in_range(edge);
+        rows.items[k] = static_cast<uint64_t>(edge) << 32 | child[k];
+      }
+      sort_children(rows.items + first, rows.items + last);
+    }
+    if (!ok) valid = false;
+  });
+  TORCH_CHECK_VALUE(
+      valid,
+      "unique_trees: 'label', 'child' and 'edge_label' need to be in "
+      "[0, 2^31)");
 }
 
 using Tensors =
@@ -82,9 +111,6 @@ Tensors unique_trees_cpu(
   const auto label_c = label.contiguous(), ptr_c = ptr.contiguous();
   const auto child_c = child.contiguous();
   const auto edge_c = edge_label ? edge_label->contiguous() : at::Tensor();
-  const auto* child_data = child_c.const_data_ptr<int64_t>();
-  const auto* edge_data =
-      edge_label ? edge_c.const_data_ptr<int64_t>() : nullptr;
   const auto options = label.options();
   const auto buffer = at::empty({num_items}, options);
   const TreeRows rows{
@@ -92,29 +118,12 @@ Tensors unique_trees_cpu(
       reinterpret_cast<uint64_t*>(buffer.mutable_data_ptr<int64_t>())};
 
   check_ptr<int64_t>(op, "ptr", ptr_c, num_items);
-  std::atomic<bool> valid{true};
-  at::parallel_for(0, size, kMinRows, [&](int64_t begin, int64_t end) {
-    const auto in_range = [](int64_t id) { return id >= 0 && id < kMaxId; };
-    bool ok = true;
-    for (auto i = begin; i < end; i++) {
-      const auto first = rows.ptr[i], last = rows.ptr[i + 1];
-      ok &= in_range(rows.label[i]);
-      for (auto k = first; k < last; k++) {
-        const auto edge = edge_data ? edge_data[k] : 0;
-        ok &= in_range(child_data[k]) && in_range(edge);
-        rows.items[k] = static_cast<uint64_t>(edge) << 32 | child_data[k];
-      }
-      sort_small(rows.items + first, rows.items + last);
-    }
-    if (!ok) valid = false;
-  });
-  TORCH_CHECK_VALUE(
-      valid,
-      "unique_trees: 'label', 'child' and 'edge_label' need to be in "
-      "[0, 2^31)");
-  const auto out = unique(rows, size, num_known);
+  fill_items(
+      rows, size, child_c.const_data_ptr<int64_t>(),
+      edge_label ? edge_c.const_data_ptr<int64_t>() : nullptr);
+  const auto out = unique(op, rows, size, num_known);
 
-  // The distinct rows, in the order of their ids:
+  // Copy the distinct trees in the order of their ids:
   const auto num_trees = out.index.numel();
   const auto* index = out.index.const_data_ptr<int64_t>();
   auto out_ptr = at::empty({num_trees + 1}, options);

@@ -13,10 +13,13 @@
 namespace torch_geometric_ext {
 namespace {
 
-// Non-negative doubles compare like their bit patterns. The 16 bits below the
-// sign (11 of the exponent, 5 of the mantissa) split an octave into 32 bins:
-// the one bin that holds the threshold is all that ever gets sorted. Short
-// inputs are a single bin.
+// A radix selection. Non-negative doubles compare like their bit patterns. The
+// 16 bits below the sign (11 of the exponent, 5 of the mantissa) split an
+// octave into 32 bins, and only the bin of the threshold is searched. Short
+// inputs have a single bin.
+
+// The number of positions that is worth a thread and a histogram. A choice, no
+// measurement.
 constexpr int64_t kMinChunk = int64_t(1) << 16;
 
 struct Bins {
@@ -68,16 +71,16 @@ void compute_keys(
   chunk.histogram.assign(bins.count, 0);
   for (int64_t i = chunk.begin; i < chunk.end; i++) {
     const auto w = static_cast<double>(weight[i]);
-    const auto value = bits(noise[i] / std::abs(w));  // -0.0 is zero, too.
-    // The complement also catches NaN; a bad key may have any bit pattern.
+    const auto value = bits(noise[i] / std::abs(w));  // Map -0.0 to 0.0.
+    // Both comparisons fail for NaN. An invalid key may have any bit pattern.
     chunk.valid &= (w >= 0) && (noise[i] > 0);
     key[i] = value;
     chunk.histogram[(value >> bins.shift) & (bins.count - 1)]++;
   }
 }
 
-// The bin in which the `num_samples`-th smallest key lies, and how many keys
-// of that bin belong to the sample.
+// Returns the bin of the `num_samples`-th smallest key, and the number of keys
+// of this bin in the sample.
 std::pair<uint64_t, int64_t> find_bin(
     const std::vector<Chunk>& chunks, Bins bins, int64_t num_samples) {
   int64_t remaining = num_samples;
@@ -90,7 +93,8 @@ std::pair<uint64_t, int64_t> find_bin(
   TORCH_INTERNAL_ASSERT(false, "fewer keys than samples");
 }
 
-// Pairs order ties by index: the result does not depend on the thread count.
+// Returns the last candidate of the sample. Candidates sort ties by index,
+// hence the result does not depend on the number of threads.
 Candidate find_threshold(
     std::vector<Chunk>& chunks, Bins bins, const uint64_t* key,
     int64_t num_samples) {

@@ -1,0 +1,135 @@
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "sparse_linear.h"
+
+// The parallel schedule of sparse products.
+namespace torch_geometric_ext {
+
+// Returns the loops for the instruction set that PyTorch uses.
+template <typename scalar_t>
+const TileLoops<scalar_t>& tile_loops() {
+  static const auto loops = [] {
+#if defined(__x86_64__)
+    const auto capability = at::get_cpu_capability();
+    if (capability.rfind("AVX512", 0) == 0)
+      return tile_loops_avx512<scalar_t>();
+    if (capability == "AVX2") return tile_loops_avx2<scalar_t>();
+#endif
+    return tile_loops_default<scalar_t>();
+  }();
+  return loops;
+}
+
+// Returns the rows of `x` from `begin` on.
+template <typename scalar_t>
+Matrix<scalar_t> rows_of(const at::Tensor& x, int64_t begin = 0) {
+  using data_t = std::remove_const_t<scalar_t>;
+  auto* data = static_cast<data_t*>(x.data_ptr());
+  return {data + begin * x.stride(0), x.stride(0)};
+}
+
+// Calls `func(chunk, begin, end)` for at most `num_chunks` ranges of `size` in
+// parallel. Ranges begin at a multiple of `step`.
+template <typename F>
+void for_chunks(int64_t size, int64_t num_chunks, int64_t step, const F& func) {
+  const auto num_steps = (size + step - 1) / step;
+  num_chunks = std::min(num_chunks, num_steps);
+  at::parallel_for(0, num_chunks, 1, [&](int64_t begin, int64_t end) {
+    for (auto chunk = begin; chunk < end; chunk++) {
+      const auto first = num_steps * chunk / num_chunks * step;
+      const auto last = num_steps * (chunk + 1) / num_chunks * step;
+      func(chunk, first, std::min(last, size));
+    }
+  });
+}
+
+// The number of weights that is worth a thread. A choice, no measurement.
+constexpr int64_t kWeightGrain = 1 << 14;
+
+template <typename F>
+void for_weights(int64_t num_weights, const F& func) {
+  at::parallel_for(
+      0, num_weights, kWeightGrain, [&](int64_t begin, int64_t end) {
+        for (auto i = begin; i < end; i++) func(i);
+      });
+}
+
+// The parallel schedule. Threads work on different tiles if there are enough
+// tiles and a gradient buffer for each thread is small enough. Otherwise, all
+// threads work on the same tile and on different features.
+struct Plan {
+  int64_t num_threads;
+  bool by_tiles;
+
+  Plan(
+      int64_t num_rows, int64_t num_weights, int64_t num_channels,
+      int64_t max_rows) {
+    // The multiply-adds that are worth a thread. A choice, no measurement.
+    constexpr int64_t kGrain = 1 << 16;
+    const auto num_grains = num_rows * num_weights / kGrain + 1;
+    num_threads = std::min<int64_t>(at::get_num_threads(), num_grains);
+    const bool affordable =
+        num_threads * num_weights <= num_rows * num_channels;
+    const bool enough = num_rows > (2 * num_threads - 1) * max_rows;
+    by_tiles = num_threads == 1 || (enough && affordable);
+  }
+};
+
+// Packs the rows of `x` into tiles and calls
+// `func(part, tile, row, num_rows, begin, end)` for all outputs of all tiles.
+// Concurrent calls for the same outputs have different values of `part`.
+template <typename scalar_t, typename F>
+void for_tiles(
+    const at::Tensor& x, int64_t num_outputs, const Plan& plan, const F& func) {
+  const auto& loops = tile_loops<scalar_t>();
+  const auto num_rows = x.size(0), num_features = x.size(1);
+  const auto width = loops.width(std::min(num_rows, loops.max_rows));
+  const auto get_buffer = [&] {
+    return at::empty({width * num_features}, x.options());
+  };
+  const auto pack = [&](int64_t row, int64_t begin, int64_t end,
+                        scalar_t* tile) {
+    const auto size = std::min(loops.max_rows, num_rows - row);
+    loops.pack(rows_of<const scalar_t>(x, row), size, begin, end, tile);
+    return size;
+  };
+
+  if (plan.by_tiles) {
+    for_chunks(
+        num_rows, plan.num_threads, loops.max_rows,
+        [&](int64_t part, int64_t begin, int64_t end) {
+          const auto buffer = get_buffer();
+          auto* tile = buffer.template mutable_data_ptr<scalar_t>();
+          for (auto row = begin; row < end; row += loops.max_rows) {
+            const auto size = pack(row, 0, num_features, tile);
+            func(part, tile, row, size, 0, num_outputs);
+          }
+        });
+    return;
+  }
+  const auto buffer = get_buffer();
+  auto* tile = buffer.template mutable_data_ptr<scalar_t>();
+  for (int64_t row = 0; row < num_rows; row += loops.max_rows) {
+    const auto size = std::min(loops.max_rows, num_rows - row);
+    for_chunks(
+        num_features, plan.num_threads, loops.lanes,
+        [&](int64_t, int64_t begin, int64_t end) {
+          pack(row, begin, end, tile);
+        });
+    for_chunks(
+        num_outputs, plan.num_threads, loops.lanes,
+        [&](int64_t, int64_t begin, int64_t end) {
+          func(0, tile, row, size, begin, end);
+        });
+  }
+}
+
+}  // namespace torch_geometric_ext
