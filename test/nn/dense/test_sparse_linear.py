@@ -217,7 +217,7 @@ def test_from_dense_errors():
         SparseLinear.from_dense(linear, mask)
     with pytest.raises(ValueError, match=r"'mask' .* \(got torch.float32"):
         SparseLinear.from_dense(linear, mask.t().float())
-    with pytest.raises(ValueError, match='exclude one another'):
+    with pytest.raises(ValueError, match='At most one of'):
         SparseLinear.from_dense(linear, mask.t(), sparsity=0.5)
     with pytest.raises(ValueError, match=r"'sparsity' .* \(got 1.0\)"):
         SparseLinear.from_dense(linear, sparsity=1.0)
