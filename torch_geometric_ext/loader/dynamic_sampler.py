@@ -329,8 +329,8 @@ class DynamicSampler(Sampler[int]):
                 f"'graph_idx' of '{self.__class__.__name__}' needs to hold "
                 f'graphs drawn in the current epoch {self.epoch} '
                 f'(got {graph_idx.tolist()[:10]}). Pass this sampler to the '
-                f"loader, and wrap the data set of the loader (or 'Subset') in "
-                f"an 'IndexedDataset'"
+                f"loader, and wrap the loader's data set (or 'Subset') in an "
+                f"'IndexedDataset'"
             )
 
     def __repr__(self) -> str:
