@@ -73,7 +73,7 @@ def train(make_sampler, num_epochs=20, seed=0):
     optimizer = torch.optim.Adam(
         [*model.parameters(), *prototypes.parameters()], lr=0.003
     )
-    kept = torch.zeros(num_epochs, len(dataset), dtype=torch.bool)
+    drawn = torch.zeros(num_epochs, len(dataset), dtype=torch.bool)
     start = time.perf_counter()
     for epoch in range(num_epochs):
         for batch in loader:
@@ -84,14 +84,14 @@ def train(make_sampler, num_epochs=20, seed=0):
                 loss = loss + sampler.update(h, batch.y, batch.graph_idx)
             loss.backward()
             optimizer.step()
-            kept[epoch, batch.graph_idx] = True
+            drawn[epoch, batch.graph_idx] = True
     seconds = time.perf_counter() - start
 
     model.eval()
     (batch,) = DataLoader(test_dataset, batch_size=len(test_dataset))
     pred = model.head(model(batch)).argmax(dim=-1)
     accuracy = float((pred == batch.y).float().mean())
-    return accuracy, seconds, sampler, kept
+    return accuracy, seconds, sampler, drawn
 
 
 # %%
@@ -112,7 +112,7 @@ def gder_half(prototypes, num_epochs):
 
 
 for make_sampler in [all_graphs, random_half, gder_half]:
-    accuracy, seconds, sampler, kept = train(make_sampler)
+    accuracy, seconds, sampler, drawn = train(make_sampler)
     print(f'{make_sampler.__name__:12} {accuracy:.1%} in {seconds:.1f} s')
 
 # %%
@@ -134,14 +134,14 @@ figure.tight_layout()
 # %%
 # In the first epochs, most graphs are drawn from the subset of the previous
 # epoch. Later, more and more graphs are drawn from the others.
-overlap = (kept[1:] & kept[:-1]).sum(dim=1) / kept[0].sum()
+overlap = (drawn[1:] & drawn[:-1]).sum(dim=1) / drawn[0].sum()
 
 figure, axis = plt.subplots(figsize=(6, 3))
 axis.plot(range(1, 20), overlap.numpy(), marker='o')
 axis.set_xlabel('epoch')
 axis.set_ylabel('fraction in the last subset')
 figure.tight_layout()
-print(f'{float(kept.any(dim=0).float().mean()):.0%} of the graphs were seen')
+print(f'{float(drawn.any(dim=0).float().mean()):.0%} of the graphs were seen')
 
 # %%
 # Save and resume

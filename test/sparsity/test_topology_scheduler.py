@@ -98,13 +98,12 @@ def test_topology_scheduler(policy):
 def test_topology_scheduler_drops_smallest_magnitudes(policy):
     trainer = Trainer(policy, update_every=1)
     layer = trainer.layers[0]
-    step, before = trainer.scheduler._update, {}
+    before = {}
 
-    def update(*args):
+    def record(*args):
         before['index'], before['values'] = layer.index, layer.values.clone()
-        step(*args)
 
-    trainer.scheduler._update = update
+    trainer.optimizer.register_step_post_hook(record)
     trainer.step()
     remains = torch.isin(before['index'], layer.index)
     assert 0 < remains.sum() < remains.numel()

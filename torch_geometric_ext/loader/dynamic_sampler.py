@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-CHUNK_SIZE = 1 << 16  # Number of Python integers that an iterator holds.
+CHUNK_SIZE = 1 << 16  # Python integers that an iterator holds, a choice.
 
 STATE_KEYS = (
     'policy',

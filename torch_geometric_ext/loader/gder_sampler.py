@@ -65,7 +65,7 @@ class GDeRSampler(DynamicSampler):
     See :class:`~torch_geometric_ext.loader.DynamicSampler` for epochs,
     distributed training and checkpoints. Planning takes :math:`O(N)` time, a
     sort of the subset and a peak memory of about 75 bytes per graph of the
-    data set.
+    data set (measured by :obj:`benchmark/loader/planning.py`).
 
     .. note::
         Deviations from the paper: the three terms of the score are

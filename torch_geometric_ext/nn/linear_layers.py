@@ -20,7 +20,7 @@ import torch
 import torch_geometric.nn
 from torch.nn import Module
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 from torch_geometric.nn.models import PMLP
 
 from torch_geometric_ext.nn.dense.sparse_linear import DenseLinear
@@ -76,7 +76,7 @@ def swappable_linears(
         for linear, name in names.items()
         if linear not in skipped and linear not in reasons
     }
-    check_initialized([layers[x] for x in layers if _is_lazy(x.weight)])
+    check_initialized([layers[x] for x in layers if is_lazy(x.weight)])
     dense = ', '.join(f"'{names[x]}' ({why})" for x, why in reasons.items())
     if len(layers) == 0:
         raise ValueError(
@@ -164,17 +164,13 @@ def _obstacle(linear: DenseLinear, is_read: bool) -> Optional[str]:
         return "overrides 'forward'"
     if set(linear._parameters) != {'weight', 'bias'}:
         return 'its weight is parametrized'
-    if _is_lazy(linear.weight):  # Removes its own hook once initialized.
+    if is_lazy(linear.weight):  # Removes its own hook once initialized.
         return None
     if any(getattr(linear, name) for name in HOOKS):
         return 'has hooks'
     if linear.weight.numel() == 0:
         return 'has no weights'
     return None
-
-
-def _is_lazy(weight: torch.Tensor) -> bool:
-    return isinstance(weight, UninitializedParameter)
 
 
 def check_initialized(names: List[str]) -> None:

@@ -46,9 +46,8 @@ class HypersphericalPrototypes(torch.nn.Module):
         \frac{\sum_k \angle(\mathbf{p}^{y_i}_k, \mathbf{z}_i)}
         {\sum_{c \neq y_i} \sum_k \angle(\mathbf{p}^c_k, \mathbf{z}_i)},
 
-    and its nearest prototype.
-    :class:`~torch_geometric_ext.loader.GDeRSampler` computes the fraction of
-    graphs that share a nearest prototype (Eq. (10)) from the latter.
+    and its nearest prototype, which
+    :class:`~torch_geometric_ext.loader.GDeRSampler` needs for Eq. (10).
 
     .. note::
         Deviations from the paper:

@@ -4,6 +4,7 @@ from typing import Dict, Sequence
 
 import torch
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
 
 from torch_geometric_ext.nn.dense.distribution import layer_densities
 from torch_geometric_ext.nn.dense.pattern import random_index
@@ -11,7 +12,6 @@ from torch_geometric_ext.nn.dense.sparse_linear import (
     DenseLinear,
     SparseLinear,
 )
-from torch_geometric_ext.nn.dense.sparse_parameters import is_lazy
 from torch_geometric_ext.nn.linear_layers import (
     Ignored,
     check_initialized,
@@ -154,7 +154,9 @@ def densify(model: Module) -> Module:
     names = find_layers(model, (SparseLinear,))
     if len(names) == 0:
         raise ValueError("'model' needs a 'SparseLinear' to swap (got none)")
-    check_initialized([names[layer] for layer in names if is_lazy(layer)])
+    check_initialized(
+        [names[layer] for layer in names if is_lazy(layer.values)]
+    )
     return swap_layers(model, {layer: layer.to_dense() for layer in names})
 
 

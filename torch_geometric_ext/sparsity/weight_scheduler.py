@@ -3,10 +3,10 @@ from typing import Any, Dict, List
 
 import torch
 import torch.distributed as dist
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
-from torch_geometric_ext.nn.dense.sparse_parameters import is_lazy
 from torch_geometric_ext.sparsity.optimizer_state import (
     check_optimizer,
     check_state,
@@ -91,7 +91,7 @@ class WeightScheduler(ABC):
             raise ValueError(
                 f"'model' of '{name}' needs to have a 'SparseLinear' whose "
                 f"'values' require a gradient (got {len(self.layers)} "
-                f"'SparseLinear' without). Call 'sparsify' first"
+                f"'SparseLinear' without). Call 'sparsify' to get some"
             )
         self.last_step = 0  # Number of completed steps.
         self._removed = False
@@ -197,7 +197,7 @@ class WeightScheduler(ABC):
         name = self.__class__.__name__
         seen: Dict[int, str] = {}
         for key, layer in self.layers.items():
-            if is_lazy(layer):
+            if is_lazy(layer.values):
                 raise ValueError(
                     f"'model' of '{name}' needs to be initialized; run one "
                     f"forward pass first (got '{key}' with unknown "

@@ -211,7 +211,7 @@ def _layers(
 def _own_parameters(model: Module) -> Dict[Module, List[Tensor]]:
     """Return the parameters of each module without its sub-modules.
 
-    Shared parameters belong to the first module. Lazy ones are left out.
+    Shared parameters belong to the first module. Lazy ones are excluded.
     """
     out: Dict[Module, List[Tensor]] = {}
     seen: Set[Tensor] = set()

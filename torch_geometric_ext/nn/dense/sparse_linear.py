@@ -4,7 +4,7 @@ from typing import Any, Dict, Optional, Union
 import torch
 import torch_geometric.nn
 from torch import Tensor
-from torch.nn.parameter import Parameter, UninitializedParameter
+from torch.nn.parameter import Parameter, is_lazy
 
 from torch_geometric_ext.nn.dense.pattern import (
     check_index,
@@ -14,10 +14,7 @@ from torch_geometric_ext.nn.dense.pattern import (
     random_index,
     select_index,
 )
-from torch_geometric_ext.nn.dense.sparse_parameters import (
-    SparseParameters,
-    is_lazy,
-)
+from torch_geometric_ext.nn.dense.sparse_parameters import SparseParameters
 from torch_geometric_ext.ops.sparse_linear import (
     sparse_linear,
     sparse_linear_crossover,
@@ -49,15 +46,16 @@ class SparseLinear(SparseParameters):
     training.
 
     .. note::
-        The operator computes a dense product if that is expected to be
-        faster. :obj:`dense_above` in the printed layer is the density from
-        which on it does so, for a large mini-batch (see :meth:`crossover`).
+        The layer computes a dense product if that is expected to be faster.
+        The representation of the layer names the density above which this is
+        the case for large mini-batches, :obj:`dense_above` (see
+        :meth:`crossover`).
 
     .. note::
         :class:`~torch.nn.parallel.DistributedDataParallel` broadcasts all
         buffers, including the pattern, in each forward pass. Set
-        :obj:`broadcast_buffers=False` to avoid that. The pattern is equal on
-        all ranks from the construction on.
+        :obj:`broadcast_buffers=False` to avoid that: all ranks have equal
+        patterns after its construction.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive
@@ -69,8 +67,8 @@ class SparseLinear(SparseParameters):
             :math:`[0, 1)`. The number of active weights is rounded to the
             nearest integer. (default: :obj:`0.9`)
         seed (int, optional): Seed of the pattern. If set to :obj:`None`, the
-            global generator of PyTorch draws the pattern. It always draws the
-            initial values. (default: :obj:`None`)
+            global generator of PyTorch draws the pattern. Initial values are
+            always drawn by the global generator. (default: :obj:`None`)
         weight_initializer (str, optional): The initializer of the weights, as
             in :class:`torch_geometric.nn.Linear` (:obj:`"glorot"`,
             :obj:`"uniform"`, :obj:`"kaiming_uniform"` or :obj:`None`). Its
@@ -180,7 +178,7 @@ class SparseLinear(SparseParameters):
                 :obj:`linear` is not initialized.
         """
         weight = linear.weight
-        if isinstance(weight, UninitializedParameter):
+        if is_lazy(weight):
             raise ValueError(
                 f"'linear' needs to be initialized; run one forward pass of "
                 f'the model first (got {linear})'
@@ -292,7 +290,7 @@ class SparseLinear(SparseParameters):
 
     def reset_parameters(self) -> None:
         """Draw new values and a new bias. The pattern does not change."""
-        if is_lazy(self):
+        if is_lazy(self.values):
             return
         scheme = self.weight_initializer or 'kaiming_uniform'
         with torch.no_grad():

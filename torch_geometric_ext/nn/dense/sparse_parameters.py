@@ -3,7 +3,11 @@ from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter, UninitializedParameter
+from torch.nn.parameter import (
+    Parameter,
+    UninitializedParameter,
+    is_lazy,
+)
 
 from torch_geometric_ext.nn.dense.pattern import Pattern, complete
 
@@ -48,7 +52,7 @@ class SparseParameters(torch.nn.Module):
         """Draw a new pattern and new values."""
 
     def _size(self) -> int:
-        if is_lazy(self):
+        if is_lazy(self.values):
             raise ValueError(
                 f"'SparseLinear' needs to be initialized; run one forward "
                 f'pass first (got {self})'
@@ -104,7 +108,7 @@ class SparseParameters(torch.nn.Module):
     def _save_to_state_dict(
         self, destination: Any, prefix: str, keep_vars: bool
     ) -> None:
-        if not is_lazy(self):
+        if not is_lazy(self.values):
             super()._save_to_state_dict(destination, prefix, keep_vars)
             return
         destination[f'{prefix}values'] = self.values
@@ -133,7 +137,7 @@ class SparseParameters(torch.nn.Module):
 
     def _uninitialize(self) -> None:
         """Make the layer lazy again, as the one of the checkpoint."""
-        if is_lazy(self):
+        if is_lazy(self.values):
             return
         for name in Pattern._fields:
             self._set_tensor(name, self.col.new_empty(0))
@@ -150,7 +154,7 @@ class SparseParameters(torch.nn.Module):
         colptr: Tensor,
     ) -> None:
         """Check the pattern of a checkpoint, then load it."""
-        lazy = is_lazy(self)
+        lazy = is_lazy(self.values)
         size = colptr.numel() - 1 if lazy else self.in_channels
         pattern = complete(
             values, rowptr, col, colptr, (self.out_channels, size)
@@ -160,10 +164,3 @@ class SparseParameters(torch.nn.Module):
         self._set_pattern(pattern, values)
         if assign:  # PyTorch assigns the stored buffers only.
             self.row, self.perm = pattern.row, pattern.perm
-
-
-def is_lazy(layer: SparseParameters) -> bool:
-    """Return :obj:`True` if the layer waits for its first input to be
-    initialized.
-    """
-    return isinstance(layer.values, UninitializedParameter)
