@@ -86,8 +86,8 @@ class TopologyScheduler(WeightScheduler):
         )
         if update_every >= stop * num_steps:
             warnings.warn(
-                f"'{name}' will not update any layer: the first update is due "
-                f'at step {update_every}, but updates stop at step '
+                f"'{name}' will move no weights: the first update is due at "
+                f'step {update_every}, but updates stop at step '
                 f'{stop * num_steps:g}',
                 stacklevel=2,
             )
