@@ -1,25 +1,26 @@
-"""Trains a GIN on real molecules at a lower cost.
+"""Train a GIN on real molecules, and a GCN on digits, at a lower cost.
 
-First, with fewer graphs in each epoch: compares training on all graphs with
-its honest rivals (half the epochs, a new random part of the graphs in each
-epoch) and with `GDeRSampler`. Then, with every distinct computation tree once:
-compares full batches of plain graphs with `SharedTreeLoader`, which gives the
-same gradients (in double precision, lest rounding hides that). Third, with a
-tenth and a twentieth of the weights: compares a wide dense model with a narrow
-one of as many weights, and with the wide model, sparse from the first step.
-Fourth, on a twentieth of the bytes of the data set: compares molecules at
-random with what `MirageCondense` keeps, as plain graphs and as shared trees.
-An epoch draws from them about as often as from all molecules, in as many steps
-or one less.
+Prints five tables:
 
-Then, a GCN on one graph, of handwritten digits: compares a dense model with
-the ticket that `GraphLotteryPruner` finds, of a twentieth of its weights and
-two thirds of the edges, and with a narrow dense model of as many weights,
-which is trained for as many epochs as the search takes in all.
+1. Fewer graphs per epoch: compares training on all graphs with half of the
+   epochs, a new random subset in each epoch (`SoftRandomSampler`), and
+   `GDeRSampler`.
+2. Shared computation trees: compares full batches of plain graphs with
+   `SharedTreeLoader`, which has equal gradients. Uses double precision, so
+   that rounding does not hide that.
+3. Sparse weights: compares a wide dense model with a narrow dense model of as
+   many weights, and with sparse training of the wide model.
+4. A condensed data set: compares random molecules with `MirageCondense`, at a
+   twentieth of the bytes. An epoch has about as many draws as there are
+   molecules.
+5. Lottery tickets of a GCN: compares a dense model with a narrow dense model
+   of as many weights as the ticket, and with the ticket of
+   `GraphLotteryPruner`. The narrow model trains for as many epochs as the
+   search in total.
 
-All methods of a seed start from the same weights. Accuracies are those of the
-last epoch (in the last table, of the best epoch on validation nodes); nothing
-is selected on the test set.
+All methods of a seed start from the same weights. Tables 1 to 4 report the
+accuracy after the last epoch, table 5 after the epoch with the best validation
+accuracy. Nothing is selected on the test set.
 """
 
 import argparse
@@ -111,8 +112,8 @@ class Method(NamedTuple):
 
 class Result(NamedTuple):
     accuracy: float
-    num_graphs: int  # Or edges, of one graph.
-    num_macs: float  # Of a training step, for each graph.
+    num_graphs: int  # The number of edges in the last table.
+    num_macs: float  # Multiply-adds of a training step per graph.
     seconds: float
 
 
@@ -155,7 +156,7 @@ def train(
         transform = ShareComputationTrees(method.num_layers, edge_attr=False)
         loader = SharedTreeLoader(transform(dataset), method.batch_size)
     elif method.batch_size >= len(dataset):
-        loader = list(loader)  # Collated once.
+        loader = list(loader)  # Collate once.
     if method.share == 'levels':
         LevelwiseConv.convert(model.gnn)
 
@@ -190,7 +191,7 @@ def train(
 def condensed_loader(
     method: Method, dataset: IndexedDataset, seed: int
 ) -> DataLoader:
-    """Draws from a share of the bytes that the network reads."""
+    """Return a loader that draws from a fraction of the data set's bytes."""
     graphs: Any = [
         Data(x=data.x, edge_index=data.edge_index, y=data.y)
         for data in dataset
@@ -212,7 +213,7 @@ def condensed_loader(
         )
         graphs = condense(graphs)
         weight = graphs.graph_attrs['weight'] if share else graphs.weight
-    # A mini-batch of one graph may be one node, which has no variance:
+    # Drop the last mini-batch: batch normalization needs several nodes.
     num_draws = len(dataset) // method.batch_size * method.batch_size
     sampler = WeightedRandomSampler(weight, num_draws)
     kind = SharedTreeLoader if share else DataLoader
@@ -306,7 +307,7 @@ def make_tables(args: argparse.Namespace, size: int) -> List[List[Method]]:
 
 
 def run_on_digits(args: argparse.Namespace) -> None:
-    """Trains a GCN on one graph, and prints the last table."""
+    """Train a GCN on one graph and print the last table."""
     data = DigitsKNN(str(Path(args.root) / 'digits'))[0]
     epochs, num_seeds = 2 * args.epochs, min(args.seeds, 3)
     print(
@@ -332,7 +333,8 @@ def run_on_digits(args: argparse.Namespace) -> None:
 def train_gcn(method: Method, seed: int, data: Data) -> Result:
     seed_everything(seed)
     size = (data.num_features, method.hidden_channels, method.num_layers, 10)
-    dropout = 0.5 if method.hidden_channels > 64 else 0.0  # Hurts if narrow.
+    # Dropout lowers the accuracy of narrow models:
+    dropout = 0.5 if method.hidden_channels > 64 else 0.0
     model: torch.nn.Module = GCN(*size, dropout=dropout)
     start = time.perf_counter()
     if method.sparsity > 0:
@@ -356,7 +358,7 @@ def train_gcn(method: Method, seed: int, data: Data) -> Result:
 
 
 def train_nodes(model: torch.nn.Module, data: Data, epochs: int) -> float:
-    """As `GraphLotteryPruner` trains by default."""
+    """Train with the default settings of `GraphLotteryPruner`."""
     optimizer = Adam(model.parameters(), lr=0.01, weight_decay=5e-4)
     results = []
     for epoch in range(1, epochs + 1):
@@ -372,7 +374,7 @@ def train_nodes(model: torch.nn.Module, data: Data, epochs: int) -> float:
 
 @torch.no_grad()
 def test_nodes(model: torch.nn.Module, data: Data) -> Tuple[float, float]:
-    """The accuracy on validation and test nodes."""
+    """Return the accuracy on validation and test nodes."""
     pred = model.eval()(data.x, data.edge_index).argmax(dim=-1)
     correct = (pred == data.y).float()
     val, out = correct[data.val_mask].mean(), correct[data.test_mask].mean()

@@ -1,8 +1,8 @@
-"""Trains GraphSAGE on handwritten digits, dense and sparse from the start.
+"""Train a dense and a sparse GraphSAGE on handwritten digits.
 
-Two lines make an existing model sparse: `sparsify` swaps its linear layers,
-and `RigL` moves their weights to where the gradient wants them. The rest of
-the training loop stays as it is.
+Two lines make an existing model sparse: `sparsify` replaces its linear layers
+with sparse ones, and `RigL` drops and grows their weights during training. The
+rest of the training loop does not change.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def run(sparsity: float, data: Data, args: argparse.Namespace) -> None:
         f'{macs.training / 1e9:.2f} GMACs and '
         f'{1000 * seconds / args.epochs:.1f} ms a step'
     )
-    if sparsity > 0:  # An ordinary PyG model again, to export or to serve.
+    if sparsity > 0:  # Convert to a plain PyG model for deployment.
         expected = test(model, data)
         assert abs(test(densify(model), data) - expected) < 0.2
     print()

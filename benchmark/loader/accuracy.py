@@ -1,10 +1,10 @@
-"""Test accuracy of dynamic pruning against its honest rivals.
+"""Compare the test accuracy of dynamic data pruning with strong baselines.
 
-Trains a GIN on TU data sets over random 80/10/10 splits, the same splits and
-initial weights for all methods, and reports accuracy and macro-averaged F1 on
-the test split at the epoch with the best validation F1, and the paired
-difference of F1 to full data. With `--minority_share`, graphs of class 1 are
-taken from the training split until they make up that share of it.
+Trains a GIN on TU data sets over random 80/10/10 splits. All methods share
+splits and initial weights. Reports accuracy and macro-averaged F1 on the test
+split at the epoch with the best validation F1, and the paired difference of F1
+to full data. `--minority_share` removes graphs of class 1 from the training
+split until they make up that fraction of it.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def split(y: Tensor, minority_share: Optional[float]) -> Tuple[Tensor, ...]:
 
 
 def metrics(model: torch.nn.ModuleDict, batch: Batch) -> Tuple[float, float]:
-    """Accuracy and macro-averaged F1, in percent."""
+    """Return accuracy and macro-averaged F1 in percent."""
     pred = model['head'](embed(model, batch)).argmax(dim=-1)
     accuracy = float((pred == batch.y).float().mean())
     return 100 * accuracy, 100 * f1_score(batch.y, pred, average='macro')

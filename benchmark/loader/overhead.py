@@ -1,15 +1,15 @@
-"""What dynamic pruning costs: training time with and without `GDeRSampler`.
+"""Measure the training time with and without `GDeRSampler`.
 
 Trains a GIN on NCI1 in one process, one mini-batch of each method in turn:
 
-* full data from the plain data set, and from an `IndexedDataset` of it,
-* `GDeRSampler` at keep_ratio 1, which is full data plus everything GDeR adds
-  (stamped graphs, projector, losses, backward, scores, Adam, planning),
+* full data from the plain data set and from an `IndexedDataset`,
+* `GDeRSampler` at a keep ratio of 1: full data with the overhead of GDeR
+  (graph indices, projector, losses, backward pass, scores, Adam, planning),
 * the same with the reference operators in plain PyTorch,
-* `SoftRandomSampler` and `GDeRSampler` at keep_ratio 0.3.
+* `SoftRandomSampler` and `GDeRSampler` at a keep ratio of 0.3.
 
-The time of an epoch is the sum over its steps (the first one plans) of the
-median over epochs, which other work on the machine hardly moves. Prints the
+The time of an epoch is the sum of the medians of its steps over epochs, which
+is robust to other processes. The first step includes planning. Prints the
 ratio to full data, and its range over three parts of the epochs.
 """
 
@@ -32,7 +32,7 @@ from torch_geometric_ext.nn import HypersphericalPrototypes
 
 
 class Run:
-    """Trains a model for ever; `next` gives the seconds of one step."""
+    """Train a model step by step and record the seconds of each step."""
 
     def __init__(
         self,
@@ -88,7 +88,8 @@ class Run:
         self.seconds[-1].append(time.perf_counter() - start)
 
     def epoch_seconds(self, part: slice = slice(None)) -> float:
-        complete = torch.tensor(self.seconds[1:-1])  # The first warms up.
+        # Skip the first epoch (warm-up) and the last one (unfinished):
+        complete = torch.tensor(self.seconds[1:-1])
         return float(complete[part].median(dim=0).values.sum())
 
 
@@ -136,7 +137,7 @@ def compare(
             run.epoch_seconds(part) / full.epoch_seconds(part)
             for part in parts
         )
-        if name.endswith('0.3'):  # A speed-up, at most 1 / 0.3 = 3.33.
+        if name.endswith('0.3'):  # The speed-up is at most 1 / 0.3.
             values, unit = [1 / x for x in [ratio, *rest]], 'x faster'
         else:
             values = [100 * (x - 1) for x in [ratio, *rest]]

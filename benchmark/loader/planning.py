@@ -1,9 +1,8 @@
-"""Time and memory to plan one epoch for many graphs.
+"""Measure the time and the memory to plan an epoch for many graphs.
 
-Feeds `GDeRSampler` with the feedback of a whole epoch over N graphs and plans
-the next one, with the kernel and with the reference operator. Peak memory is
-that of the process above the state before the sampler was built, in a process
-of its own for each row.
+Passes the feedback of an epoch over N graphs to `GDeRSampler` and plans the
+next one, with the kernel and with the reference operator. Each row runs in its
+own process. Peak memory is relative to the memory before the sampler is built.
 """
 
 import argparse
@@ -11,8 +10,11 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Tuple
 
 import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler
 
 import torch_geometric_ext.typing
 from torch_geometric_ext.loader import (
@@ -23,6 +25,15 @@ from torch_geometric_ext.loader import (
 from torch_geometric_ext.nn import HypersphericalPrototypes
 
 METHODS = ['GDeR', 'GDeR, reference', 'soft random']
+
+
+class RandomScores(HypersphericalPrototypes):
+    """Prototypes that return random scores without computing them."""
+
+    def forward(self, h: Tensor, y: Tensor) -> Tuple[Tensor, Tensor]:
+        scores = torch.rand(h.size(0), 3)
+        scores[:, 2] = (20 * scores[:, 2]).floor()
+        return h.new_zeros(()), scores
 
 
 def peak_memory() -> float:
@@ -36,7 +47,7 @@ def measure(method: str, size: int, keep_ratio: float) -> None:
     if method == 'soft random':
         sampler = SoftRandomSampler(size, keep_ratio, num_epochs=10)
     else:
-        prototypes = HypersphericalPrototypes(8, num_classes=10)
+        prototypes = RandomScores(8, num_classes=10)
         sampler = GDeRSampler(size, prototypes, keep_ratio, num_epochs=10)
     seconds = []
     for epoch in range(4):
@@ -44,13 +55,12 @@ def measure(method: str, size: int, keep_ratio: float) -> None:
         sampler.set_epoch(epoch)
         seconds.append(time.perf_counter() - start)
         if isinstance(sampler, GDeRSampler):
-            with torch.no_grad():  # Stands for a step of the optimizer.
+            with torch.no_grad():  # Replaces a step of the optimizer.
                 prototypes.prototypes.add_(0.01)
-            # What a loader with mini-batches of 4,096 graphs would record:
-            for graph_idx in sampler._order.split(4096):
-                scores = torch.rand(graph_idx.numel(), 3)
-                scores[:, 2] = (20 * scores[:, 2]).floor()
-                sampler._record(graph_idx.clone(), scores)
+            for batch in BatchSampler(sampler, 4096, drop_last=False):
+                graph_idx = torch.tensor(batch)
+                h = torch.empty(len(batch), 8)
+                sampler.update(h, graph_idx, graph_idx)
     memory = peak_memory() - base
     print(
         f'{method:18}{size:>12,}{keep_ratio:>8.0%}'

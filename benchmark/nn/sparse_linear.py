@@ -1,17 +1,16 @@
-"""What a training step of a sparse layer costs.
+"""Measure the time of a training step of a sparse layer.
 
-Compares `SparseLinear` with its rivals, in one process and one step of each in
-turn:
+Compares `SparseLinear` ("ours") with baselines, in one process and one step of
+each in turn:
 
 * dense: `torch.nn.Linear`,
-* masked: the same with a mask on its weight, which most packages call sparse,
+* masked: a dense layer whose weight is multiplied by a mask,
 * CSR: PyTorch's sparse products with a matrix in CSR format.
 
 A step is the forward pass, the gradients of input, weights and bias, and Adam.
-Prints what a layer of four billion weights takes to be trained; then medians
-in milliseconds, the quartiles of ours, and ratios to dense; then ratios for
-all sparsities on different sizes, where dense products take over, and for
-small batches.
+Prints the memory and the time of a layer of four billion weights, then median
+times with quartiles and ratios to dense, then ratios to dense over sizes and
+sparsities for large and for small batches.
 """
 
 import argparse
@@ -99,7 +98,7 @@ class Step:
         self.seconds.append(time.perf_counter() - start)
 
     def quartiles(self) -> Tensor:
-        """In milliseconds; the first step warms up."""
+        """Return quartiles in milliseconds, without the first step."""
         times = 1000 * torch.tensor(self.seconds[1:])
         return times.quantile(torch.tensor([0.25, 0.5, 0.75]))
 
@@ -110,7 +109,7 @@ def measure(
     rivals: List[str],
     budget: float,
 ) -> Dict[str, Tensor]:
-    """Steps of ours and dense (and rivals) in turn, for some seconds."""
+    """Time steps of ours, dense and rivals in turn for `budget` seconds."""
     num_rows, in_channels, out_channels = shape
     torch.manual_seed(0)
     x, grad = (torch.randn(num_rows, size) for size in shape[1:])
@@ -156,7 +155,7 @@ def sweep(
     sparsities: List[float],
     budget: float,
 ) -> None:
-    """Ratios to dense."""
+    """Print the ratios of dense to ours for all shapes and sparsities."""
     print(f'\n{title}, {torch.get_num_threads()} thread(s): x to dense')
     labels = ''.join(f'{f"{x:.1%}":>8}' for x in sparsities)
     print(f'{"rows x in x out":20}{labels}')
@@ -173,7 +172,7 @@ def sweep(
 
 
 def train_large(num_steps: int = 12) -> None:
-    """Prints what a layer of four billion weights takes."""
+    """Print the memory and the time of a layer of four billion weights."""
     before = peak_rss()
     layer = SparseLinear(65536, 65536, bias=False, sparsity=0.999, seed=0)
     optimizer = torch.optim.Adam(layer.parameters())
@@ -216,7 +215,7 @@ def main() -> None:
     args = parser.parse_args()
     only: Optional[str] = args.only
     if only in [None, 'memory']:
-        # First, in a process of its own: its peak is that of the layer.
+        # Run first and in another process, so that the peak is the layer's.
         context = multiprocessing.get_context('spawn')
         process = context.Process(target=train_large)
         process.start()

@@ -1,18 +1,18 @@
-"""What a GCN that is sparse from the first step reaches, and what it costs.
+"""Measure the accuracy and the cost of sparse training for GCNs.
 
 Trains two-layer GCNs on the public split of Cora, CiteSeer and PubMed:
 
 * dense,
-* narrow: a dense GCN with as many weights, the rival to beat,
-* static: weights drawn at random, which stay where they are,
-* SET and RigL, which move a share of them every `--update_every` steps.
+* narrow: a dense GCN with as many weights as the sparse ones,
+* static: a sparse GCN with a fixed random pattern,
+* SET and RigL, which drop and grow weights every `--update_every` steps.
 
 Prints the test accuracy at the best validation accuracy (mean and standard
-deviation over seeds) and the multiply-adds of the whole training; to save
-time, the first propagation, which depends on no weight, is done once. Then, in
-one process and in turn, the milliseconds of a training step, and how close it
-comes to the ceiling: a step in which the product with the weights of the first
-layer costs nothing. Edges are once PyG's edge indices and once a matrix in CSR
+deviation over seeds) and the multiply-adds of the whole training. The first
+propagation depends on no weight and is cached. Then prints the milliseconds of
+a training step, measured in one process and in turn, and the fraction of the
+highest possible speed ("ceiling"), at which the product with the weights of
+the first layer is free. Edges are given as edge indices and as a matrix in CSR
 format.
 """
 
@@ -56,7 +56,7 @@ def gcn(data: Data, hidden: int) -> GCN:
 
 
 class Training:
-    """A model, its optimizer and, maybe, its scheduler."""
+    """A model, its optimizer and its scheduler, if any."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Training:
     ) -> None:
         torch.manual_seed(seed)
         hidden = args.hidden
-        if method == 'narrow':  # All its weights are in rows of one size.
+        if method == 'narrow':  # The size is proportional to the width.
             hidden = max(round(density * hidden), 1)
         self.model = gcn(data, hidden)
         if method in ['static', 'SET', 'RigL']:
@@ -90,7 +90,7 @@ class Training:
     def __call__(self, data: Data, edges: Tensor) -> Tensor:
         if 'propagated' not in data:
             return self.model(data.x, edges)
-        first, second = self.model.convs  # What the model does with it.
+        first, second = self.model.convs  # As `self.model` computes it.
         h = first.lin(data.propagated) + first.bias
         return second(self.model.dropout(self.model.act(h)), edges)
 
@@ -112,7 +112,7 @@ class Training:
 
 
 def train(data: Data, edges: Tensor, training: Training, epochs: int) -> float:
-    """The test accuracy at the first best validation accuracy."""
+    """Return the test accuracy at the first best validation accuracy."""
     best = [-1.0, 0.0]
     for _ in range(epochs):
         training.step(data, edges)
@@ -126,7 +126,7 @@ def training_macs(
     data: Data, edges: Tensor, training: Training, args: argparse.Namespace
 ) -> int:
     out = args.epochs * count_macs(training.model, data.x, edges).training
-    if isinstance(training.scheduler, RigL):  # The dense gradients it ranks.
+    if isinstance(training.scheduler, RigL):  # Computes dense gradients.
         num_updates = int(0.75 * args.epochs - 1) // args.update_every
         for layer in training.model.modules():
             if isinstance(layer, SparseLinear):
@@ -162,7 +162,7 @@ def accuracies(
 
 
 class Free(torch.nn.Module):
-    """Gives the product with the weights for free, with its gradient."""
+    """Return a constant in place of the product with the weights."""
 
     def __init__(self, data: Data, hidden: int) -> None:
         super().__init__()
@@ -216,9 +216,9 @@ def measure(func: Callable) -> float:
 
 
 def summary(times: List[float], period: int) -> float:
-    """The median over whole periods, without the first one, which warms up.
+    """Return the median over periods of the mean time of a step.
 
-    Of each period, which has one update of the weights that exist, the mean.
+    A period has one update of the active weights. The first one is skipped.
     """
     chunks = [times[i : i + period] for i in range(0, len(times), period)]
     return statistics.median(statistics.mean(chunk) for chunk in chunks[1:])

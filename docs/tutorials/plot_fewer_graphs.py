@@ -2,21 +2,21 @@ r"""
 Train on fewer graphs in each epoch
 ===================================
 
-Training a graph classifier touches every graph of the data set in every
-epoch, although most of them stop teaching the model anything after a few.
-Dropping graphs once and for all is a gamble: which ones will be needed later?
-*Dynamic* pruning drops a different part in each epoch, so that the cost of an
-epoch falls and no graph is lost.
+A graph classifier trains on every graph of the data set in every epoch,
+although most graphs contribute little after a few epochs. Static pruning
+removes graphs for good and risks removing graphs that matter later. *Dynamic*
+pruning trains on a different subset in each epoch: epochs are cheaper, and no
+graph is lost.
 
 This tutorial trains a GIN on 1,025 real molecules three times: on all of them,
 on a new random half in each epoch, and on the half that
-:class:`~torch_geometric_ext.loader.GDeRSampler` picks.
+:class:`~torch_geometric_ext.loader.GDeRSampler` draws.
 """
 
 # %%
-# The data set ships inside a Python package, so nothing is downloaded.
-# Wrapped in an :class:`~torch_geometric_ext.data.IndexedDataset`, each
-# molecule knows its position:
+# The data set is part of a Python package and needs no download.
+# :class:`~torch_geometric_ext.data.IndexedDataset` adds to each molecule its
+# position in the data set as :obj:`graph_idx`:
 import tempfile
 import time
 
@@ -39,13 +39,13 @@ test_dataset = Solubility(root, 'test')
 dataset[7]
 
 # %%
-# Any model will do that gives one embedding for each graph:
+# Any model that returns one embedding per graph is suitable:
 
 
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        # One embedding for each value of the nine features of an atom:
+        # One embedding per value of the nine features of an atom:
         sizes = torch.tensor([len(values) for values in x_map.values()])
         self.register_buffer('offset', sizes.cumsum(0) - sizes)
         self.atom = torch.nn.EmbeddingBag(int(sizes.sum()), 64, mode='sum')
@@ -58,8 +58,8 @@ class Net(torch.nn.Module):
 
 
 # %%
-# The training loop has one more line than usual: what ``update`` returns goes
-# into the loss. Along the way, it records what each graph was worth.
+# The training loop needs one more line: add the result of ``update`` to the
+# loss. ``update`` also records the scores of the graphs.
 
 
 def train(make_sampler, num_epochs=20, seed=0):
@@ -73,7 +73,7 @@ def train(make_sampler, num_epochs=20, seed=0):
     optimizer = torch.optim.Adam(
         [*model.parameters(), *prototypes.parameters()], lr=0.003
     )
-    kept = torch.zeros(num_epochs, len(dataset), dtype=torch.bool)
+    drawn = torch.zeros(num_epochs, len(dataset), dtype=torch.bool)
     start = time.perf_counter()
     for epoch in range(num_epochs):
         for batch in loader:
@@ -84,19 +84,19 @@ def train(make_sampler, num_epochs=20, seed=0):
                 loss = loss + sampler.update(h, batch.y, batch.graph_idx)
             loss.backward()
             optimizer.step()
-            kept[epoch, batch.graph_idx] = True
+            drawn[epoch, batch.graph_idx] = True
     seconds = time.perf_counter() - start
 
     model.eval()
     (batch,) = DataLoader(test_dataset, batch_size=len(test_dataset))
     pred = model.head(model(batch)).argmax(dim=-1)
     accuracy = float((pred == batch.y).float().mean())
-    return accuracy, seconds, sampler, kept
+    return accuracy, seconds, sampler, drawn
 
 
 # %%
-# Prototypes are trained with the model, so their parameters belong into the
-# optimizer. (If they are missing there, the sampler warns after an epoch.)
+# The optimizer also trains the prototypes. If their parameters are missing in
+# the optimizer, the sampler warns after an epoch.
 
 
 def all_graphs(prototypes, num_epochs):
@@ -112,43 +112,43 @@ def gder_half(prototypes, num_epochs):
 
 
 for make_sampler in [all_graphs, random_half, gder_half]:
-    accuracy, seconds, sampler, kept = train(make_sampler)
+    accuracy, seconds, sampler, drawn = train(make_sampler)
     print(f'{make_sampler.__name__:12} {accuracy:.1%} in {seconds:.1f} s')
 
 # %%
-# One seed proves little. ``examples/quickstart.py`` compares five paired ones,
-# and :doc:`../benchmarks` reports on more data sets. A random half is a strong
-# rival: it costs nothing, and on small data sets it is hard to beat.
+# A single seed is not conclusive. ``examples/quickstart.py`` compares five
+# paired seeds, and :doc:`../benchmarks` reports on more data sets. A random
+# half is a strong baseline, in particular on small data sets.
 #
-# What the sampler learned
-# ------------------------
+# Inspect the scores
+# ------------------
 #
-# ``sampler.scores`` holds the last known worth of each graph. A few are worth
-# many times as much as the rest: those near prototypes that few others share.
+# ``sampler.scores`` holds the last score of each graph. A few graphs have much
+# higher scores than others: their nearest prototype is shared with few graphs.
 figure, axis = plt.subplots(figsize=(6, 3))
 axis.hist(sampler.scores.numpy(), bins=60)
-axis.set_xlabel('worth of a graph')
+axis.set_xlabel('score of a graph')
 axis.set_ylabel('number of graphs')
 figure.tight_layout()
 
 # %%
-# In the first epochs, most of the graphs are kept from one epoch to the next;
-# later, more and more come from those that were left out.
-overlap = (kept[1:] & kept[:-1]).sum(dim=1) / kept[0].sum()
+# In the first epochs, most graphs are drawn from the subset of the previous
+# epoch. Later, more and more graphs are drawn from the others.
+overlap = (drawn[1:] & drawn[:-1]).sum(dim=1) / drawn[0].sum()
 
 figure, axis = plt.subplots(figsize=(6, 3))
 axis.plot(range(1, 20), overlap.numpy(), marker='o')
 axis.set_xlabel('epoch')
-axis.set_ylabel('kept from the last epoch')
+axis.set_ylabel('fraction in the last subset')
 figure.tight_layout()
-print(f'{float(kept.any(dim=0).float().mean()):.0%} of the graphs were seen')
+print(f'{float(drawn.any(dim=0).float().mean()):.0%} of the graphs were seen')
 
 # %%
-# To stop and go on
-# -----------------
+# Save and resume
+# ---------------
 #
-# Save ``sampler.state_dict()`` with the model: a sampler that loads it draws
-# the very same graphs in the same order as if training had never stopped.
+# Save ``sampler.state_dict()`` with the model. A sampler that loads the state
+# draws the same graphs in the same order as without an interruption.
 prototypes = HypersphericalPrototypes(64, dataset.num_classes)
 other = GDeRSampler(dataset, prototypes, 0.5, num_epochs=20)
 other.load_state_dict(sampler.state_dict())

@@ -1,23 +1,23 @@
 r"""
-Train a model whose weights are sparse from the first step
-==========================================================
+Train a model with sparse weights from the first step
+=====================================================
 
-A wide network learns well, and most of its weights are not needed in the end.
-Pruning finds out which, but only after all of them were paid for. *Sparse
-training* starts with a tenth of the weights, or a fiftieth, and moves them
-while it trains: the missing weights never exist, neither in memory nor in
-the products, nor in the state of the optimizer.
+A wide network learns well, but needs few of its weights after training.
+Pruning removes the others after they have been trained. *Sparse training*
+starts with a fraction of the weights, and drops and grows weights during
+training. Memory, matrix products and the state of the optimizer never include
+the inactive weights.
 
-Most implementations multiply a dense weight by a mask, which saves nothing.
-:class:`~torch_geometric_ext.nn.SparseLinear` computes with the weights that
-exist, by kernels of its own.
+Many implementations multiply a dense weight by a mask, which saves nothing.
+:class:`~torch_geometric_ext.nn.SparseLinear` stores and multiplies the active
+weights only, with its own kernels.
 """
 
 # %%
 # A sparse layer
 # --------------
-# It has the interface of a linear layer. Its parameter :obj:`values` holds the
-# weights that exist, row by row:
+# The layer has the interface of a linear layer. Its parameter :obj:`values`
+# holds the active weights, row by row:
 import time
 
 import matplotlib.pyplot as plt
@@ -36,8 +36,8 @@ print(lin)
 print(lin.values.shape)
 
 # %%
-# When printed, the layer tells above which density it would rather compute a
-# dense product. Is it faster? A training step on 4,096 rows, against a dense
+# ``dense_above`` is the density above which the layer computes a dense product
+# instead. The next cell compares a training step on 4,096 rows with a dense
 # layer:
 
 
@@ -63,28 +63,27 @@ for sparsity in [0.5, 0.8, 0.9, 0.95, 0.98]:
 # %%
 # A sparse model
 # --------------
-# :func:`~torch_geometric_ext.nn.sparsify` swaps the linear layers of any
-# model. Weights are spread over layers such that each neuron has about as many
-# connections (``distribution='erk'``), and small layers keep enough to live
-# on:
+# :func:`~torch_geometric_ext.nn.sparsify` replaces the linear layers of any
+# model. By default (``distribution='erk'``), small layers are denser than
+# large ones:
 model = GraphSAGE(64, 256, num_layers=3, out_channels=10)
 print(sparsify(model, sparsity=0.95).convs)
 
 # %%
-# What does a step cost? :func:`~torch_geometric_ext.utils.count_macs` counts
-# the multiply-adds that are really computed, those of aggregations included:
+# :func:`~torch_geometric_ext.utils.count_macs` counts the multiply-adds of a
+# training step, including aggregations:
 data = DigitsKNN('.data/DigitsKNN')[0]
 print(count_macs(model, data.x, data.edge_index))
 
 # %%
-# Moving weights
-# --------------
-# A random pattern that stays as it is wastes weights. A scheduler moves a
-# share of them every few steps: the smallest ones are dropped, and as many
-# grow, at random (:class:`~torch_geometric_ext.sparsity.SET`) or where the
-# dense gradient is largest (:class:`~torch_geometric_ext.sparsity.RigL`, which
-# computes it at these steps only, block by block). It is called after the
-# optimizer, whose state it lets follow the weights:
+# Drop and grow weights
+# ---------------------
+# A fixed random pattern wastes weights. Every few steps, a scheduler drops the
+# weights of smallest magnitude and grows as many weights elsewhere.
+# :class:`~torch_geometric_ext.sparsity.SET` grows weights at random positions,
+# :class:`~torch_geometric_ext.sparsity.RigL` where the dense gradient is
+# largest. Call the scheduler after the optimizer. It also updates the state of
+# the optimizer:
 
 
 def train(model: torch.nn.Module, scheduler: type | None = None) -> list:
@@ -120,9 +119,8 @@ num_weights = sum(x.numel() for x in model.parameters())
 curves = {f'dense, {num_weights:,} weights': train(model)}
 
 # %%
-# The rival to beat is not the dense model: it is a *narrow* dense one with as
-# many weights, which any library trains. Below, all others have one twentieth
-# of the weights:
+# The strongest baseline is a *narrow* dense model with as many weights as the
+# sparse ones, a twentieth of the dense model:
 curves['narrow dense'] = train(graph_sage(hidden_channels=38))
 curves['static'] = train(sparsify(graph_sage(), sparsity=0.95))
 curves['SET'] = train(sparsify(graph_sage(), sparsity=0.95), SET)
@@ -138,16 +136,15 @@ plt.legend()
 plt.show()
 
 # %%
-# These digits are easy, and all of them come close to each other: here, a
-# narrow model would do. With thousands of sparse input features, as in bags of
-# words, it would not: there, a narrow model has only a few weights for each
-# word, while a sparse one picks the words that matter
+# On this easy data set, the narrow model suffices. A sparse model is better on
+# thousands of sparse input features, such as bags of words. A narrow model has
+# few weights per word there, while a sparse model selects the relevant words
 # (:doc:`measured on three citation graphs </benchmarks>`).
 #
-# Back to an ordinary model
-# -------------------------
-# :func:`~torch_geometric_ext.nn.densify` gives back the PyG model, with zeros
-# for the weights that do not exist, to be saved or served as any other:
+# Convert to a dense model
+# ------------------------
+# :func:`~torch_geometric_ext.nn.densify` returns a plain PyG model with zeros
+# for the inactive weights, to save and to deploy:
 with torch.no_grad():
     before = sparse.eval()(data.x, data.edge_index)
     after = densify(sparse)(data.x, data.edge_index)
@@ -155,12 +152,13 @@ print(float((before - after).abs().max()))
 print(any(isinstance(m, SparseLinear) for m in sparse.modules()))
 
 # %%
-# When does it pay?
-# -----------------
-# * From a sparsity of about 50 % on, on batches of a hundred rows or more;
-#   :doc:`the measurements </benchmarks>` tell for which sizes.
-# * The aggregation of messages is not made cheaper: where it dominates, as
-#   with wide features on many edges, hand PyG a matrix in CSR format
-#   (:class:`~torch_geometric.transforms.ToSparseTensor`), or drop messages by
+# When to use sparse training
+# ---------------------------
+# * Sparse layers are faster than dense ones from a sparsity of about 50 % on,
+#   for batches of a hundred rows or more. :doc:`The benchmarks </benchmarks>`
+#   list all sizes.
+# * Sparse weights do not speed up aggregation. If aggregation dominates, as
+#   for wide features on many edges, convert edges to CSR format
+#   (:class:`~torch_geometric.transforms.ToSparseTensor`), or prune edges with
 #   the :obj:`edge_mask` of :class:`~torch_geometric_ext.nn.MaskedGCNConv`.
-# * Hold it against a narrow dense model on your data.
+# * Compare with a narrow dense model on your data.

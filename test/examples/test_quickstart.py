@@ -62,12 +62,12 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     ]
     tables = [out[3:10], out[12:16], out[18:24], out[26:32], out[36:]]
     for table in tables:
-        assert len({len(line) for line in table}) == 1  # Aligned.
-    # Budgets are exact, also with a warning-free single epoch:
+        assert len({len(line) for line in table}) == 1  # Columns are aligned.
+    # Budgets are exact:
     assert [line.split()[-4] for line in out[4:10]] == [
         '1,025', '1,025', '512', '512', '308', '308',
     ]  # fmt: skip
-    # Shared trees are the same training:
+    # Training on shared trees gives equal results:
     results = [line[24:62] for line in out[13:16]]
     assert results[0].split()[:3] == results[1].split()[:3]
     assert results[1] == results[2] and '0.0 ± 0.0' in results[1]
@@ -79,7 +79,7 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     assert [line.split()[-4] for line in out[27:32]] == [
         '1,025', '1,024', '1,024', '1,024', '1,024',
     ]  # fmt: skip
-    # A third of the edges less:
+    # A third of the edges is pruned:
     assert [line.split()[-4] for line in out[37:]] == [
         '12,618', '12,618', '8,202',
     ]  # fmt: skip

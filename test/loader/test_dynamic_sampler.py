@@ -12,7 +12,7 @@ from torch_geometric_ext.loader import DynamicSampler
 
 
 class ToySampler(DynamicSampler):
-    """Keeps the graphs with the largest feedback, others in their order."""
+    """Draw the graphs with the largest feedback, then others in order."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -63,7 +63,7 @@ LOADERS = {
 
 @pytest.mark.parametrize('name', LOADERS)
 @pytest.mark.parametrize('subset', [False, True])
-def test_feedback_lands_on_its_graph(name, subset):
+def test_feedback_is_keyed_by_graph(name, subset):
     graphs, identity = make_graphs(20), list(range(20))
     if subset:
         identity = identity[::-2]
@@ -76,7 +76,7 @@ def test_feedback_lands_on_its_graph(name, subset):
         seen = {}
         for batch in loader:
             assert sampler.epoch == epoch
-            # The last mini-batch is trained on when the iterator has ended:
+            # The sampler is exhausted before the last mini-batch is trained.
             feedback = batch.x[::2, 0] + 100 * epoch
             sampler.update(feedback, batch.graph_idx)
             seen.update(zip(batch.graph_idx.tolist(), feedback.tolist()))
@@ -103,7 +103,7 @@ def test_order_of_epochs():
     next(iterator)
     assert sampler.epoch == 1 and len(sampler) == 5
 
-    # Setting an epoch repeats the current one, or draws another one:
+    # Setting an epoch repeats the current one or plans another one:
     sampler.set_epoch(1)
     again = list(sampler)
     assert sorted(again) == [1, 2, 3, 4, 5]
@@ -160,7 +160,7 @@ def test_budget_and_steps(keep_ratio, size, budget):
 
 
 @pytest.mark.parametrize('num_replicas', [2, 3, 7])
-def test_ranks_share_the_graphs(num_replicas):
+def test_ranks_split_the_subset(num_replicas):
     samplers = [
         ToySampler(10, 0.5, 2, num_replicas=num_replicas, rank=rank)
         for rank in range(num_replicas)
@@ -173,7 +173,7 @@ def test_ranks_share_the_graphs(num_replicas):
     assert merged[5:] == (whole + whole)[: len(merged) - 5]
 
 
-def test_state_goes_on_where_it_was():
+def test_state_resumes():
     def train_epoch(sampler):
         out = list(sampler)
         graph_idx = torch.tensor(out)
@@ -191,12 +191,12 @@ def test_state_goes_on_where_it_was():
     assert_same_state(other.state_dict(), state)
     assert [train_epoch(other) for _ in range(3)] == expected
 
-    # An epoch that has been planned, but not started, is not skipped:
+    # A planned epoch that has not started is not skipped:
     sampler.set_epoch(7)
     other.load_state_dict(sampler.state_dict())
     assert list(other) == list(sampler)
 
-    # A state that is cut short changes nothing:
+    # An incomplete state changes nothing:
     before = other.state_dict()
     with pytest.raises(ValueError, match=r"none of \['feedback'\]"):
         other.load_state_dict(
@@ -204,14 +204,14 @@ def test_state_goes_on_where_it_was():
         )
     assert_same_state(other.state_dict(), before)
 
-    # The state does not change with the sampler:
+    # A state is a copy:
     sampler.load_state_dict(state)
     train_epoch(sampler)
     other.load_state_dict(state)
     assert other.epoch == 1 and train_epoch(other) == expected[0]
 
 
-def test_feedback_is_independent_of_the_tensors_of_the_caller():
+def test_feedback_copies_graph_idx():
     sampler = ToySampler(4, keep_ratio=1.0, num_epochs=2)
     list(sampler)
     graph_idx = torch.tensor([3, 0])
@@ -237,19 +237,20 @@ def test_workers_do_not_run_out_of_file_descriptors():
 def test_errors_of_update(device):
     sampler = ToySampler(10, keep_ratio=0.5, num_epochs=2)
     drawn = list(sampler)
-    left_out = min(set(range(10)) - set(drawn))
+    pruned = min(set(range(10)) - set(drawn))
+    state = sampler.state_dict()
     one = torch.ones(2, device=device)
-    for wrong in [left_out, 10, -1]:
+    for wrong in [pruned, 10, -1]:
         graph_idx = torch.tensor([drawn[0], wrong], device=device)
         message = r"'graph_idx' of 'ToySampler' .* epoch .* Wrap|wrap"
         if device.type == 'cpu':
             with pytest.raises(ValueError, match=message):
                 sampler.update(one, graph_idx)
-        else:  # Does not wait for the device.
+        else:  # Raised in the planning of the next epoch.
             sampler.update(one, graph_idx)
             with pytest.raises(ValueError, match=message):
                 list(sampler)
-            sampler._feedback.clear()
+            sampler.load_state_dict(state)
 
     sampler.update(one, torch.tensor(drawn[:2], device=device))
     list(sampler)

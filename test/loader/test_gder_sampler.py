@@ -25,7 +25,7 @@ def assert_same_state(state, other):
 
 
 class FakePrototypes(torch.nn.Module):
-    """Scores a graph by what its embedding holds."""
+    """Return the embedding as the unfamiliarity."""
 
     def forward(self, h, y):
         zero = h.new_zeros(h.size(0))
@@ -33,7 +33,7 @@ class FakePrototypes(torch.nn.Module):
 
 
 class Trainer:
-    """Trains prototypes on fixed embeddings of `num_graphs` graphs."""
+    """Train prototypes on fixed embeddings of `num_graphs` graphs."""
 
     def __init__(self, num_graphs=60, keep_ratio=0.5, num_epochs=20, **kwargs):
         torch.manual_seed(12345)
@@ -78,7 +78,7 @@ def test_gder_sampler(device, ext):
     assert all(len(set(epoch)) == len(epoch) == 30 for epoch in epochs)
     assert set().union(*epochs) == set(range(60))
 
-    # The kept set keeps changing, ever more so (Eq. (14)):
+    # Subsets overlap less and less (Eq. (14)):
     sets = [set(epoch) for epoch in epochs]
     overlap = [len(a & b) for a, b in zip(sets, sets[1:])]
     expected = [round(30 * 0.7 * (1 - t / 20) ** 2) for t in range(19)]
@@ -108,7 +108,7 @@ def test_gder_sampler_state(ext):
     assert [other.epoch() for _ in range(5)] == expected
     assert_same_state(other.sampler.state_dict(), trainer.sampler.state_dict())
 
-    # A state that is cut short changes nothing:
+    # An incomplete state changes nothing:
     before = other.sampler.state_dict()
     state[2].pop('scores')
     with pytest.raises(ValueError, match=r"none of \['scores'\]"):
@@ -119,7 +119,7 @@ def test_gder_sampler_state(ext):
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('drop_last', [False, True])
 @pytest.mark.parametrize('subset', [False, True])
-def test_scores_land_on_their_graphs(num_workers, drop_last, subset):
+def test_scores_are_keyed_by_graph(num_workers, drop_last, subset):
     graphs = [
         Data(x=torch.full((1, 1), float(i)), y=torch.tensor([i % 2]))
         for i in range(40)
@@ -142,12 +142,12 @@ def test_scores_land_on_their_graphs(num_workers, drop_last, subset):
     )
     for epoch in range(9):
         for batch in loader:
-            # The score tells the graph and the epoch:
+            # Encode the graph and the epoch in the score:
             h = batch.x / 40 + epoch / 80
             sampler.update(h, batch.y, batch.graph_idx)
 
     sampler.set_epoch(9)
-    crowd = torch.tensor(1.0).sigmoid()  # All at the same prototype.
+    crowd = torch.tensor(1.0).sigmoid()  # All graphs share a prototype.
     unfamiliarity = (sampler.scores * 0.5 * crowd).logit() - identity / 40
     last_epoch = 80 * unfamiliarity[sampler.scores.isfinite()]
     assert ((last_epoch - last_epoch.round()).abs() < 0.01).all()
@@ -155,12 +155,12 @@ def test_scores_land_on_their_graphs(num_workers, drop_last, subset):
     assert sampler.scores.isfinite().sum() >= 0.9 * len(dataset)
 
 
-def test_worth_of_graphs():
+def test_scores():
     class Scores(torch.nn.Module):
         def forward(self, h, y):
             return h.sum(), h
 
-    # Risk, unfamiliarity, nearest prototype of one graph each:
+    # Each row: risk, unfamiliarity and nearest prototype of a graph.
     h = torch.tensor(
         [[1.0, 3.0, 0.0], [2.0, 2.0, 0.0], [4.0, 9.0, 0.0], [1.0, 3.0, 2.0]]
     )
@@ -184,7 +184,7 @@ def test_worth_of_graphs():
         )
         torch.testing.assert_close(sampler.scores, expected)
 
-    # Scores that are not finite leave the last known ones:
+    # Graphs whose new scores are not finite keep their last score:
     h = h.clone()
     h[1, 0] = float('nan')
     before = sampler.scores.clone()
@@ -194,17 +194,17 @@ def test_worth_of_graphs():
 
 
 @pytest.mark.filterwarnings('ignore:.*got no feedback')
-def test_graphs_are_drawn_by_worth():
+def test_draws_are_in_proportion_to_scores():
     sampler = GDeRSampler(200, FakePrototypes(), 0.2, 10**6)
     sampler.scores[:100], sampler.scores[100:] = 1.0, 4.0
     count = torch.zeros(2)
     for epoch in range(200):
-        sampler.set_epoch(10**6 + epoch)  # Draws from the pruned rest only.
+        sampler.set_epoch(10**6 + epoch)  # Retains no graph.
         count += (torch.tensor(list(sampler)) // 100).bincount(minlength=2)
-    share = float(count[1] / count.sum())
-    assert 0.65 < share < 0.8  # Without pruned graphs in mind, 4 / 5.
+    # Below 4 / 5, as the previous subset is excluded:
+    assert 0.65 < float(count[1] / count.sum()) < 0.8
 
-    # Graphs without a score count as much as the mean of the others:
+    # Graphs without a score have the mean score:
     sampler = GDeRSampler(200, FakePrototypes(), 0.2, 10**6)
     sampler.scores[::4], sampler.scores[2::4] = 1.0, 3.0
     count = torch.zeros(2)
@@ -266,7 +266,7 @@ def test_warnings():
         other.epoch()
 
     sampler = Trainer().sampler
-    next(iter(sampler))  # A look at one mini-batch is no mistake.
+    next(iter(sampler))  # An unfinished epoch does not warn.
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         list(sampler)
@@ -319,7 +319,7 @@ def run_rank(path):
     epochs = [trainer.epoch() for _ in range(4)]
     state = trainer.sampler.state_dict()
 
-    # To repeat an epoch after loading, fresh feedback replaces the old one:
+    # New feedback replaces the old one if an epoch is repeated:
     trainer.sampler.load_state_dict(state)
     trainer.sampler.set_epoch(3)
     trainer.h = -trainer.h
@@ -333,7 +333,7 @@ def test_two_ranks(run_ranks, tmp_path):
     (first, state, again), (second, other, _) = (
         torch.load(tmp_path / f'{rank}.pt') for rank in range(2)
     )
-    # One plan, one state, feedback of all graphs on both ranks:
+    # Both ranks have the same state, with feedback of all graphs:
     assert_same_state(state, other)
     for a, b in zip(first, second):
         assert len(a) == len(b) == 15

@@ -52,8 +52,10 @@ def test_hyperspherical_prototypes_learn(ext):
         loss, scores = prototypes(h, y)
         loss.backward()
         optimizer.step()
-    assert torch.equal(scores[:, 2].long() // 2, y)  # Nearest to the own.
-    assert scores[:, 1].max() < 0.3  # It is 0.5 where all are equally far.
+    assert torch.equal(
+        scores[:, 2].long() // 2, y
+    )  # The class of the nearest prototype.
+    assert scores[:, 1].max() < 0.3  # 0.5 at equal angles.
 
 
 def test_hyperspherical_prototypes_state(ext):

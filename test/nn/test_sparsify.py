@@ -19,7 +19,7 @@ EDGE_TYPES = [('a', 'to', 'b'), ('b', 'to', 'a'), ('a', 'on', 'a')]
 
 
 class Net(torch.nn.Module):
-    """Feeds a module with what it needs."""
+    """Call a module with features and edges."""
 
     def __init__(self, module):
         super().__init__()
@@ -110,7 +110,7 @@ def sparse_layers(model):
 
 @pytest.fixture(params=MODELS)
 def pair(request):
-    """A model, and what it is to be given."""
+    """Return a model and its input."""
     torch.manual_seed(12345)
     model = MODELS[request.param]()
     x = torch.randn(6, 16)
@@ -123,9 +123,9 @@ def test_every_layer_learns(pair):
     model, x = pair
     before = sum(isinstance(m, LINEARS) for m in model.modules())
     assert sparsify(model, sparsity=0.5, min_fan_in=2) is model
-    left = [m for m in model.modules() if isinstance(m, LINEARS)]
-    assert len(sparse_layers(model)) == before - len(left) > 0
-    assert all('NonDynamically' in type(m).__name__ for m in left)
+    dense = [m for m in model.modules() if isinstance(m, LINEARS)]
+    assert len(sparse_layers(model)) == before - len(dense) > 0
+    assert all('NonDynamically' in type(m).__name__ for m in dense)
 
     model(x).square().sum().backward()
     for layer in sparse_layers(model):
@@ -163,7 +163,7 @@ def test_a_single_layer(cls):
     linear = cls(64, 32)
     out = sparsify(linear, sparsity=0.75)
     assert str(out).startswith('SparseLinear(64, 32, bias=True, sparsity=0.75')
-    # Values are those of the dense layer, divided by the root of 1/4:
+    # Dense values, divided by the square root of the density 1/4:
     assert torch.equal(out.weight, 2 * linear.weight * out.mask)
     assert torch.equal(out.bias, linear.bias)
     dense = densify(out)
@@ -185,10 +185,10 @@ def test_distribution():
     model = sparsify(copy.deepcopy(mlp), 0.9, 'uniform')
     assert [x.values.numel() for x in model.lins] == [400, 40]
     model = sparsify(copy.deepcopy(mlp), 0.9, min_fan_in=0)
-    # 440 by 140 to 50:
+    # 440 weights at a ratio of 140 to 50:
     assert [x.values.numel() for x in model.lins] == [324, 116]
     model = sparsify(copy.deepcopy(mlp), 0.9, min_fan_in=16)
-    # More than there are, so 640 to 160:
+    # The minimums exceed 440 weights: scaled down, 640 to 160.
     assert [x.values.numel() for x in model.lins] == [352, 88]
 
 
@@ -206,30 +206,30 @@ def test_patterns_depend_on_name_and_seed_only():
     assert not torch.equal(masks[0][0], masks[3][0])
 
 
-def test_global_generator_is_left_alone():
+def test_global_generator_is_unchanged():
     mlp = pyg.MLP([32, 32, 32])
     state = torch.get_rng_state()
     sparsify(mlp, sparsity=0.8)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_seeds_are_the_same_in_every_process():
+def test_seeds_are_equal_in_all_processes():
     assert named_seed(0, 'convs.0.lin') == 29236586169133970
 
 
 def test_ignored():
-    def left(*ignored):
+    def find_dense(*ignored):
         model = pyg.GAT(8, 16, num_layers=11, out_channels=4, jk='cat')
         sparsify(model, 0.5, ignored=ignored)
         return [n for n, m in model.named_modules() if isinstance(m, LINEARS)]
 
-    assert left() == []
-    assert left('convs.1') == ['convs.1.lin']
-    assert left('convs.1.lin', 'lin') == ['convs.1.lin', 'lin']
-    assert len(left(pyg.GATConv)) == 11
+    assert find_dense() == []
+    assert find_dense('convs.1') == ['convs.1.lin']
+    assert find_dense('convs.1.lin', 'lin') == ['convs.1.lin', 'lin']
+    assert len(find_dense(pyg.GATConv)) == 11
     for entry in ['convs.11', 'con', 'norms', pyg.GCNConv, pyg.Linear(1, 1)]:
         with pytest.raises(ValueError, match="'ignored' .* linear layer"):
-            left(entry)
+            find_dense(entry)
 
     model = pyg.GAT(8, 16, num_layers=2)
     sparsify(model, 0.5, ignored=[model.convs[1]])
@@ -251,7 +251,7 @@ def test_shared_layers():
         sparsify(model, 0.5, ignored=['a.0', 'b'])
     sparsify(model, 0.5)
     assert model['b'] is model['a'][1]
-    # The budget is that of 320 weights, not of 384:
+    # A shared layer counts once: 320 weights, not 384.
     assert sum(x.values.numel() for x in sparse_layers(model)) == 160
 
 
@@ -260,7 +260,7 @@ class Scaled(torch.nn.Linear):
         return 2 * super().forward(x)
 
 
-def test_layers_that_are_left_dense(caplog):
+def test_layers_that_stay_dense(caplog):
     tied = pyg.Linear(8, 8)
     tied.weight = torch.nn.Parameter(tied.weight)
     hooked = torch.nn.Linear(8, 8)
@@ -282,9 +282,9 @@ def test_layers_that_are_left_dense(caplog):
     with caplog.at_level(logging.INFO):
         sparsify(model, 0.5)
     for name, reason in [
-        ('attn.out_proj', 'its weight is read by another module'),
-        ('pmlp.lins.0', 'its weight is read by another module'),
-        ('pmlp.lins.1', 'its weight is read by another module'),
+        ('attn.out_proj', 'another module reads its weight'),
+        ('pmlp.lins.0', 'another module reads its weight'),
+        ('pmlp.lins.1', 'another module reads its weight'),
         ('scaled', "overrides 'forward'"),
         ('norm', 'its weight is parametrized'),
         ('old_norm', 'its weight is parametrized'),
@@ -295,7 +295,7 @@ def test_layers_that_are_left_dense(caplog):
         assert f"'{name}' ({reason})" in caplog.text
     assert sparse_layers(model) == [model['plain']]
     del model['plain']
-    with pytest.raises(ValueError, match="that is not .*'hooked' \\(has hook"):
+    with pytest.raises(ValueError, match="not in .*'hooked' \\(has hook"):
         sparsify(model, 0.5)
 
 
@@ -328,7 +328,7 @@ def test_frozen_and_other_types():
     assert not layer.training
 
 
-def test_nothing_is_changed_by_an_error():
+def test_errors_leave_the_model_unchanged():
     for kwargs, message in [
         (dict(sparsity=1.0), r"'sparsity' .* \(got 1.0\)"),
         (dict(distribution='even'), r"'distribution' .* \(got 'even'\)"),
@@ -339,13 +339,13 @@ def test_nothing_is_changed_by_an_error():
         with pytest.raises(ValueError, match=message):
             sparsify(model, **{'sparsity': 0.5, **kwargs})
         assert list(model.modules()) == modules
-    with pytest.raises(ValueError, match=r"'model' .* \(left dense: none\)"):
+    with pytest.raises(ValueError, match=r"'model' .* stay dense: none\)"):
         sparsify(torch.nn.ReLU(), 0.5)
     with pytest.raises(ValueError, match="'model' needs a 'SparseLinear'"):
         densify(pyg.MLP([16, 16, 2]))
 
 
-def test_warns_of_a_layer_without_weights():
+def test_warning_about_layers_without_weights():
     model = pyg.MLP([100, 100, 1], norm=None)
     with pytest.warns(UserWarning, match=r"no weight in \['lins.1'\]"):
         sparsify(model, 0.999, 'uniform')

@@ -33,7 +33,7 @@ class Trainer:
             loss.backward()
             self.optimizer.step()
             self.scheduler.step()
-            losses.append(loss)  # Alive, as are the graphs of all steps.
+            losses.append(loss)  # Keeps the graphs of all steps alive.
             num_weights.append([x.values.numel() for x in self.layers])
         return losses, num_weights
 
@@ -52,7 +52,7 @@ def test_gradual_magnitude(device):
     losses, num_weights = trainer.train(20)
     expected, sizes = [], [200, 100]
     for step in range(1, 21):
-        if step in [2, 4, 6, 8, 10, 12, 14, 15]:  # Exact at the end.
+        if step in [2, 4, 6, 8, 10, 12, 14, 15]:  # And at `stop`.
             rest = (1 - step / 15) ** 3  # Eq. (1).
             sparsities = [0.9 - 0.9 * rest, 0.9 - 0.4 * rest]
             sizes = [round(200 * (1 - x)) for x in sparsities]
@@ -66,7 +66,7 @@ def test_gradual_magnitude(device):
         assert state['exp_avg'].shape == layer.values.grad.shape == (20,)
 
 
-def test_gradual_magnitude_keeps_the_largest_weights():
+def test_gradual_magnitude_prunes_the_smallest_weights():
     for global_ranking in [False, True]:
         trainer = Trainer(
             torch.optim.SGD, update_every=1, global_ranking=global_ranking
@@ -75,12 +75,12 @@ def test_gradual_magnitude_keeps_the_largest_weights():
         dense = [layer.weight.detach().abs() for layer in trainer.layers]
         trainer.train(15)
         assert sum(x.values.numel() for x in trainer.layers) == 40
-        kept = [a[b.mask] for a, b in zip(dense, trainer.layers)]
-        removed = [a[~b.mask] for a, b in zip(dense, trainer.layers)]
+        active = [a[b.mask] for a, b in zip(dense, trainer.layers)]
+        pruned = [a[~b.mask] for a, b in zip(dense, trainer.layers)]
         if global_ranking:
-            kept, removed = [torch.cat(kept)], [torch.cat(removed)]
+            active, pruned = [torch.cat(active)], [torch.cat(pruned)]
             assert trainer.layers[0].values.numel() != 20
-        for a, b in zip(kept, removed):
+        for a, b in zip(active, pruned):
             assert a.min() > b.max()
 
 
@@ -92,7 +92,7 @@ def test_gradual_magnitude_start():
     assert first[14:] == (20,) * 6 and second[14:] == (20,) * 6
 
 
-def test_gradual_magnitude_leaves_sparser_and_frozen_layers():
+def test_gradual_magnitude_skips_sparser_and_frozen_layers():
     trainer = Trainer(sparsity=0.25)
     trainer.train(20)
     assert [x.values.numel() for x in trainer.layers] == [150, 100]
@@ -140,11 +140,11 @@ def test_gradual_magnitude_errors():
 
     scheduler = GradualMagnitude(layer, optimizer, num_steps=9, sparsity=0.9)
     scheduler.remove()
-    with pytest.raises(RuntimeError, match='cannot step any more'):
+    with pytest.raises(RuntimeError, match='must not be called'):
         scheduler.step()
 
 
-def test_gradual_magnitude_refuses_several_ranks(monkeypatch):
+def test_gradual_magnitude_rejects_distributed_training(monkeypatch):
     layer = SparseLinear(8, 4, sparsity=0.5)
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
     kwargs = dict(num_steps=9, sparsity=0.9, update_every=1)

@@ -33,7 +33,7 @@ OPTIMIZERS = {
 
 
 def dense(layer, x):
-    """Scatters one number for each weight into the dense weight."""
+    """Scatter the values of active weights into a dense weight."""
     out = x.new_zeros(layer.out_channels * layer.in_channels)
     return out.scatter(0, layer.index, x.detach())
 

@@ -5,7 +5,7 @@ from torch_geometric_ext.sparsity.ranking import RunningTop, top_mask
 
 
 def first_largest(score, size):
-    """The oracle: a stable sort."""
+    """Return the expected positions, by a stable sort."""
     perm = score.sort(descending=True, stable=True).indices[:size]
     return perm.sort().values
 
@@ -28,5 +28,5 @@ def test_running_top(size):
     top = RunningTop(size)
     for begin in range(0, 1000, 64):
         top.update(score[begin : begin + 64], begin)
-        assert top._num_kept <= 2 * size + 64  # Memory is bounded.
+        assert top._num_candidates <= 2 * size + 64
     assert torch.equal(top.index(), first_largest(score, size))

@@ -13,14 +13,14 @@ def test_recorder():
     x, weight = torch.randn(2, 3, 8), torch.randn(2, 3, 4)
     (layer(x=x).relu_() * weight).sum().backward()
     expected = x.view(6, 8).clone()
-    x.zero_()  # It may be overwritten.
+    x.zero_()  # Inputs may be overwritten later.
     ((record, grad),) = recorder.pairs
     assert torch.equal(record, expected)
     mask = layer(expected) > 0
     assert torch.equal(grad, weight.view(6, 4) * mask)
 
 
-def test_recorder_sees_the_output_of_the_layer():
+def test_recorder_ignores_other_hooks():
     layer = SparseLinear(8, 4)
     layer.register_forward_hook(lambda module, args, out: 2 * out)
     recorder = Recorder(layer)
@@ -36,7 +36,7 @@ def test_recorder_remove():
     out.sum().backward(retain_graph=True)
     assert len(recorder.pairs) == 1
     recorder.remove()
-    out.sum().backward()  # The hooks of tensors are gone, too.
+    out.sum().backward()  # Removes hooks of tensors, too.
     assert len(recorder.pairs) == 0 and len(layer._forward_hooks) == 0
 
 

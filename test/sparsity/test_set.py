@@ -22,19 +22,19 @@ def test_set(device):
     layer = SparseLinear(20, 10, sparsity=0.9, seed=0).to(device)
     optimizer = torch.optim.Adam(layer.parameters())
     scheduler = SET(layer, optimizer, num_steps=20, update_every=2)
-    num_kept = []
+    num_remaining = []
     for _ in range(20):
         old = layer.index
         optimizer.zero_grad()
         layer(torch.randn(5, 20, device=device)).sum().backward()
         optimizer.step()
         scheduler.step()
-        num_kept.append(int(torch.isin(layer.index, old).sum()))
+        num_remaining.append(int(torch.isin(layer.index, old).sum()))
     assert layer.index.device.type == device.type
     assert layer.values.numel() == 20 and scheduler.explored > 0.1
-    # Steps 2, 4, ..., 14, by Eq. (1):
-    assert num_kept[1:14:2] == [14, 15, 16, 17, 18, 19, 20]
-    assert set(num_kept[::2] + num_kept[14:]) == {20}
+    # Eq. (1) at steps 2, 4, ..., 14:
+    assert num_remaining[1:14:2] == [14, 15, 16, 17, 18, 19, 20]
+    assert set(num_remaining[::2] + num_remaining[14:]) == {20}
 
 
 def test_set_depends_on_its_seed_only():
@@ -67,9 +67,9 @@ def test_set_grows_uniformly():
     count = torch.zeros(20)
     for _ in range(6000):
         count[scheduler._grow('', layer.index, 2)] += 1
-    share = count[~layer.mask.flatten()] / 6000
-    # Twelve positions, two of them at a time; six standard errors:
-    assert (share - 1 / 6).abs().max() < 6 * (5 / 36 / 6000) ** 0.5
+    frequency = count[~layer.mask.flatten()] / 6000
+    # Two of twelve positions per draw, within six standard errors:
+    assert (frequency - 1 / 6).abs().max() < 6 * (5 / 36 / 6000) ** 0.5
 
 
 def test_set_compiled():
@@ -88,7 +88,7 @@ def test_set_compiled():
         num_frames = counter.frame_count
         scheduler.step()
     compiled(x)
-    assert counter.frame_count == num_frames  # Nothing is compiled anew.
+    assert counter.frame_count == num_frames  # No recompilation.
 
 
 def run_huge():
@@ -106,7 +106,7 @@ def run_huge():
     scheduler.step()
     assert layer.values.numel() == 4_294_967
     assert not torch.equal(layer.index, index)
-    assert peak() - before < 500  # Megabytes; a mask would take 4,096.
+    assert peak() - before < 500  # A dense mask would take 4,096 MB.
 
 
 def test_set_huge_layer():

@@ -17,7 +17,7 @@ POLICIES = [SET, RigL]
 
 
 class Trainer:
-    """Trains a small model, two mini-batches for each step."""
+    """Train a small model with two mini-batches per step."""
 
     def __init__(self, policy, make=torch.optim.Adam, **kwargs):
         torch.manual_seed(12345)
@@ -84,13 +84,12 @@ def test_topology_scheduler(policy):
         new = [layer.index for layer in layers]
         for a, b in zip(old, new):
             assert a.numel() == b.numel()
-            num_kept = torch.isin(b, a).sum()
-            share = 0.25 * (1 + math.cos(math.pi * step / 15))  # Eq. (1).
-            num_moved = round(share * a.numel()) if pending else 0
-            assert b.numel() - num_kept == num_moved
+            fraction = 0.25 * (1 + math.cos(math.pi * step / 15))  # Eq. (1).
+            num_dropped = round(fraction * a.numel()) if pending else 0
+            assert (~torch.isin(b, a)).sum() == num_dropped
         if pending:
             updates.append(step)
-    assert updates == [3, 6, 9, 12]  # None from step 15 on.
+    assert updates == [3, 6, 9, 12]  # Updates stop at step 15.
     tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
     assert [x.data_ptr() for x in tensors] == pointers
 
@@ -99,21 +98,20 @@ def test_topology_scheduler(policy):
 def test_topology_scheduler_drops_smallest_magnitudes(policy):
     trainer = Trainer(policy, update_every=1)
     layer = trainer.layers[0]
-    step, before = trainer.scheduler._update, {}
+    before = {}
 
-    def update(*args):
+    def record(*args):
         before['index'], before['values'] = layer.index, layer.values.clone()
-        step(*args)
 
-    trainer.scheduler._update = update
+    trainer.optimizer.register_step_post_hook(record)
     trainer.step()
-    kept = torch.isin(before['index'], layer.index)
-    assert 0 < kept.sum() < kept.numel()
+    remains = torch.isin(before['index'], layer.index)
+    assert 0 < remains.sum() < remains.numel()
     magnitude = before['values'].detach().abs()
-    assert magnitude[~kept].max() < magnitude[kept].min()
-    stays = torch.isin(layer.index, before['index'])
-    assert torch.equal(layer.values[stays], before['values'][kept])
-    assert (layer.values[~stays] == 0).all()
+    assert magnitude[~remains].max() < magnitude[remains].min()
+    old = torch.isin(layer.index, before['index'])
+    assert torch.equal(layer.values[old], before['values'][remains])
+    assert (layer.values[~old] == 0).all()
 
 
 @pytest.mark.parametrize('policy', POLICIES)
@@ -138,7 +136,7 @@ def test_topology_scheduler_resumes(policy, make, tmp_path):
     assert second.scheduler.explored == expected.scheduler.explored
 
 
-def test_topology_scheduler_refuses_states():
+def test_topology_scheduler_rejects_states():
     trainer = Trainer(SET)
     for _ in range(3):
         trainer.step()
@@ -168,7 +166,7 @@ def test_topology_scheduler_explored(policy):
         assert list(scheduler.explored_by_layer.values()) == by_layer
         assert scheduler.explored == sum(num_seen) / 400
         trainer.step()
-    assert scheduler.explored > 0.35  # It was 104 / 400 at first.
+    assert scheduler.explored > 0.35  # 104 / 400 before training.
 
 
 @pytest.mark.parametrize('policy', POLICIES)
@@ -185,8 +183,8 @@ def test_topology_scheduler_shared_layer(policy):
     model(torch.randn(5, 8)).sum().backward()
     optimizer.step()
     scheduler.step()
-    share = 0.5 * (1 + math.cos(math.pi / 7.5))
-    assert torch.isin(layer.index, old).sum() == 16 - round(16 * share)
+    fraction = 0.5 * (1 + math.cos(math.pi / 7.5))
+    assert torch.isin(layer.index, old).sum() == 16 - round(16 * fraction)
 
 
 @pytest.mark.parametrize('policy', POLICIES)
@@ -215,7 +213,7 @@ def test_topology_scheduler_other_types(policy, dtype):
     assert layer.values.dtype == dtype and layer.values.numel() == 64
 
 
-def test_topology_scheduler_beside_another():
+def test_topology_scheduler_with_another():
     trainer = Trainer(RigL, update_every=2)
     pruner = GradualMagnitude(
         trainer.model,
@@ -259,7 +257,9 @@ def test_topology_scheduler_learns(policy):
 def test_topology_scheduler_warns_if_idle():
     layer = SparseLinear(8, 4)
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
-    with pytest.warns(UserWarning, match='is due at step 100, .* step 75 on'):
+    with pytest.warns(
+        UserWarning, match='is due at step 100, .* stop at step 75'
+    ):
         SET(layer, optimizer, num_steps=100)
 
 

@@ -13,7 +13,7 @@ def test_weight_scheduler_frozen_layers(policy):
     first, second = SparseLinear(8, 8), SparseLinear(8, 8)
     model = torch.nn.Sequential(first, torch.nn.Tanh(), second)
     first.values.requires_grad_(False)
-    # Only layers that are trained have to be known to the optimizer:
+    # The optimizer needs to train unfrozen layers only:
     optimizer = torch.optim.SGD(second.parameters(), 0.1)
     kwargs = dict(num_steps=9, update_every=1, drop_fraction=1.0)
     scheduler = policy(model, optimizer, **kwargs)

@@ -36,7 +36,7 @@ class Apply(torch.nn.Module):
 
 
 def count(model, *inputs, **kwargs):
-    """The MACs of a forward pass and of a training step."""
+    """Return the MACs of a forward pass and of a training step."""
     model = copy.deepcopy(model)
     counter = MACCounter(model)
     with unfused(), counter:
@@ -45,7 +45,7 @@ def count(model, *inputs, **kwargs):
 
 
 def count_flops(model, *inputs, **kwargs):
-    """The same, as seen by PyTorch in a real training step."""
+    """Return the same as `count`, measured by PyTorch."""
     with FlopCounterMode(display=False) as forward:
         out = model(*inputs, **kwargs)
     with FlopCounterMode(display=False) as backward:
@@ -87,7 +87,9 @@ def test_mac_counter_closed_forms():
     assert count(HeteroLinear(8, 4, 3), x, index) == (160, 2 * 160)
 
     inputs, states = 3 * 5 * 8 * 16, 3 * 5 * 4 * 16
-    training = 2 * inputs + 3 * states - states // 5  # The first is constant.
+    training = (
+        2 * inputs + 3 * states - states // 5
+    )  # The first state is constant.
     out = count(LSTM(8, 4, batch_first=True), torch.randn(3, 5, 8))
     assert out == (inputs + states, training)
 
@@ -100,7 +102,7 @@ def test_mac_counter_attention():
     assert count(model, x, x, x) == expected
     assert count(model, x, x, x, need_weights=False) == expected
 
-    # Neither are frozen models one operation only:
+    # Frozen models are not fused, either:
     model = model.eval().requires_grad_(False)
     assert count(model, x, x, x, need_weights=False) == (expected[0],) * 2
     model = TransformerEncoderLayer(8, 2, 16).eval().requires_grad_(False)

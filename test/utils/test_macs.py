@@ -35,7 +35,7 @@ def graph(device=None):
 
 
 def rows(macs):
-    """The forward and training MACs of each layer that has any."""
+    """Return the forward and training MACs of layers with any."""
     return {
         layer.name: (layer.forward, layer.training)
         for layer in macs.layers
@@ -48,7 +48,7 @@ def test_count_macs_gcn(device):
     x, edge_index = graph(device)
     model = GCN(I, H, num_layers=2, out_channels=O).to(device)
     macs = count_macs(model, x, edge_index)
-    lin1, conv1 = N * I * H, (E + N) * H  # With self-loops.
+    lin1, conv1 = N * I * H, (E + N) * H  # Adds self-loops.
     lin2, conv2 = N * H * O, (E + N) * O
     assert rows(macs) == {
         'convs.0': (conv1, 2 * conv1),
@@ -81,7 +81,7 @@ def test_count_macs_gin():
     model = GINConv(mlp, train_eps=True)
     assert rows(count_macs(model, *graph())) == {
         '': (E * I, E * I),
-        'nn.0': (N * I * H, 3 * N * I * H),  # Its input has 'eps' in it.
+        'nn.0': (N * I * H, 3 * N * I * H),  # Its input depends on 'eps'.
         'nn.2': (N * H * O, 3 * N * H * O),
     }
     model.eps.requires_grad_(False)
@@ -282,7 +282,7 @@ def test_count_macs_optimizer():
     for cls, kwargs, expected in [
         (torch.optim.SGD, {}, 0),
         (torch.optim.SGD, {'momentum': 0.9}, size),
-        (torch.optim.Adam, {}, 2 * (size + 4)),  # Two steps are counted.
+        (torch.optim.Adam, {}, 2 * (size + 4)),  # Two step counters.
         (torch.optim.Adam, {'amsgrad': True}, 3 * size + 8),
     ]:
         optimizer = cls(model.parameters(), lr=0.1, **kwargs)

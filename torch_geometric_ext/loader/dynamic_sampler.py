@@ -6,43 +6,54 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-CHUNK_SIZE = 1 << 16  # Graphs held as Python integers at a time.
+CHUNK_SIZE = 1 << 16  # Python integers that an iterator holds, a choice.
+
+STATE_KEYS = (
+    'policy',
+    'size',
+    'budget',
+    'epoch',
+    'started',
+    'order',
+    'generator',
+    'graph_idx',
+    'feedback',
+)
 
 
 class DynamicSampler(Sampler[int]):
-    r"""Base class of samplers that draw a different part of a data set in
-    each epoch.
+    r"""Base class of samplers that draw a different subset of a data set in
+    each epoch (dynamic data pruning).
 
-    It holds what all policies share: a fixed budget of
-    :obj:`round(keep_ratio * N)` graphs (at least one), epochs, randomness,
-    feedback by graph, ranks, and resuming. A policy implements :meth:`_draw`
-    and, if it learns, :meth:`_observe` and a public :obj:`update` that hands
-    its feedback to :meth:`_record`.
+    The base class manages the budget of :obj:`round(keep_ratio * N)` graphs
+    (at least one), epochs, random numbers, feedback, distributed training and
+    checkpoints. A sub-class implements :meth:`_draw`. A sub-class that learns
+    from feedback also implements :meth:`_observe` and a public :obj:`update`
+    that calls :meth:`_record`.
 
-    * **Planning is lazy.** The graphs of an epoch are drawn at the first
-      :obj:`next()` of the next iterator (or in :meth:`set_epoch`), when all
-      feedback of the previous epoch has arrived, and never when an iterator
-      ends: loaders exhaust it before the last mini-batch has been trained on.
-    * **Feedback belongs to a graph.** It is keyed by :obj:`graph_idx` and
-      taken in by position in the data set, so that neither shuffling nor
-      workers nor ranks change what is drawn next.
-    * **Ranks share one plan.** If :mod:`torch.distributed` is initialized,
-      all ranks draw the same graphs, each yields every :obj:`num_replicas`-th
-      of them (the first ones are repeated to fill up), and feedback is
-      gathered before an epoch is planned. Planning and :meth:`state_dict`
-      are then collective: call them on every rank.
+    * **Planning.** The subset of an epoch is drawn when its iterator yields
+      the first graph, or in :meth:`set_epoch`. All feedback of the previous
+      epoch is available by then, including the last mini-batch.
+    * **Feedback.** Feedback is keyed by :obj:`graph_idx`, the position of a
+      graph in the data set. Shuffling, workers and ranks do not change the
+      next subset.
+    * **Distributed training.** If :mod:`torch.distributed` is initialized,
+      all ranks draw the same subset. Each rank yields every
+      :obj:`num_replicas`-th graph of the subset, padded with its first graphs.
+      Planning and :meth:`state_dict` gather feedback and need to be called on
+      all ranks.
 
-    The sampler keeps one byte for each graph of the data set, and for each
-    graph of the budget eight bytes and its feedback.
+    The sampler takes one byte per graph of the data set, and eight bytes and
+    the feedback per graph of the budget.
 
     Args:
         dataset (Dataset or int): The data set, or its number of graphs
             :math:`N`.
-        keep_ratio (float): Share of the graphs in each epoch, in
+        keep_ratio (float): Fraction of graphs to draw in each epoch, in
             :math:`(0, 1]`.
         num_epochs (int): Number of epochs of the whole training.
-        seed (int, optional): Seed of the sampler's own generator; the same on
-            all ranks. (default: :obj:`0`)
+        seed (int, optional): Seed of the sampler's generator, equal on all
+            ranks. (default: :obj:`0`)
         num_replicas (int, optional): Number of ranks.
             (default: the world size, or one)
         rank (int, optional): Rank of this process.
@@ -52,17 +63,7 @@ class DynamicSampler(Sampler[int]):
         ValueError: If an argument is out of its range.
     """
 
-    _state_keys: Tuple[str, ...] = (
-        'policy',
-        'size',
-        'budget',
-        'epoch',
-        'started',
-        'order',
-        'generator',
-        'graph_idx',
-        'feedback',
-    )
+    _state_keys: Tuple[str, ...] = STATE_KEYS
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class DynamicSampler(Sampler[int]):
         name = self.__class__.__name__
         if size < 1:
             raise ValueError(
-                f"'dataset' of '{name}' needs to hold at least one graph "
+                f"'dataset' of '{name}' needs to have at least one graph "
                 f'(got {size})'
             )
         if not 0 < keep_ratio <= 1:
@@ -100,7 +101,7 @@ class DynamicSampler(Sampler[int]):
         if not 0 <= rank < num_replicas:
             raise ValueError(
                 f"'rank' of '{name}' needs to be in [0, {num_replicas}), as "
-                f"given by 'num_replicas' (got {rank})"
+                f"set by 'num_replicas' (got {rank})"
             )
         self.size = size
         self.keep_ratio = keep_ratio
@@ -108,18 +109,18 @@ class DynamicSampler(Sampler[int]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.budget = max(round(keep_ratio * size), 1)
-        self.epoch = -1  # The epoch drawn last.
+        self.epoch = -1  # The last planned epoch.
 
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.long)  # Graphs of the epoch.
-        self._drawn = torch.zeros(size, dtype=torch.bool)  # The same as mask.
-        self._started = True  # An iterator has started on the epoch,
-        self._finished = False  # and has come to its end.
+        self._drawn = torch.zeros(size, dtype=torch.bool)  # As a mask.
+        self._started = True  # An iterator has started the epoch.
+        self._finished = False  # An iterator has finished the epoch.
         self._feedback: List[Tuple[Tensor, Tensor]] = []
-        self._unchecked = False  # Some feedback came from another device.
+        self._unchecked = False  # Feedback on other devices is not validated.
 
     def __len__(self) -> int:
-        r"""The number of graphs this rank sees in an epoch."""
+        r"""Return the number of graphs per epoch on this rank."""
         return -(-self.budget // self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
@@ -133,10 +134,10 @@ class DynamicSampler(Sampler[int]):
         self._finished = True
 
     def set_epoch(self, epoch: int) -> None:
-        r"""Makes the next iterator yield the graphs of the given epoch.
+        r"""Set the epoch of the next iterator.
 
-        Optional: without it, every iterator is the next epoch. The epoch
-        drawn last is repeated in the same order, any other one is drawn now.
+        By default, each iterator is the next epoch. The last planned epoch is
+        repeated in the same order. Any other epoch is planned in this call.
 
         Args:
             epoch (int): The epoch, counted from zero.
@@ -154,13 +155,13 @@ class DynamicSampler(Sampler[int]):
         self._started = False
 
     def steps_per_epoch(self, batch_size: int, drop_last: bool = False) -> int:
-        r"""The number of mini-batches of an epoch on this rank, as needed by
-        learning rate schedulers.
+        r"""Return the number of mini-batches per epoch on this rank, which
+        learning rate schedulers need.
 
         Args:
-            batch_size (int): Number of graphs in a mini-batch.
-            drop_last (bool, optional): Whether the loader drops the last,
-                incomplete mini-batch. (default: :obj:`False`)
+            batch_size (int): Number of graphs per mini-batch.
+            drop_last (bool, optional): If set to :obj:`True`, the loader drops
+                the last, incomplete mini-batch. (default: :obj:`False`)
 
         Raises:
             ValueError: If :obj:`batch_size` is not positive.
@@ -174,11 +175,12 @@ class DynamicSampler(Sampler[int]):
         return length // batch_size if drop_last else -(-length // batch_size)
 
     def state_dict(self) -> Dict[str, Any]:
-        r"""Returns the state of the sampler.
+        r"""Return the state of the sampler.
 
-        A sampler that loads it goes on with the same graphs in the same
-        order: with the next epoch, if the current one has been started, and
-        with the current one otherwise or after a :meth:`set_epoch` to it.
+        A sampler that loads the state yields the same graphs in the same
+        order. It starts with the current epoch if no iterator has started it,
+        and with the next epoch otherwise. :meth:`set_epoch` repeats the
+        current epoch.
         """
         graph_idx, feedback = self._gather()
         return {
@@ -194,15 +196,15 @@ class DynamicSampler(Sampler[int]):
         }
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        r"""Loads the state of a sampler over the same number of graphs.
+        r"""Load the state of a sampler.
 
         Args:
             state_dict (dict): The result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If the state is incomplete, or belongs to another class
-                of samplers, number of graphs or budget. The sampler is
-                unchanged then.
+            ValueError: If the state is incomplete, or is that of another
+                class, number of graphs or budget. The sampler is not changed
+                in these cases.
         """
         expected = {
             'policy': self.__class__.__name__,
@@ -212,15 +214,15 @@ class DynamicSampler(Sampler[int]):
         for key, value in expected.items():
             if state_dict.get(key) != value:
                 raise ValueError(
-                    f"'state_dict' of '{self.__class__.__name__}' needs to be "
-                    f"of the same '{key}' (expected {value}, got "
+                    f"'state_dict' of '{self.__class__.__name__}' needs to "
+                    f"have the same '{key}' (expected {value}, got "
                     f'{state_dict.get(key)})'
                 )
         missing = [key for key in self._state_keys if key not in state_dict]
         if missing:
             raise ValueError(
-                f"'state_dict' of '{self.__class__.__name__}' needs to hold "
-                f'{list(self._state_keys)} (got none of {missing})'
+                f"'state_dict' of '{self.__class__.__name__}' needs to have "
+                f'the keys {list(self._state_keys)} (got none of {missing})'
             )
         order, generator, graph_idx, feedback = (
             state_dict[key].cpu()
@@ -232,32 +234,48 @@ class DynamicSampler(Sampler[int]):
         self._set_order(order.clone())
         self._generator.set_state(generator)
         self._feedback, self._unchecked = [], False
-        # It is that of all ranks, which gather it again:
+        # The feedback of all ranks. Only one rank holds it, as ranks gather:
         if self.rank == 0 and graph_idx.numel() > 0:
             self._feedback.append((graph_idx, feedback))
 
     @abstractmethod
     def _draw(self, epoch: int) -> Tensor:
-        r"""Draws the positions of the graphs of :obj:`epoch`, in any order,
-        :obj:`[budget]`.
+        r"""Draw the subset of an epoch.
+
+        Args:
+            epoch (int): The epoch, counted from zero.
+
+        Returns:
+            The positions of :obj:`budget` graphs in any order (int64).
         """
 
     def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
-        r"""Takes in the feedback of the epoch that has ended: one row for each
-        graph that got any (the last one given), ordered by :obj:`graph_idx`.
+        r"""Process the feedback of the previous epoch, before :meth:`_draw`.
+
+        Args:
+            graph_idx (torch.Tensor): The ascending positions of the graphs
+                with feedback (int64).
+            feedback (torch.Tensor): The last feedback of each of these graphs,
+                one row per graph.
         """
 
     def _record(self, graph_idx: Tensor, feedback: Tensor) -> None:
-        r"""Keeps the feedback :obj:`[B, F]` of a mini-batch for
-        :meth:`_observe`. Waits for no device: what lies on another device is
-        checked when the next epoch is planned.
+        r"""Record the feedback of a mini-batch for :meth:`_observe`.
+
+        Tensors on other devices are validated in the planning of the next
+        epoch, to avoid a synchronization.
+
+        Args:
+            graph_idx (torch.Tensor): The positions of the graphs, of shape
+                :math:`(B)` (int64).
+            feedback (torch.Tensor): The feedback, of shape :math:`(B, F)`.
         """
         if graph_idx.device.type == 'cpu':
             self._check_drawn(graph_idx)
         else:
             self._unchecked = True
-        # The caller may reuse its tensor, and one that comes from a worker
-        # holds a file descriptor as long as it lives:
+        # Copy, as the caller may reuse the tensor. A tensor from a worker also
+        # occupies a file descriptor.
         self._feedback.append((graph_idx.clone(), feedback))
 
     def _plan(self, epoch: int) -> None:
@@ -278,7 +296,7 @@ class DynamicSampler(Sampler[int]):
         self._order = order
 
     def _gather(self) -> Tuple[Tensor, Tensor]:
-        r"""The feedback of all ranks so far, the last one for each graph."""
+        r"""Return the last feedback of each graph, from all ranks."""
         pairs = self._feedback
         if not pairs:
             pairs = [(torch.empty(0, dtype=torch.long), torch.empty(0, 0))]
@@ -310,9 +328,9 @@ class DynamicSampler(Sampler[int]):
             raise ValueError(
                 f"'graph_idx' of '{self.__class__.__name__}' needs to hold "
                 f'graphs drawn in the current epoch {self.epoch} '
-                f'(got {graph_idx.tolist()[:10]}). Iterate over a loader with '
-                f'this sampler, and wrap the very data set it loads from '
-                f"(a 'Subset', too) in an 'IndexedDataset'"
+                f'(got {graph_idx.tolist()[:10]}). Pass this sampler to the '
+                f"loader, and wrap the loader's data set (or 'Subset') in an "
+                f"'IndexedDataset'"
             )
 
     def __repr__(self) -> str:
@@ -323,6 +341,7 @@ class DynamicSampler(Sampler[int]):
 
 
 def _cat(tensors: List[Tensor]) -> Tensor:
-    if len({x.device for x in tensors}) > 1:  # Some were loaded from a state.
+    # Feedback of a loaded state is on the CPU, new feedback may not be:
+    if len({x.device for x in tensors}) > 1:
         tensors = [x.cpu() for x in tensors]
     return torch.cat(tensors).cpu()

@@ -6,39 +6,44 @@ import torch
 from torch import Tensor
 
 from torch_geometric_ext.data import IndexedDataset
-from torch_geometric_ext.loader.dynamic_sampler import DynamicSampler
+from torch_geometric_ext.loader.dynamic_sampler import (
+    STATE_KEYS,
+    DynamicSampler,
+)
 from torch_geometric_ext.ops import weighted_sample
 
-EPS = 1e-6
+EPS = 1e-6  # The constant of Eq. (11), a choice.
 
 
 class GDeRSampler(DynamicSampler):
-    r"""Trains on a part of the graphs that changes with the model, from the
-    `"GDeR: Safeguarding Efficiency, Balancing, and Robustness via Prototypical
-    Graph Pruning" <https://arxiv.org/abs/2410.13761>`_ paper.
+    r"""Sampler that draws a subset of graphs in each epoch by the scores of
+    prototypes, from the `"GDeR: Safeguarding Efficiency, Balancing, and
+    Robustness via Prototypical Graph Pruning"
+    <https://arxiv.org/abs/2410.13761>`_ paper.
 
-    Graphs that the model does not know yet are preferred, unless they look
-    like outliers or lie in a crowded place. With the standardized scores of
-    :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` (outlier risk
-    :math:`\omega^{\textrm{risk}}`, unfamiliarity
-    :math:`\omega^{\textrm{unfam}}`) and the share
-    :math:`\omega^{\textrm{crowd}}` of graphs with the same nearest prototype
-    (Eq. (10)), a graph is worth (Eq. (11))
+    The sampler prefers unfamiliar graphs, unless they are likely outliers or
+    share their nearest prototype with many graphs. The score of a graph is
+    (Eq. (11))
 
     .. math::
         \omega = \frac{\sigma(\omega^{\textrm{unfam}})}
         {(\sigma(\omega^{\textrm{risk}}) + \epsilon)
         (\sigma(\omega^{\textrm{crowd}}) + \epsilon)}.
 
-    Out of a budget of :math:`|X|` graphs, the epoch :math:`t + 1` draws
-    (Eq. (14))
+    :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` compute the
+    unfamiliarity :math:`\omega^{\textrm{unfam}}` and the outlier risk
+    :math:`\omega^{\textrm{risk}}`. :math:`\omega^{\textrm{crowd}}` is the
+    fraction of graphs with the same nearest prototype (Eq. (10)).
+
+    Of :math:`|X|` graphs, epoch :math:`t + 1` draws (Eq. (14))
 
     .. math::
         \Psi(t) = |X| \cdot \varsigma \left( 1 - \frac{t}{T} \right)^{\kappa}
 
-    from the graphs of epoch :math:`t` and all others from those it left out,
-    without replacement and with probabilities in proportion to the last known
-    :math:`\omega` (the mean of the known ones where there is none).
+    graphs from the subset of epoch :math:`t`, and the others from the graphs
+    outside that subset. Graphs are drawn without replacement, with
+    probabilities in proportion to their last score. A graph without a score
+    has the mean score.
 
     .. code-block:: python
 
@@ -57,46 +62,54 @@ class GDeRSampler(DynamicSampler):
                 loss.backward()
                 optimizer.step()
 
-    See :class:`~torch_geometric_ext.loader.DynamicSampler` for epochs, ranks
-    and resuming. Planning takes :math:`O(N)` time (beside a sort of the graphs
-    seen) and, at its peak, about 75 bytes for each graph of the data set.
+    See :class:`~torch_geometric_ext.loader.DynamicSampler` for epochs,
+    distributed training and checkpoints. Planning takes :math:`O(N)` time, a
+    sort of the subset and a peak memory of about 75 bytes per graph of the
+    data set (measured by :obj:`benchmark/loader/planning.py`).
 
     .. note::
-        Deviations from the paper: every score is standardized over the epoch
-        before the sigmoid :math:`\sigma`, because raw magnitudes saturate it:
-        they draw nearly at random (:obj:`standardize=False`). Graphs whose
-        scores are not finite keep their last :math:`\omega`. All graphs of an
-        epoch count for :math:`\omega^{\textrm{crowd}}`.
+        Deviations from the paper: the three terms of the score are
+        standardized over the epoch before the sigmoid :math:`\sigma`, as their
+        raw magnitudes saturate it. With :obj:`standardize=False`, draws are
+        nearly uniform. A graph whose new score is not finite keeps its last
+        score. :math:`\omega^{\textrm{crowd}}` counts all graphs of an epoch.
 
     Args:
-        dataset (IndexedDataset or int): The data set that the loader loads
-            from, or its number of graphs :math:`N`.
+        dataset (IndexedDataset or int): The data set of the loader, or its
+            number of graphs :math:`N`.
         prototypes (torch.nn.Module): The
-            :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` (or its
-            :class:`~torch.nn.parallel.DistributedDataParallel` wrapper), whose
-            parameters the optimizer has to train, too.
-        keep_ratio (float): Share of the graphs in each epoch, in
+            :class:`~torch_geometric_ext.nn.HypersphericalPrototypes`, or a
+            :class:`~torch.nn.parallel.DistributedDataParallel` wrapper of
+            them. Pass their parameters to the optimizer, too.
+        keep_ratio (float): Fraction of graphs to draw in each epoch, in
             :math:`(0, 1]`.
         num_epochs (int): Number of epochs :math:`T` of the whole training.
-        retention (float, optional): The share :math:`\varsigma` of the budget
-            drawn from the previous epoch at first. (default: :obj:`0.7`)
-        retention_decay (float, optional): The exponent :math:`\kappa` with
-            which it falls. (default: :obj:`2.0`)
-        standardize (bool, optional): If set to :obj:`False`, scores are used
-            in their raw form. (default: :obj:`True`)
-        seed (int, optional): Seed of the sampler's own generator.
-            (default: :obj:`0`)
+        retention (float, optional): Initial fraction :math:`\varsigma` of the
+            budget to draw from the previous subset, in :math:`[0, 1]`.
+            (default: :obj:`0.7`)
+        retention_decay (float, optional): The decay exponent :math:`\kappa`
+            of that fraction. (default: :obj:`2.0`)
+        standardize (bool, optional): If set to :obj:`False`, the terms of the
+            score are not standardized. (default: :obj:`True`)
+        seed (int, optional): Seed of the sampler's generator, equal on all
+            ranks. (default: :obj:`0`)
         num_replicas (int, optional): Number of ranks.
             (default: the world size, or one)
         rank (int, optional): Rank of this process.
             (default: the rank of this process, or zero)
 
+    Attributes:
+        scores (torch.Tensor): The last score :math:`\omega` of each graph of
+            the data set, NaN for graphs without a score.
+
     Raises:
         ValueError: If an argument is out of its range.
-        TypeError: If :obj:`dataset` does not carry :obj:`graph_idx`.
+        TypeError: If :obj:`dataset` is not an
+            :class:`~torch_geometric_ext.data.IndexedDataset` or a number, or
+            :obj:`prototypes` is not a module.
     """
 
-    _state_keys = (*DynamicSampler._state_keys, 'scores')
+    _state_keys = (*STATE_KEYS, 'scores')
 
     def __init__(
         self,
@@ -116,8 +129,8 @@ class GDeRSampler(DynamicSampler):
         if not isinstance(dataset, (IndexedDataset, int)):
             raise TypeError(
                 f"'dataset' of '{name}' needs to be an 'IndexedDataset' or "
-                f'the number of its graphs (got {type(dataset)}). Wrap it, '
-                f"'IndexedDataset(dataset)', and load from that"
+                f'its number of graphs (got {type(dataset)}). Pass '
+                f"'IndexedDataset(dataset)' to the sampler and the loader"
             )
         if not isinstance(prototypes, torch.nn.Module):
             raise TypeError(
@@ -147,25 +160,30 @@ class GDeRSampler(DynamicSampler):
         self.retention_decay = retention_decay
         self.standardize = standardize
         self.scores = torch.full((self.size,), math.nan, dtype=torch.float)
-        self._active = False  # Whether feedback has been seen at work.
+        self._active = False  # The check of the first epoch has been done.
         self._initial = self._parameters()
 
     def update(self, h: Tensor, y: Tensor, graph_idx: Tensor) -> Tensor:
-        r"""Records the scores of a mini-batch and returns the loss of the
-        prototypes, to be added to that of the task.
+        r"""Record the scores of a mini-batch and return the loss of the
+        prototypes.
+
+        Add the result to the loss of the task.
 
         Args:
-            h (torch.Tensor): The graph embeddings, :obj:`[B, in_channels]`.
-            y (torch.Tensor): The labels, :obj:`[B]`.
+            h (torch.Tensor): The graph embeddings of shape :math:`(B, E)`.
+            y (torch.Tensor): The labels of shape :math:`(B)` (int64).
             graph_idx (torch.Tensor): The positions of the graphs in the data
-                set, :obj:`batch.graph_idx`, :obj:`[B]`.
+                set, :obj:`batch.graph_idx`, of shape :math:`(B)` (int64).
+
+        Returns:
+            The scalar loss of the prototypes.
 
         Raises:
             ValueError: If :obj:`graph_idx` holds a graph that was not drawn
-                in this epoch (for CUDA tensors, raised when the next epoch is
-                planned), or an input does not fit the prototypes.
-            TypeError: If :obj:`graph_idx` is missing, or an input is of the
-                wrong type.
+                in the current epoch (for CUDA tensors, raised in the planning
+                of the next epoch), or an input is of the wrong shape.
+            TypeError: If an input is of the wrong type, or :obj:`graph_idx`
+                is :obj:`None`.
         """
         name = self.__class__.__name__
         if not isinstance(graph_idx, Tensor) or graph_idx.dtype != torch.int64:
@@ -178,31 +196,31 @@ class GDeRSampler(DynamicSampler):
         if graph_idx.dim() != 1 or graph_idx.size(0) != h.size(0):
             raise ValueError(
                 f"'graph_idx' of '{name}' needs to be of shape [{h.size(0)}], "
-                f'one position for each graph (got {list(graph_idx.shape)})'
+                f'one position per graph (got {list(graph_idx.shape)})'
             )
         loss, scores = self.prototypes(h, y)
         self._record(graph_idx, scores)
         return loss
 
     def state_dict(self) -> Dict[str, Any]:
-        r"""Returns the state of the sampler, without that of its prototypes.
+        r"""Return the state of the sampler, without its prototypes.
 
         See :meth:`DynamicSampler.state_dict`.
         """
         return {**super().state_dict(), 'scores': self.scores.clone()}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        r"""Loads the state of a sampler over the same number of graphs.
+        r"""Load the state of a sampler.
 
         See :meth:`DynamicSampler.load_state_dict`.
         """
         super().load_state_dict(state_dict)
         self.scores = state_dict['scores'].cpu().clone()
-        self._active = self.epoch >= 0  # Training went on elsewhere.
+        self._active = self.epoch >= 0
 
     def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
         if not self._active:
-            self._warn_if_idle(graph_idx.numel())
+            self._check_first_epoch(graph_idx.numel())
         if not feedback.sum().isfinite():
             finite = feedback.isfinite().all(dim=-1)
             graph_idx, feedback = graph_idx[finite], feedback[finite]
@@ -225,13 +243,14 @@ class GDeRSampler(DynamicSampler):
         mean = self.scores.nanmean().nan_to_num(nan=1.0)
         weight = self.scores.nan_to_num(nan=float(mean))
 
-        kept = self._drawn.nonzero().view(-1)
-        rest = (~self._drawn).nonzero().view(-1)
-        num_kept = self._num_retained(epoch - 1)
-        num_kept = max(num_kept, self.budget - rest.numel())
-        num_kept = min(num_kept, kept.numel())
+        previous = self._drawn.nonzero().view(-1)
+        others = (~self._drawn).nonzero().view(-1)
+        num_retained = self._num_retained(epoch - 1)
+        num_retained = max(num_retained, self.budget - others.numel())
+        num_retained = min(num_retained, previous.numel())
+        num_others = self.budget - num_retained
         out = []
-        for pool, size in [(kept, num_kept), (rest, self.budget - num_kept)]:
+        for pool, size in [(previous, num_retained), (others, num_others)]:
             drawn = weighted_sample(weight[pool], size, self._generator)
             out.append(pool[drawn])
         return torch.cat(out)
@@ -239,11 +258,13 @@ class GDeRSampler(DynamicSampler):
     def _num_retained(self, epoch: int) -> int:
         # Eq. (14):
         remaining = 1 - min(max(epoch, 0) / self.num_epochs, 1)
-        share = self.retention * remaining**self.retention_decay
-        return round(self.budget * share)
+        fraction = self.retention * remaining**self.retention_decay
+        return round(self.budget * fraction)
 
-    def _warn_if_idle(self, num_graphs: int) -> None:
-        """Looks once, after the first epoch, whether anything is trained."""
+    def _check_first_epoch(self, num_graphs: int) -> None:
+        """Warn after the first epoch if the prototypes were not trained, or
+        there was no feedback.
+        """
         problem = None
         if num_graphs > 0:
             self._active = True
@@ -251,14 +272,14 @@ class GDeRSampler(DynamicSampler):
             if pairs and all(torch.equal(a, b) for a, b in pairs):
                 problem = (
                     f'found its prototypes unchanged after epoch '
-                    f"{self.epoch}. Hand 'prototypes.parameters()' to the "
+                    f"{self.epoch}. Pass 'prototypes.parameters()' to the "
                     f"optimizer, too, and add the result of 'update' to the "
                     f'loss'
                 )
         elif self._finished:
             self._active = True
             problem = (
-                f'got no feedback in epoch {self.epoch} and draws at random. '
+                f'got no feedback in epoch {self.epoch} and draws uniformly. '
                 f"Call 'update' for each mini-batch"
             )
         if problem is not None:

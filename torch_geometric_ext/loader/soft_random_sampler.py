@@ -5,12 +5,12 @@ from torch_geometric_ext.loader.dynamic_sampler import DynamicSampler
 
 
 class SoftRandomSampler(DynamicSampler):
-    r"""Draws a new uniformly random part of the data set in each epoch.
+    r"""Sampler that draws a new random subset of graphs in each epoch.
 
-    The honest baseline of any dynamic pruning: it needs no feedback, costs
-    nothing, and over the epochs sees every graph. See
-    :class:`~torch_geometric_ext.loader.DynamicSampler` for arguments, ranks
-    and resuming. Planning takes :math:`O(N)` time.
+    Draws are uniform, need no feedback and cover all graphs over the epochs.
+    The sampler is the baseline of dynamic data pruning. See
+    :class:`~torch_geometric_ext.loader.DynamicSampler` for arguments,
+    distributed training and checkpoints. Planning takes :math:`O(N)` time.
 
     .. code-block:: python
 

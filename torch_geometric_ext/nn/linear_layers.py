@@ -1,4 +1,4 @@
-"""Which linear layers of a model can be swapped for sparse ones, and how."""
+"""Find the linear layers of a model that can be replaced, and replace them."""
 
 import logging
 from collections import Counter
@@ -20,7 +20,7 @@ import torch
 import torch_geometric.nn
 from torch.nn import Module
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 from torch_geometric.nn.models import PMLP
 
 from torch_geometric_ext.nn.dense.sparse_linear import DenseLinear
@@ -33,7 +33,7 @@ LINEARS: Tuple[Type[DenseLinear], ...] = (
 )
 FORWARDS = [cls.forward for cls in LINEARS]
 
-# Modules that multiply by the weights of their layers, never calling them:
+# Modules that read the weights of their layers instead of calling them:
 READERS: Tuple[Type[Module], ...] = (PMLP,)
 
 HOOKS = [
@@ -49,35 +49,47 @@ Ignored = Union[str, Module, Type[Module]]
 def swappable_linears(
     model: Module, ignored: Sequence[Ignored] = ()
 ) -> Dict[DenseLinear, str]:
-    """The linear layers that can be swapped, with their (first) names. Those
-    that can not, and are not ignored, are logged with the reason.
+    """Return the linear layers that can be replaced, with their names.
+
+    Layers that cannot be replaced are logged with the reason.
+
+    Args:
+        model (torch.nn.Module): The model.
+        ignored (Sequence[str, torch.nn.Module or type], optional): Names,
+            modules or classes of layers to skip, or of modules that contain
+            them. (default: :obj:`()`)
+
+    Raises:
+        ValueError: If there is none, a layer is not initialized, or an
+            element of :obj:`ignored` matches no linear layer.
+        TypeError: If :obj:`ignored` is not a sequence.
     """
     names = find_layers(model, LINEARS)
-    chosen = _ignored(model, ignored)
+    skipped = _find_ignored(model, ignored)
     reasons = {
         linear: reason
         for linear, reason in obstacles(model, list(names)).items()
-        if linear not in chosen
+        if linear not in skipped
     }
     layers = {
         linear: name
         for linear, name in names.items()
-        if linear not in chosen and linear not in reasons
+        if linear not in skipped and linear not in reasons
     }
-    check_initialized([layers[x] for x in layers if _waits(x.weight)])
-    skipped = ', '.join(f"'{names[x]}' ({why})" for x, why in reasons.items())
+    check_initialized([layers[x] for x in layers if is_lazy(x.weight)])
+    dense = ', '.join(f"'{names[x]}' ({why})" for x, why in reasons.items())
     if len(layers) == 0:
         raise ValueError(
-            f"'model' needs a linear layer to swap that is not ignored (left "
-            f'dense: {skipped or "none"})'
+            f"'model' needs a linear layer to swap that is not in 'ignored' "
+            f'(layers that stay dense: {dense or "none"})'
         )
-    if skipped:
-        logging.getLogger(__name__).info(f'Left dense: {skipped}')
+    if dense:
+        logging.getLogger(__name__).info(f'Layers that stay dense: {dense}')
     return layers
 
 
 def find_layers(model: Module, classes: Tuple[Type[T], ...]) -> Dict[T, str]:
-    """The modules of some classes, with their (first) names."""
+    """Return the modules of given classes, with their (first) names."""
     return {
         module: name
         for name, module in model.named_modules()
@@ -85,8 +97,10 @@ def find_layers(model: Module, classes: Tuple[Type[T], ...]) -> Dict[T, str]:
     }
 
 
-def _ignored(model: Module, ignored: Sequence[Ignored]) -> Set[Module]:
-    """The linear layers in modules given by name, object or class."""
+def _find_ignored(model: Module, ignored: Sequence[Ignored]) -> Set[Module]:
+    """Return the linear layers within modules given by name, object or
+    class.
+    """
     if isinstance(ignored, (str, Module)):
         raise TypeError(
             f"'ignored' needs to be a sequence of names, modules and classes "
@@ -118,7 +132,7 @@ def _ignored(model: Module, ignored: Sequence[Ignored]) -> Set[Module]:
 def obstacles(
     model: Module, linears: List[DenseLinear]
 ) -> Dict[DenseLinear, str]:
-    """Why layers can not be swapped."""
+    """Return the layers that cannot be replaced, with the reason."""
     read = {
         linear
         for reader in find_layers(model, READERS)
@@ -143,14 +157,14 @@ def obstacles(
 
 
 def _obstacle(linear: DenseLinear, is_read: bool) -> Optional[str]:
-    # `torch.nn.MultiheadAttention` marks what it never calls by a class:
+    # The class of the layer that `torch.nn.MultiheadAttention` never calls:
     if is_read or isinstance(linear, NonDynamicallyQuantizableLinear):
-        return 'its weight is read by another module'
+        return 'another module reads its weight'
     if type(linear).forward not in FORWARDS:
         return "overrides 'forward'"
     if set(linear._parameters) != {'weight', 'bias'}:
         return 'its weight is parametrized'
-    if _waits(linear.weight):  # Its own hook is gone once it is initialized.
+    if is_lazy(linear.weight):  # Removes its own hook once initialized.
         return None
     if any(getattr(linear, name) for name in HOOKS):
         return 'has hooks'
@@ -159,12 +173,8 @@ def _obstacle(linear: DenseLinear, is_read: bool) -> Optional[str]:
     return None
 
 
-def _waits(weight: torch.Tensor) -> bool:
-    return isinstance(weight, UninitializedParameter)
-
-
 def check_initialized(names: List[str]) -> None:
-    """Raises if there are names of lazy layers."""
+    """Raise a :class:`ValueError` that names lazy layers, if any."""
     if len(names) > 0:
         raise ValueError(
             f"'model' needs to be initialized; run one forward pass first "
@@ -173,7 +183,16 @@ def check_initialized(names: List[str]) -> None:
 
 
 def swap_layers(model: Module, swaps: Mapping[Any, Module]) -> Module:
-    """Replaces layers, wherever they are in the model, in place."""
+    """Replace layers of a model in-place, wherever they occur.
+
+    Args:
+        model (torch.nn.Module): The model.
+        swaps (Mapping[torch.nn.Module, torch.nn.Module]): The replacement of
+            each layer.
+
+    Returns:
+        The model, or its replacement.
+    """
     if model in swaps:
         return swaps[model]
     for module in list(model.modules()):

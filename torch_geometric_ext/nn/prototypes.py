@@ -13,30 +13,30 @@ class HypersphericalPrototypes(torch.nn.Module):
     Safeguarding Efficiency, Balancing, and Robustness via Prototypical Graph
     Pruning" <https://arxiv.org/abs/2410.13761>`_ paper.
 
-    Projects the embedding :math:`\mathbf{h}_i` of each graph to
-    :math:`\mathbf{z}_i = g(\mathbf{h}_i) / {\| g(\mathbf{h}_i) \|}_2`, where
-    :math:`g` is a linear layer, a ReLU and a linear layer (without biases, so
-    that only directions count), and compares it to
-    :math:`K` unit prototypes :math:`\mathbf{p}^c_k` of each of :math:`C`
-    classes.
+    The module projects the embedding :math:`\mathbf{h}_i` of each graph to
+    :math:`\mathbf{z}_i = g(\mathbf{h}_i) / {\| g(\mathbf{h}_i) \|}_2`. The
+    projector :math:`g` is an MLP of two linear layers without biases and a
+    ReLU. Each of :math:`C` classes has :math:`K` prototypes
+    :math:`\mathbf{p}^c_k` of unit norm.
 
-    Two losses train prototypes, projector and encoder together. Graphs are
-    drawn to the prototypes of their class (Eq. (6)),
+    Two losses train prototypes, projector and encoder jointly. The
+    compactness loss attracts graphs to the prototypes of their class
+    (Eq. (6)),
 
     .. math::
         \mathcal{L}_{\textrm{comp}} = - \frac{1}{B} \sum_i \log
         \frac{\sum_k \exp(\mathbf{p}^{y_i}_k \cdot \mathbf{z}_i / \tau)}
         {\sum_c \sum_k \exp(\mathbf{p}^c_k \cdot \mathbf{z}_i / \tau)},
 
-    and prototypes of different classes are driven apart (Eq. (7)),
+    and the separation loss repels prototypes of different classes (Eq. (7)),
 
     .. math::
         \mathcal{L}_{\textrm{sepa}} = \frac{1}{CK} \sum_{c, k} \log
         \frac{1}{(C - 1) K} \sum_{j \neq c} \sum_{k'}
         \exp(\mathbf{p}^c_k \cdot \mathbf{p}^j_{k'} / \tau).
 
-    Three scores tell what a graph is worth: its outlier risk (Eq. (8)) and
-    its unfamiliarity (Eq. (9)),
+    The module also returns three scores of each graph: its outlier risk
+    (Eq. (8)), its unfamiliarity (Eq. (9)),
 
     .. math::
         \omega^{\textrm{risk}}_i = \max_k\,
@@ -46,35 +46,36 @@ class HypersphericalPrototypes(torch.nn.Module):
         \frac{\sum_k \angle(\mathbf{p}^{y_i}_k, \mathbf{z}_i)}
         {\sum_{c \neq y_i} \sum_k \angle(\mathbf{p}^c_k, \mathbf{z}_i)},
 
-    and its nearest prototype, from which
-    :class:`~torch_geometric_ext.loader.GDeRSampler` counts how crowded the
-    place is (Eq. (10)).
+    and its nearest prototype, which
+    :class:`~torch_geometric_ext.loader.GDeRSampler` needs for Eq. (10).
 
     .. note::
-        Deviations from the paper: the printed Eq. (6) repeats :math:`y_i` in
-        its denominator and the printed Eq. (7) has :math:`\mathbf{z}_i` where
-        the text speaks of prototypes; both follow the text here.
-        Prototypes are normalized whenever they are used, instead of projected
-        back after each optimizer step. The covariance of :math:`K` prototypes
-        is singular unless :math:`K > D`: :math:`\Sigma_c` is the mean of their
-        covariance and :math:`\mathbf{I} / D`, the covariance of a uniform
-        distribution on the sphere.
+        Deviations from the paper:
+        Equations (6) and (7) follow the text of the paper. The printed
+        Eq. (6) repeats :math:`y_i` in its denominator, and the printed
+        Eq. (7) has :math:`\mathbf{z}_i` in place of a prototype.
+        Prototypes are normalized in each forward pass instead of after each
+        optimizer step.
+        :math:`\Sigma_c` is the mean of the covariance of the :math:`K`
+        prototypes, which is singular for :math:`K \leq D`, and of
+        :math:`\mathbf{I} / D`, the covariance of the uniform distribution on
+        the sphere.
 
     .. note::
-        Defaults lie on the grids of the paper. On MUTAG and DHFR (ten splits,
-        :obj:`keep_ratio=0.3`), neither :math:`\tau \in \{0.02, 0.1, 0.5\}` nor
-        :math:`\lambda_1, \lambda_2 \in \{0.01, 0.1\}` and
-        :math:`\lambda_1 = 0.5` made a difference beyond the standard error.
+        Defaults are values of the paper's grids. On MUTAG and DHFR (ten
+        splits, :obj:`keep_ratio=0.3`), :math:`\tau \in \{0.02, 0.1, 0.5\}`,
+        :math:`\lambda_1 \in \{0.01, 0.1, 0.5\}` and :math:`\lambda_2 \in
+        \{0.01, 0.1\}` give equal accuracy within the standard error.
 
     Args:
-        in_channels (int): Size of the graph embeddings.
+        in_channels (int): Size of the graph embeddings :math:`E`.
         num_classes (int): Number of classes :math:`C`, at least two.
         num_prototypes (int, optional): Number of prototypes :math:`K` of each
             class. (default: :obj:`2`)
-        embedding_dim (int, optional): Size :math:`D` of the sphere's space
-            and of the projector's hidden layer. (default: :obj:`32`)
+        embedding_dim (int, optional): Size :math:`D` of projected embeddings
+            and of the hidden layer of the projector. (default: :obj:`32`)
         temperature (float, optional): The temperature :math:`\tau`. Losses
-            and gradients are finite down to :obj:`1e-3`.
+            and gradients are finite for :obj:`1e-3` and above.
             (default: :obj:`0.1`)
         compactness_weight (float, optional): The weight :math:`\lambda_1` of
             :math:`\mathcal{L}_{\textrm{comp}}`. (default: :obj:`0.1`)
@@ -144,8 +145,9 @@ class HypersphericalPrototypes(torch.nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        r"""Resets all learnable parameters; prototypes are drawn uniformly
-        from the unit sphere.
+        r"""Reset all learnable parameters.
+
+        Prototypes are drawn uniformly from the unit sphere.
         """
         self.lin1.reset_parameters()
         self.lin2.reset_parameters()
@@ -154,30 +156,31 @@ class HypersphericalPrototypes(torch.nn.Module):
             self.prototypes.copy_(F.normalize(direction, dim=-1))
 
     def forward(self, h: Tensor, y: Tensor) -> Tuple[Tensor, Tensor]:
-        r"""Runs the forward pass.
+        r"""Compute the loss and the scores of a mini-batch.
 
         Args:
-            h (torch.Tensor): The graph embeddings, of any floating point type
-                (computed in the type of the parameters, also under autocast).
-            y (torch.Tensor): The labels, of type :obj:`torch.int64`. A class
-                may be absent from the batch.
+            h (torch.Tensor): The graph embeddings of shape :math:`(B, E)` and
+                of any floating point type. They are cast to the type of the
+                parameters, also under autocast.
+            y (torch.Tensor): The labels of shape :math:`(B)` (int64). Classes
+                may be missing in the mini-batch.
 
         Returns:
-            :math:`\lambda_1 \mathcal{L}_{\textrm{comp}} + \lambda_2
-            \mathcal{L}_{\textrm{sepa}}`, and for each graph its outlier risk,
-            unfamiliarity and the position :math:`cK + k` of its nearest
-            prototype (without gradient).
+            The scalar loss :math:`\lambda_1 \mathcal{L}_{\textrm{comp}} +
+            \lambda_2 \mathcal{L}_{\textrm{sepa}}`, and the scores of shape
+            :math:`(B, 3)`, without gradient: outlier risk, unfamiliarity and
+            the index :math:`cK + k` of the nearest prototype.
 
         Raises:
-            ValueError: If the shape of an input is off or (on CPU) a label is
-                outside :math:`[0, C)`.
+            ValueError: If the shape of an input is wrong, or (on CPU) a label
+                is outside :math:`[0, C)`.
             TypeError: If :obj:`y` is not of type :obj:`torch.int64`.
         """
         name = self.__class__.__name__
         if h.dim() != 2 or h.size(1) != self.in_channels:
             raise ValueError(
                 f"'h' of '{name}' needs to be of shape [batch_size, "
-                f"{self.in_channels}], as given by 'in_channels' "
+                f"{self.in_channels}], as set by 'in_channels' "
                 f'(got {list(h.shape)})'
             )
         if y.dtype != torch.int64:

@@ -4,6 +4,7 @@ from typing import Dict, Sequence
 
 import torch
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
 
 from torch_geometric_ext.nn.dense.distribution import layer_densities
 from torch_geometric_ext.nn.dense.pattern import random_index
@@ -11,7 +12,6 @@ from torch_geometric_ext.nn.dense.sparse_linear import (
     DenseLinear,
     SparseLinear,
 )
-from torch_geometric_ext.nn.dense.sparse_parameters import is_lazy
 from torch_geometric_ext.nn.linear_layers import (
     Ignored,
     check_initialized,
@@ -31,70 +31,67 @@ def sparsify(
     *,
     min_fan_in: int = 16,
 ) -> Module:
-    r"""Swaps the linear layers of a model for
-    :class:`~torch_geometric_ext.nn.SparseLinear`, in place, and returns the
-    model (or the sparse layer, if the model is a linear layer itself).
+    r"""Replace the linear layers of a model with
+    :class:`~torch_geometric_ext.nn.SparseLinear` layers, in-place.
 
-    Swapped are :class:`torch.nn.Linear` and
-    :class:`torch_geometric.nn.Linear`, on their own and within convolutions,
-    wherever they are called. Left dense, and logged with the reason, are
+    All modules of class :class:`torch.nn.Linear` or
+    :class:`torch_geometric.nn.Linear` are replaced, including those inside
+    convolutions. A shared layer is replaced once and stays shared. The
+    following layers stay dense, and the logger of the package names them with
+    the reason:
 
-    * layers whose weight is read instead, as by
+    * layers whose weight another module reads, as in
       :class:`torch.nn.MultiheadAttention` and
       :class:`~torch_geometric.nn.models.PMLP`,
-    * layers that override :meth:`forward`, that have hooks, or whose weight
-      is parametrized,
+    * layers that override :meth:`forward`, have hooks, or have a parametrized
+      weight,
     * layers that share a parameter with another module.
 
-    A layer that has several names in the model is swapped once and stays
-    shared.
-
-    The pattern of each layer is drawn uniformly, by a seed of its own that
-    depends on its name: other layers do not change it. Its values are those
-    of the dense layer, divided by the square root of the density, so that
-    freshly drawn weights give outputs of the same variance with the fewer
-    weights that come in. Biases stay.
+    The pattern of each layer is drawn uniformly, with a seed derived from
+    :obj:`seed` and the name of the layer. The active weights keep their
+    values, divided by the square root of the density, so that the variance of
+    outputs is preserved at initialization. Biases are unchanged.
 
     .. note::
-        This is meant for models that are yet to be trained. Of a trained one,
-        a random part of the weights is of little use: keep those of largest
-        magnitude by :meth:`SparseLinear.from_dense(linear, sparsity=...)
-        <torch_geometric_ext.nn.SparseLinear.from_dense>`, or prune while
-        training by :class:`~torch_geometric_ext.sparsity.GradualMagnitude`.
+        Apply :func:`sparsify` to untrained models. To prune a trained model,
+        use :meth:`SparseLinear.from_dense(linear, sparsity=...)
+        <torch_geometric_ext.nn.SparseLinear.from_dense>` or
+        :class:`~torch_geometric_ext.sparsity.GradualMagnitude`.
 
     .. note::
-        Create the optimizer afterwards: there are new parameters.
-        A :meth:`reset_parameters` that writes into :obj:`lin.weight` of a
-        layer (as that of :class:`~torch_geometric.nn.conv.PDNConv`), and does
-        not call its :meth:`reset_parameters`, leaves a sparse layer as it is.
+        Create the optimizer afterwards, as parameters are replaced.
+        A :meth:`reset_parameters` that writes into :obj:`lin.weight` (as in
+        :class:`~torch_geometric.nn.conv.PDNConv`) does not reset a sparse
+        layer.
 
     Args:
-        model (torch.nn.Module): The model, initialized: run one forward pass
-            first if it has lazy layers.
-        sparsity (float): The share of weights of all swapped layers that do
-            not exist, in :math:`[0, 1)`.
-        distribution (str, optional): How the other weights are spread over
-            the layers (:obj:`"uniform"`, :obj:`"er"` or :obj:`"erk"`): with
-            equal densities, or in proportion to
+        model (torch.nn.Module): The model, without uninitialized layers.
+        sparsity (float): Fraction of inactive weights among the weights of
+            all replaced layers, in :math:`[0, 1)`.
+        distribution (str, optional): The distribution of active weights over
+            layers: :obj:`"uniform"` (equal densities), or :obj:`"er"` or
+            :obj:`"erk"` (densities in proportion to
             :math:`(I + O) / (I \cdot O)` for :math:`I` inputs and :math:`O`
-            outputs, as in the `"Rigging the Lottery: Making All Tickets
+            outputs), as in the `"Rigging the Lottery: Making All Tickets
             Winners" <https://arxiv.org/abs/1911.11134>`_ paper.
             (default: :obj:`"erk"`)
-        ignored (Sequence[str, torch.nn.Module or type], optional): Layers to
-            leave dense: by name, as a module, or by class, each with all it
-            contains. (default: :obj:`()`)
+        ignored (Sequence[str, torch.nn.Module or type], optional): Names,
+            modules or classes of layers that stay dense, or of modules that
+            contain them. (default: :obj:`()`)
         seed (int, optional): Seed of the patterns. (default: :obj:`0`)
-        min_fan_in (int, optional): How many weights each output of a layer
-            has at least, on average over its outputs, as far as there are
-            enough weights; not used by :obj:`"uniform"`. It keeps a last
-            layer of few classes from starving at high sparsity.
-            (default: :obj:`16`)
+        min_fan_in (int, optional): Minimum number of active weights per
+            output, averaged over the outputs of a layer, as far as the
+            sparsity permits. It protects a last layer of few classes.
+            :obj:`"uniform"` ignores it. (default: :obj:`16`)
+
+    Returns:
+        The model, or the sparse layer if the model is a linear layer.
 
     Raises:
         ValueError: If an argument is out of its range, an element of
-            :obj:`ignored` matches no linear layer, a lazy layer is not
-            initialized, or no layer is left to swap. The model is then
-            unchanged.
+            :obj:`ignored` matches no linear layer, a layer is not
+            initialized, or no layer can be replaced. The model is not
+            changed in these cases.
 
     Example:
         >>> from torch_geometric.nn import GCN
@@ -114,36 +111,39 @@ def sparsify(
     )
     swaps: Dict[DenseLinear, SparseLinear] = {}
     for (linear, name), density in zip(layers.items(), densities):
-        swaps[linear] = _sparse(linear, density, named_seed(seed, name))
+        swaps[linear] = _sparsify_layer(
+            linear, density, named_seed(seed, name)
+        )
     empty = [layers[x] for x in swaps if swaps[x].values.numel() == 0]
     if len(empty) > 0:
         warnings.warn(
-            f"'sparsity={sparsity}' leaves no weight in {empty}; lower it, or "
-            f'ignore them',
+            f"'sparsity={sparsity}' leaves no weight in {empty}. Lower it, or "
+            f"add them to 'ignored'",
             stacklevel=2,
         )
     return swap_layers(model, swaps)
 
 
 def densify(model: Module) -> Module:
-    r"""Swaps each :class:`~torch_geometric_ext.nn.SparseLinear` of a model for
-    the dense layer of equal outputs, in place, and returns the model (or the
-    dense layer): the inverse of :func:`~torch_geometric_ext.nn.sparsify`.
+    r"""Replace each :class:`~torch_geometric_ext.nn.SparseLinear` of a model
+    with the equivalent dense layer, in-place.
 
-    The weights that do not exist become zeros, which count as any other: save
-    and run the model as if it had never been sparse. A layer that has several
-    names in the model stays shared.
+    This is the inverse of :func:`~torch_geometric_ext.nn.sparsify`. Inactive
+    weights become zeros. A shared layer stays shared.
 
     .. note::
-        To train on, call :meth:`remove` of schedulers first, and create the
-        optimizer anew: there are new parameters.
+        To train the dense model further, call :meth:`remove` of schedulers
+        first, and create a new optimizer, as parameters are replaced.
 
     Args:
         model (torch.nn.Module): The model.
 
+    Returns:
+        The model, or the dense layer if the model is a sparse layer.
+
     Raises:
-        ValueError: If there is no sparse layer, or a lazy one is not
-            initialized. The model is then unchanged.
+        ValueError: If the model has no sparse layer, or one is not
+            initialized. The model is not changed in these cases.
 
     Example:
         >>> from torch_geometric.nn import MLP
@@ -154,12 +154,16 @@ def densify(model: Module) -> Module:
     names = find_layers(model, (SparseLinear,))
     if len(names) == 0:
         raise ValueError("'model' needs a 'SparseLinear' to swap (got none)")
-    check_initialized([names[layer] for layer in names if is_lazy(layer)])
+    check_initialized(
+        [names[layer] for layer in names if is_lazy(layer.values)]
+    )
     return swap_layers(model, {layer: layer.to_dense() for layer in names})
 
 
 @torch.no_grad()
-def _sparse(linear: DenseLinear, density: float, seed: int) -> SparseLinear:
+def _sparsify_layer(
+    linear: DenseLinear, density: float, seed: int
+) -> SparseLinear:
     numel = linear.weight.numel()
     size = round(density * numel)
     generator = torch.Generator().manual_seed(seed)

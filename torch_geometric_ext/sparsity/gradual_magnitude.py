@@ -14,20 +14,20 @@ from torch_geometric_ext.sparsity.weight_scheduler import (
 
 
 class GradualMagnitude(WeightScheduler):
-    r"""Gradual pruning by magnitude from the `"To Prune, or Not to Prune:
+    r"""Gradual magnitude pruning from the `"To Prune, or Not to Prune:
     Exploring the Efficacy of Pruning for Model Compression"
     <https://arxiv.org/abs/1710.01878>`_ paper.
 
-    Every :obj:`update_every` steps, and at last when :obj:`stop` is reached,
-    the weights of smallest magnitude are removed (the last ones, if it is
-    equal), until the sparsity of each layer is (Eq. (1))
+    Every :obj:`update_every` steps and at step :math:`t_1`, the weights of
+    smallest magnitude are pruned until the sparsity of each layer is (Eq. (1))
 
     .. math::
         s_t = s_f + (s_i - s_f) {\left( 1 - \frac{t - t_0}{t_1 - t_0}
         \right)}^3,
 
-    where :math:`s_i` is the sparsity of the layer before the first update. A
-    layer that is sparser than that keeps its weights.
+    where :math:`s_i` is the sparsity of the layer before the first update.
+    Among weights of equal magnitude, the last ones are pruned first. A layer
+    whose sparsity exceeds :math:`s_t` is not changed.
 
     .. code-block:: python
 
@@ -40,9 +40,9 @@ class GradualMagnitude(WeightScheduler):
             optimizer.step()
             scheduler.step()
 
-    As their number falls, :obj:`values` are re-allocated (the parameter
-    remains the same object), and so is the state of the optimizer: memory and
-    time of a step fall with it.
+    An update re-allocates :obj:`values` (the parameter remains the same
+    object) and the state of the optimizer, so that pruning reduces the memory
+    and the time of later steps.
 
     .. note::
         To resume, load the states of the model, the optimizer and the
@@ -55,25 +55,25 @@ class GradualMagnitude(WeightScheduler):
         sparsity (float): The final sparsity :math:`s_f`, in :math:`[0, 1)`.
         update_every (int, optional): Number of steps :math:`\Delta t` from
             one update to the next. (default: :obj:`100`)
-        start (float, optional): Share of the training before the first
-            update, in :math:`[0, 1)`: :math:`t_0` is
+        start (float, optional): Fraction of the training before the first
+            update, in :math:`[0, 1)`. :math:`t_0` is
             :obj:`start * num_steps`. (default: :obj:`0.0`)
-        stop (float, optional): Share of the training after which the weights
-            stay, in :math:`(0, 1]`: :math:`t_1` is :obj:`stop * num_steps`.
-            (default: :obj:`0.75`)
-        global_ranking (bool, optional): If set to :obj:`True`, magnitudes of
-            all layers are compared, and :math:`s_t` is the sparsity of all of
-            them together. (default: :obj:`False`)
+        stop (float, optional): Fraction of the training after which there are
+            no more updates, in :math:`(0, 1]`. :math:`t_1` is
+            :obj:`stop * num_steps`. (default: :obj:`0.75`)
+        global_ranking (bool, optional): If set to :obj:`True`, magnitudes are
+            compared across layers, and :math:`s_t` is the sparsity of all
+            layers together. (default: :obj:`False`)
 
     Raises:
-        ValueError: If an argument is out of its range, the model holds no
-            layer to train, all of them are sparser than :obj:`sparsity`, or
-            the optimizer does not train one of them.
-        TypeError: If :obj:`optimizer` is no optimizer.
-        NotImplementedError: If the state of the optimizer cannot follow
-            single weights, or several ranks train together
-            (:class:`~torch.nn.parallel.DistributedDataParallel` cannot follow
-            parameters that change their size).
+        ValueError: If an argument is out of its range, the model has no
+            trainable sparse layer, all of them exceed :obj:`sparsity`, or the
+            optimizer does not train one.
+        TypeError: If :obj:`optimizer` is not an optimizer.
+        NotImplementedError: If the state of the optimizer is not elementwise,
+            or training is distributed
+            (:class:`~torch.nn.parallel.DistributedDataParallel` does not
+            support parameters that change their size).
 
     Example:
         >>> from torch_geometric_ext.nn import SparseLinear
@@ -113,7 +113,7 @@ class GradualMagnitude(WeightScheduler):
             )
         if not 0 <= start < stop:
             raise ValueError(
-                f"'start' of '{name}' needs to be in [0, {stop}), as given by "
+                f"'start' of '{name}' needs to be in [0, {stop}), as set by "
                 f"'stop' (got {start})"
             )
         self._check_distributed()
@@ -130,8 +130,8 @@ class GradualMagnitude(WeightScheduler):
             for layer in layers.values()
         ):
             raise ValueError(
-                f"'sparsity' of '{name}' needs to be at least that of a layer "
-                f'(got {sparsity}, and layers of sparsity '
+                f"'sparsity' of '{name}' needs to be at least the sparsity of "
+                f'one layer (got {sparsity}, and layers of sparsity '
                 f'{[round(x.sparsity, 4) for x in layers.values()]})'
             )
         self.sparsity = sparsity
@@ -142,18 +142,16 @@ class GradualMagnitude(WeightScheduler):
         self._initial: Optional[Dict[str, float]] = None
 
     def state_dict(self) -> Dict[str, Any]:
-        r"""Returns the state of the scheduler, to be saved after a
-        :meth:`step` beside those of the model and the optimizer.
+        r"""Return the state of the scheduler, without its arguments.
 
-        A scheduler that loads it goes on bit for bit. The arguments of the
-        scheduler are not part of it.
+        See :meth:`WeightScheduler.state_dict`.
         """
         initial = self._initial
         values = None if initial is None else list(initial.values())
         return {**super().state_dict(), 'initial': values}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        r"""Loads the state of a scheduler of layers of the same sizes.
+        r"""Load the state of a scheduler.
 
         See :meth:`WeightScheduler.load_state_dict`.
         """
@@ -189,7 +187,7 @@ class GradualMagnitude(WeightScheduler):
                 self._prune([layer], size)
 
     def _prune(self, layers: List[SparseLinear], size: int) -> None:
-        """Keeps the :obj:`size` largest weights of all layers."""
+        """Prune all but the :obj:`size` largest weights of given layers."""
         magnitude = torch.cat(
             [x.values.detach().abs().to(layers[0].values) for x in layers]
         ).nan_to_num_(nan=math.inf, posinf=math.inf)
@@ -206,7 +204,7 @@ class GradualMagnitude(WeightScheduler):
         if is_distributed():
             raise NotImplementedError(
                 f"'{self.__class__.__name__}' changes the size of parameters, "
-                f'which cannot be trained by several ranks'
+                f'which distributed training does not support'
             )
 
 

@@ -1,4 +1,4 @@
-"""What an optimizer knows about each weight, and how it follows a weight."""
+"""Update the state of an optimizer when the active weights change."""
 
 from typing import List
 
@@ -11,7 +11,12 @@ from torch_geometric_ext.nn import SparseLinear
 
 
 def check_optimizer(optimizer: Optimizer, name: str) -> None:
-    """Raises if the state of an optimizer cannot follow single weights."""
+    """Raise an error if the state of an optimizer is not elementwise.
+
+    Raises:
+        TypeError: If :obj:`optimizer` is not an optimizer.
+        NotImplementedError: If it is a known optimizer of other state.
+    """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"'optimizer' of '{name}' needs to be a 'torch.optim.Optimizer' "
@@ -19,19 +24,20 @@ def check_optimizer(optimizer: Optimizer, name: str) -> None:
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise NotImplementedError(
-            f"'optimizer' of '{name}' must not keep a history of whole steps, "
-            f"as 'LBFGS' does: it is void once weights have moved"
+            f"'optimizer' of '{name}' needs to have an elementwise state (got "
+            f"'LBFGS', which keeps a history of steps)"
         )
     if isinstance(getattr(optimizer, 'optim', None), Optimizer):
         raise NotImplementedError(
-            f"'optimizer' of '{name}' needs to hold the state of all weights "
-            f"itself (got '{type(optimizer).__name__}', which wraps another "
-            f'optimizer)'
+            f"'optimizer' of '{name}' needs to hold its state itself (got "
+            f"'{type(optimizer).__name__}', which wraps another optimizer)"
         )
 
 
 def check_state(optimizer: Optimizer, layer: SparseLinear, name: str) -> None:
-    """Raises if the state of a layer's weights is not one number for each."""
+    """Raise a :class:`NotImplementedError` if the state of a layer's weights
+    is not elementwise.
+    """
     for key, x in optimizer.state.get(layer.values, {}).items():
         nested = isinstance(x, (dict, list, tuple))
         if nested or (
@@ -51,20 +57,25 @@ def check_state(optimizer: Optimizer, layer: SparseLinear, name: str) -> None:
 def move_weights(
     layer: SparseLinear, optimizer: Optimizer, index: Tensor
 ) -> None:
-    """Lets weights exist at the ascending positions :obj:`index` only. Those
-    that existed keep their value, gradient and state of the optimizer; all of
-    these are zero for new ones.
+    """Change the active weights of a layer.
 
-    If the number of weights stays, all tensors are overwritten in place.
+    Weights that remain active keep their value, gradient and optimizer state.
+    These are zero for new weights. If the number of active weights is
+    constant, all tensors are overwritten in-place.
+
+    Args:
+        layer (SparseLinear): The layer.
+        optimizer (torch.optim.Optimizer): The optimizer that trains it.
+        index (torch.Tensor): The new active positions, ascending (int64).
     """
     values = layer.values
     old, grad, shape = layer.index, values.grad, values.shape
     target = torch.searchsorted(index, old)
-    stays = F.pad(index, (0, 1), value=-1)[target] == old
-    source = stays.nonzero().flatten()
+    remains = F.pad(index, (0, 1), value=-1)[target] == old
+    source = remains.nonzero().flatten()
     target = target[source]
 
-    def follow(x: Tensor) -> Tensor:
+    def move(x: Tensor) -> Tensor:
         return x.new_zeros(index.shape).scatter_(0, target, x[source])
 
     state = optimizer.state.get(values, {})
@@ -73,15 +84,15 @@ def move_weights(
         for key, x in state.items()
         if isinstance(x, Tensor) and x.shape == shape
     ]
-    layer.set_weights(index, follow(values))
+    layer.set_weights(index, move(values))
     in_place = values.shape == shape
     for key in keys:
         if in_place:
-            state[key].copy_(follow(state[key]))
+            state[key].copy_(move(state[key]))
         else:
-            state[key] = follow(state[key])
+            state[key] = move(state[key])
     if grad is not None:
         if in_place:
-            grad.copy_(follow(grad))
+            grad.copy_(move(grad))
         else:
-            values.grad = follow(grad)
+            values.grad = move(grad)

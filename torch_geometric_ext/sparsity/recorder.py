@@ -8,17 +8,21 @@ from torch_geometric_ext.nn import SparseLinear
 
 
 class Recorder:
-    """Keeps the input of a layer and the gradient of its output, for each
-    backward pass through it, until it is removed.
+    """Record the input of a layer and the gradient of its output in each
+    backward pass, until :meth:`remove`.
+
+    Attributes:
+        pairs (List[Tuple[torch.Tensor, torch.Tensor]]): Inputs of shape
+            :math:`(N, I)`, and gradients of outputs of shape :math:`(N, O)`.
     """
 
-    # Copies of a model copy its hooks; theirs record nothing.
+    # A copy of a model copies this hook without a layer: it records nothing.
     layer: Optional[SparseLinear] = None
 
     def __init__(self, layer: SparseLinear) -> None:
         self.layer = layer
         self.pairs: List[Tuple[Tensor, Tensor]] = []
-        # Before hooks that change the output:
+        # Run before hooks that change the output:
         hook = layer.register_forward_hook(
             self, with_kwargs=True, prepend=True
         )
@@ -31,8 +35,8 @@ class Recorder:
         kwargs: Dict[str, Any],
         out: Tensor,
     ) -> None:
-        """The hook of the layer."""
-        # The code of a compiled model would record for ever.
+        """Run as the forward hook of the layer."""
+        # Compiled code would keep recording after `remove()`.
         if torch.compiler.is_compiling() or module is not self.layer:
             return
         if not out.requires_grad or not module.values.requires_grad:
@@ -40,19 +44,19 @@ class Recorder:
         x = (args[0] if args else kwargs['x']).detach()
 
         def record(grad: Tensor) -> None:
-            # The input may be overwritten from now on, by the optimizer even.
+            # Copy the input, as it may be overwritten after the backward pass.
             copy = x.reshape(-1, x.size(-1)).clone()
             self.pairs.append((copy, grad.reshape(-1, grad.size(-1))))
 
-        # Operations in place replace the history of a view, but not of what
-        # it views:
+        # In-place operations replace the history of a view, but not of its
+        # base:
         base = out._base
         if base is not None and base.numel() == out.numel():
             out = base
         self._handles.append(out.register_hook(record))
 
     def remove(self) -> None:
-        """Removes all hooks and frees all tensors."""
+        """Remove all hooks and free all tensors."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -12,9 +12,9 @@ class SET(TopologyScheduler):
     Artificial Neural Networks with Adaptive Sparse Connectivity Inspired by
     Network Science" <https://arxiv.org/abs/1707.04780>`_ paper.
 
-    Every :obj:`update_every` steps, the weights of smallest magnitude are
-    dropped, and as many grow, uniformly at random, at positions that were
-    inactive before:
+    Every :obj:`update_every` steps, each layer drops the active weights of
+    smallest magnitude and grows as many weights at inactive positions, drawn
+    uniformly:
 
     .. code-block:: python
 
@@ -25,15 +25,16 @@ class SET(TopologyScheduler):
             optimizer.step()
             scheduler.step()
 
-    Takes :math:`O(\textrm{nnz} \log \textrm{nnz})` time for an update and
+    An update takes :math:`O(\textrm{nnz} \log \textrm{nnz})` time and
     :math:`O(\textrm{nnz})` memory.
 
     .. note::
-        Deviations from the paper: it drops the smallest positive and the
-        largest negative weights, a constant share :math:`\zeta` of each, after
-        each epoch, and draws the values of new weights. Here, magnitudes
-        count, the share :math:`\alpha` falls as in :class:`RigL` (Eq. (1)
-        there), and new weights are zero.
+        Deviations from the paper: the paper drops a constant fraction
+        :math:`\zeta` of the smallest positive and of the largest negative
+        weights after each epoch, and draws the values of new weights. This
+        scheduler drops weights by magnitude, decays the fraction as
+        :class:`RigL` does (Eq. (1) of its paper), and sets new weights to
+        zero.
 
     Args:
         model (torch.nn.Module): The model.
@@ -41,19 +42,18 @@ class SET(TopologyScheduler):
         num_steps (int): Number of optimizer steps of the whole training.
         update_every (int, optional): Number of steps from one update to the
             next. (default: :obj:`100`)
-        drop_fraction (float, optional): The share :math:`\alpha` of weights
-            that move at first, in :math:`(0, 1]`. (default: :obj:`0.3`)
-        stop (float, optional): Share of the training after which the weights
-            stay where they are, in :math:`(0, 1]`. (default: :obj:`0.75`)
-        seed (int, optional): Seed of the scheduler's own generator; the same
-            on all ranks. (default: :obj:`0`)
+        drop_fraction (float, optional): Initial fraction :math:`\alpha` of
+            active weights to drop, in :math:`(0, 1]`. (default: :obj:`0.3`)
+        stop (float, optional): Fraction of the training after which there are
+            no more updates, in :math:`(0, 1]`. (default: :obj:`0.75`)
+        seed (int, optional): Seed of the scheduler's generator, equal on all
+            ranks. (default: :obj:`0`)
 
     Raises:
-        ValueError: If an argument is out of its range, the model holds no
-            layer to train, or the optimizer does not train one of them.
-        TypeError: If :obj:`optimizer` is no optimizer.
-        NotImplementedError: If the state of the optimizer cannot follow
-            single weights.
+        ValueError: If an argument is out of its range, the model has no
+            trainable sparse layer, or the optimizer does not train one.
+        TypeError: If :obj:`optimizer` is not an optimizer.
+        NotImplementedError: If the state of the optimizer is not elementwise.
 
     Example:
         >>> from torch_geometric_ext.nn import SparseLinear
@@ -73,8 +73,8 @@ class SET(TopologyScheduler):
     ) -> Optional[Tensor]:
         layer = self.layers[name]
         numel = layer.out_channels * layer.in_channels
-        # Draw ranks among the inactive positions, of which `num_before` lie
-        # before each active one:
+        # Draw ranks among the inactive positions. `num_before` counts the
+        # inactive positions before each active one.
         rank = random_index(
             numel - index.numel(), num_weights, self._generator
         ).to(index.device)

@@ -14,29 +14,30 @@ from torch_geometric_ext.sparsity.weight_scheduler import WeightScheduler
 
 
 class TopologyScheduler(WeightScheduler):
-    r"""Base class of schedulers that move weights to other positions.
+    r"""Base class of schedulers that drop and grow weights (dynamic sparse
+    training).
 
-    At each update and in each layer, they drop the share
+    At update step :math:`t`, each layer drops the fraction
 
     .. math::
         f(t) = \frac{\alpha}{2} \left( 1 + \cos \frac{\pi t}
         {T_{\textrm{end}}} \right)
 
-    of the weights, those of smallest magnitude, and grow as many at positions
-    that were inactive before (Eq. (1) of the `"Rigging the Lottery: Making
-    All Tickets Winners" <https://arxiv.org/abs/1911.11134>`_ paper). A policy
-    implements :meth:`_grow`, which chooses these positions.
+    of its active weights, smallest magnitudes first, and grows as many
+    weights at inactive positions (Eq. (1) of the `"Rigging the Lottery: Making
+    All Tickets Winners" <https://arxiv.org/abs/1911.11134>`_ paper). A
+    sub-class implements :meth:`_grow`, which selects the positions to grow.
 
-    * **The number of weights stays**, exactly and in each layer. Tensors are
-      overwritten in place; parameters and their addresses stay.
-    * **New weights are zero**, so that the model computes the same right
-      after an update, but for the weights that were dropped.
-    * **Ranks agree.** Under :mod:`torch.distributed`, all ranks choose the
-      same positions if their models are equal, as they are under
+    * **The number of active weights** of each layer is constant. Parameters
+      are overwritten in-place.
+    * **New weights** are zero. An update changes outputs by the dropped
+      weights only.
+    * **Distributed training.** All ranks select the same positions if their
+      models are equal, as with
       :class:`~torch.nn.parallel.DistributedDataParallel`.
 
-    It also counts which positions were ever active (see :attr:`explored`),
-    for which it keeps eight bytes for each of them.
+    The scheduler also records all positions that were ever active (see
+    :attr:`explored`), which takes eight bytes per position.
 
     Args:
         model (torch.nn.Module): The model.
@@ -44,20 +45,19 @@ class TopologyScheduler(WeightScheduler):
         num_steps (int): Number of optimizer steps of the whole training.
         update_every (int, optional): Number of steps :math:`\Delta T` from
             one update to the next. (default: :obj:`100`)
-        drop_fraction (float, optional): The share :math:`\alpha` of weights
-            that move at first, in :math:`(0, 1]`. (default: :obj:`0.3`)
-        stop (float, optional): Share of the training after which the weights
-            stay where they are, in :math:`(0, 1]`: :math:`T_{\textrm{end}}` is
+        drop_fraction (float, optional): Initial fraction :math:`\alpha` of
+            active weights to drop, in :math:`(0, 1]`. (default: :obj:`0.3`)
+        stop (float, optional): Fraction of the training after which there are
+            no more updates, in :math:`(0, 1]`. :math:`T_{\textrm{end}}` is
             :obj:`stop * num_steps`. (default: :obj:`0.75`)
-        seed (int, optional): Seed of the scheduler's own generator; the same
-            on all ranks. (default: :obj:`0`)
+        seed (int, optional): Seed of the scheduler's generator, equal on all
+            ranks. (default: :obj:`0`)
 
     Raises:
-        ValueError: If an argument is out of its range, the model holds no
-            layer to train, or the optimizer does not train one of them.
-        TypeError: If :obj:`optimizer` is no optimizer.
-        NotImplementedError: If the state of the optimizer cannot follow
-            single weights.
+        ValueError: If an argument is out of its range, the model has no
+            trainable sparse layer, or the optimizer does not train one.
+        TypeError: If :obj:`optimizer` is not an optimizer.
+        NotImplementedError: If the state of the optimizer is not elementwise.
     """
 
     def __init__(
@@ -87,30 +87,32 @@ class TopologyScheduler(WeightScheduler):
         if update_every >= stop * num_steps:
             warnings.warn(
                 f"'{name}' will move no weights: the first update is due at "
-                f'step {update_every}, but none is from step '
-                f'{stop * num_steps:g} on',
+                f'step {update_every}, but updates stop at step '
+                f'{stop * num_steps:g}',
                 stacklevel=2,
             )
         self.drop_fraction = drop_fraction
         self._generator = torch.Generator().manual_seed(seed)
-        # The positions that were ever active, up to the last update:
+        # All positions that were active before the last update:
         empty = torch.empty(0, dtype=torch.long)
         self._explored = {key: empty for key in self.layers}
         self._prepare()
 
     @property
     def explored(self) -> float:
-        r"""The share of all weights, existing or not, that were ever active:
-        the *in-time over-parameterization rate* of the `"Do We Actually Need
-        Dense Over-Parameterization?" <https://arxiv.org/abs/2102.02887>`_
-        paper.
+        r"""Return the fraction of all positions that were ever active.
+
+        This is the *in-time over-parameterization rate* of the `"Do We
+        Actually Need Dense Over-Parameterization? In-Time
+        Over-Parameterization in Sparse Training"
+        <https://arxiv.org/abs/2102.02887>`_ paper.
         """
         sizes = [rows * cols for rows, cols in self._sizes()]
         return sum(self._num_explored().values()) / max(sum(sizes), 1)
 
     @property
     def explored_by_layer(self) -> Dict[str, float]:
-        """The share :attr:`explored` of each layer, by its name."""
+        """Return the fraction :attr:`explored` of each layer, by its name."""
         return {
             key: num / max(rows * cols, 1)
             for (key, num), (rows, cols) in zip(
@@ -119,11 +121,9 @@ class TopologyScheduler(WeightScheduler):
         }
 
     def state_dict(self) -> Dict[str, Any]:
-        r"""Returns the state of the scheduler, to be saved after a
-        :meth:`step` beside those of the model and the optimizer.
+        r"""Return the state of the scheduler, without its arguments.
 
-        A scheduler that loads it goes on bit for bit. The arguments of the
-        scheduler are not part of it.
+        See :meth:`WeightScheduler.state_dict`.
         """
         return {
             **super().state_dict(),
@@ -132,7 +132,7 @@ class TopologyScheduler(WeightScheduler):
         }
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        r"""Loads the state of a scheduler of layers of the same sizes.
+        r"""Load the state of a scheduler.
 
         See :meth:`WeightScheduler.load_state_dict`.
         """
@@ -144,35 +144,42 @@ class TopologyScheduler(WeightScheduler):
     def _grow(
         self, name: str, index: Tensor, num_weights: int
     ) -> Optional[Tensor]:
-        r"""Chooses :obj:`num_weights` positions of a layer's flat, dense
-        weight that are not in :obj:`index`, the active ones (ascending). The
-        layer keeps its weights if there is no choice (:obj:`None`).
+        r"""Select the positions to grow in the flattened weight of a layer.
+
+        Args:
+            name (str): The name of the layer.
+            index (torch.Tensor): The ascending active positions (int64).
+            num_weights (int): Number of positions to grow.
+
+        Returns:
+            Inactive positions of shape :math:`(\textrm{num\_weights})`
+            (int64), or :obj:`None` to skip the update of the layer.
         """
 
     def _num_positions(self, name: str) -> int:
-        """The number of positions that weights of a layer may have."""
+        """Return the number of positions at which a layer may have weights."""
         layer = self.layers[name]
         return layer.out_channels * layer.in_channels
 
     def _update(self, step: int, layers: Dict[str, SparseLinear]) -> None:
         # Eq. (1):
         angle = math.pi * step / (self.stop * self.num_steps)
-        share = self.drop_fraction / 2 * (1 + math.cos(angle))
+        fraction = self.drop_fraction / 2 * (1 + math.cos(angle))
         for key, layer in layers.items():
             index = layer.index
-            num_moved = round(share * index.numel())
-            num_free = self._num_positions(key) - index.numel()
-            num_moved = min(num_moved, num_free)
-            if num_moved == 0:
+            num_dropped = round(fraction * index.numel())
+            num_inactive = self._num_positions(key) - index.numel()
+            num_dropped = min(num_dropped, num_inactive)
+            if num_dropped == 0:
                 continue
-            grown = self._grow(key, index, num_moved)
+            grown = self._grow(key, index, num_dropped)
             if grown is None:
                 continue
             magnitude = layer.values.detach().abs()
             magnitude.nan_to_num_(nan=math.inf, posinf=math.inf)
-            kept = index[top_mask(magnitude, index.numel() - num_moved)]
+            mask = top_mask(magnitude, index.numel() - num_dropped)
             self._explored[key] = _union(self._explored[key], index)
-            index = torch.cat([kept, grown]).sort().values
+            index = torch.cat([index[mask], grown]).sort().values
             move_weights(layer, self.optimizer, index)
 
     def _num_explored(self) -> Dict[str, int]:

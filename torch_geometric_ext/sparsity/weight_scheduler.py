@@ -3,10 +3,10 @@ from typing import Any, Dict, List
 
 import torch
 import torch.distributed as dist
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
-from torch_geometric_ext.nn.dense.sparse_parameters import is_lazy
 from torch_geometric_ext.sparsity.optimizer_state import (
     check_optimizer,
     check_state,
@@ -14,8 +14,8 @@ from torch_geometric_ext.sparsity.optimizer_state import (
 
 
 class WeightScheduler(ABC):
-    r"""Base class of schedulers that decide, while a model is trained, which
-    weights of its :class:`~torch_geometric_ext.nn.SparseLinear` layers exist.
+    r"""Base class of schedulers that change the active weights of
+    :class:`~torch_geometric_ext.nn.SparseLinear` layers during training.
 
     .. code-block:: python
 
@@ -23,18 +23,19 @@ class WeightScheduler(ABC):
         optimizer.step()
         scheduler.step()
 
-    It holds what all policies share: when to act, the layers, the optimizer
-    and resuming. A policy implements :meth:`_update`.
+    The base class manages update steps, layers, optimizer and checkpoints. A
+    sub-class implements :meth:`_update`.
 
-    * **Nothing is patched.** Neither model nor optimizer know the scheduler.
-    * **All layers take part** that are trained, shared ones once. A layer
-      whose :obj:`values` do not require a gradient is left as it is.
-    * **The optimizer follows.** A weight that stays keeps its share of the
-      optimizer's state (momenta and so forth) and its gradient, which are
-      zero for a new one. Other tensors that stand for single weights do not
-      follow: copy the model anew after an update where a moving average
-      (:class:`torch.optim.swa_utils.AveragedModel`) is kept.
-    * **Several schedulers** may act on one model, one after the other.
+    * **Layers.** A scheduler acts on all sparse layers of a model whose
+      :obj:`values` require a gradient. It acts once on a shared layer.
+    * **Optimizer.** A weight that remains active keeps its gradient and its
+      state in the optimizer, such as momentum. Both are zero for a new
+      weight. Weight averages, as in
+      :class:`torch.optim.swa_utils.AveragedModel`, are not updated: copy the
+      model anew after an update.
+    * **No patches.** The scheduler does not modify methods of the model or
+      the optimizer.
+    * **Sequences.** Several schedulers can act on a model one after another.
 
     Args:
         model (torch.nn.Module): The model.
@@ -42,15 +43,14 @@ class WeightScheduler(ABC):
         num_steps (int): Number of optimizer steps of the whole training.
         update_every (int, optional): Number of steps from one update to the
             next. (default: :obj:`100`)
-        stop (float, optional): Share of the training after which the weights
-            stay where they are, in :math:`(0, 1]`. (default: :obj:`0.75`)
+        stop (float, optional): Fraction of the training after which there are
+            no more updates, in :math:`(0, 1]`. (default: :obj:`0.75`)
 
     Raises:
-        ValueError: If an argument is out of its range, the model holds no
-            layer to train, or the optimizer does not train one of them.
-        TypeError: If :obj:`optimizer` is no optimizer.
-        NotImplementedError: If the state of the optimizer cannot follow
-            single weights.
+        ValueError: If an argument is out of its range, the model has no
+            trainable sparse layer, or the optimizer does not train one.
+        TypeError: If :obj:`optimizer` is not an optimizer.
+        NotImplementedError: If the state of the optimizer is not elementwise.
     """
 
     def __init__(
@@ -89,31 +89,34 @@ class WeightScheduler(ABC):
         self._check_layers()
         if not self._trained_layers():
             raise ValueError(
-                f"'model' of '{name}' needs to hold a 'SparseLinear' whose "
+                f"'model' of '{name}' needs to have a 'SparseLinear' whose "
                 f"'values' require a gradient (got {len(self.layers)} "
-                f"'SparseLinear' without). 'SparseLinear.from_dense' makes "
-                f'one of a dense layer'
+                f"'SparseLinear' without). Call 'sparsify' to get some"
             )
-        self.last_step = 0  # Steps done so far.
+        self.last_step = 0  # Number of completed steps.
         self._removed = False
 
     @property
     def pending(self) -> bool:
-        """Whether the next :meth:`step` will change which weights exist."""
+        """Return :obj:`True` if the next :meth:`step` updates the layers."""
         return not self._removed and self._is_due(self.last_step + 1)
 
     def step(self) -> None:
-        r"""Counts a step of the optimizer, and changes which weights exist if
-        it is time to. To be called after each :obj:`optimizer.step()`.
+        r"""Count a step of the optimizer, and update the layers if the step is
+        :attr:`pending`.
+
+        Call it after each :obj:`optimizer.step()`.
 
         Raises:
             ValueError: If the optimizer no longer trains a layer.
-            RuntimeError: If the scheduler was removed.
+            NotImplementedError: If the state of the optimizer is not
+                elementwise.
+            RuntimeError: If :meth:`remove` was called before.
         """
         if self._removed:
             raise RuntimeError(
-                f"'{self.__class__.__name__}' cannot step any more after "
-                f"'remove()'"
+                f"'step()' of '{self.__class__.__name__}' must not be called "
+                f"after 'remove()'"
             )
         if self.pending:
             layers = self._trained_layers()
@@ -124,18 +127,18 @@ class WeightScheduler(ABC):
         self._prepare()
 
     def remove(self) -> None:
-        r"""Ends the scheduler for good: the model is left as it is, with
-        neither hooks nor tensors of the scheduler.
+        r"""Remove the hooks of the scheduler and free its tensors.
+
+        The model keeps its active weights. :meth:`step` fails afterwards.
         """
         self._removed = True
         self._release()
 
     def state_dict(self) -> Dict[str, Any]:
-        r"""Returns the state of the scheduler, to be saved after a
-        :meth:`step` beside those of the model and the optimizer.
+        r"""Return the state of the scheduler, without its arguments.
 
-        A scheduler that loads it goes on bit for bit. The arguments of the
-        scheduler are not part of it.
+        Save it after a :meth:`step`, with the states of the model and the
+        optimizer. Training resumes bit for bit from these.
         """
         return {
             'policy': self.__class__.__name__,
@@ -144,36 +147,36 @@ class WeightScheduler(ABC):
         }
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        r"""Loads the state of a scheduler of layers of the same sizes.
+        r"""Load the state of a scheduler.
 
         Args:
             state_dict (dict): The result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If the state is incomplete, or belongs to another
-                class of schedulers or to layers of other sizes. The scheduler
-                is unchanged then.
+            ValueError: If the state is incomplete, or is that of another
+                class or of layers of other sizes. The scheduler is not
+                changed in these cases.
         """
         name, own = self.__class__.__name__, self.state_dict()
         for key in ['policy', 'sizes']:
             if state_dict.get(key) != own[key]:
                 raise ValueError(
-                    f"'state_dict' of '{name}' needs to be of the same "
+                    f"'state_dict' of '{name}' needs to have the same "
                     f"'{key}' (expected {own[key]}, got "
                     f'{state_dict.get(key)})'
                 )
         missing = [key for key in own if key not in state_dict]
         if missing:
             raise ValueError(
-                f"'state_dict' of '{name}' needs to hold {list(own)} (got "
-                f'none of {missing})'
+                f"'state_dict' of '{name}' needs to have the keys "
+                f'{list(own)} (got none of {missing})'
             )
         self.last_step = state_dict['last_step']
         self._prepare()
 
     @abstractmethod
     def _update(self, step: int, layers: Dict[str, SparseLinear]) -> None:
-        """Changes which weights of the layers exist."""
+        """Change the active weights of the trained layers at a due step."""
 
     def _is_due(self, step: int) -> bool:
         if step >= self.stop * self.num_steps:
@@ -181,11 +184,11 @@ class WeightScheduler(ABC):
         return step % self.update_every == 0
 
     def _prepare(self) -> None:
-        """Called when it is known whether the next step is an update."""
+        """Prepare for the next step, which may be :attr:`pending`."""
         self._release()
 
     def _release(self) -> None:  # noqa: B027
-        """Frees whatever :meth:`_prepare` holds."""
+        """Free the hooks and tensors of :meth:`_prepare`."""
 
     def _sizes(self) -> List[List[int]]:
         return [[x.out_channels, x.in_channels] for x in self.layers.values()]
@@ -194,7 +197,7 @@ class WeightScheduler(ABC):
         name = self.__class__.__name__
         seen: Dict[int, str] = {}
         for key, layer in self.layers.items():
-            if is_lazy(layer):
+            if is_lazy(layer.values):
                 raise ValueError(
                     f"'model' of '{name}' needs to be initialized; run one "
                     f"forward pass first (got '{key}' with unknown "
@@ -231,7 +234,7 @@ class WeightScheduler(ABC):
 
 
 def is_distributed() -> bool:
-    """Whether several ranks train together."""
+    """Return :obj:`True` if training is distributed over several ranks."""
     if not dist.is_available() or not dist.is_initialized():
         return False
     return dist.get_world_size() > 1

@@ -1,4 +1,4 @@
-from .macs import count_macs  # isort: skip  # 'lottery' needs it.
+from .macs import count_macs  # isort: skip  # 'lottery' imports it.
 from torch_geometric_ext.lottery import (
     GraphLotteryPruner,
     Ticket,

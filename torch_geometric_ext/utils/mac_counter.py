@@ -13,22 +13,23 @@ from torch_geometric_ext.nn import SparseLinear
 
 aten = torch.ops.aten
 
-# Each product of an operation: its number of MACs, followed by its factors.
+# The products of an operation, each as its number of MACs and its factors:
 Products = List[Tuple[Any, ...]]
 
 
 class MACCounter(TorchDispatchMode):
-    """Counts the multiply-adds of a model, as described in
-    :func:`~torch_geometric_ext.utils.count_macs`, while it is entered as a
-    context. Each product counts for the innermost module that is running.
+    """Context manager that counts the multiply-adds of a model.
+
+    See :func:`~torch_geometric_ext.utils.count_macs` for the rules. A product
+    counts for the innermost running module.
 
     Args:
-        model (torch.nn.Module): The model, on which hooks stay. Hand in a
-            copy.
+        model (torch.nn.Module): The model. Pass a copy, as the hooks of the
+            counter are never removed.
 
     Attributes:
-        forward (Counter[torch.nn.Module]): Those of the forward pass.
-        training (Counter[torch.nn.Module]): Those of a training step.
+        forward (Counter[torch.nn.Module]): Multiply-adds of the forward pass.
+        training (Counter[torch.nn.Module]): Multiply-adds of a training step.
     """
 
     def __init__(self, model: Module) -> None:
@@ -36,8 +37,9 @@ class MACCounter(TorchDispatchMode):
         self.forward: Counter[Module] = Counter()
         self.training: Counter[Module] = Counter()
         self.running: List[Module] = []
-        self.muted = False  # Within what counts as a whole.
-        self.product: Tuple[Any, ...] = (None,)  # The last, and its factors.
+        self.muted = False  # Set while a layer runs that counts as a whole.
+        # The output and the factors of the last elementwise product:
+        self.product: Tuple[Any, ...] = (None,)
         for module in model.modules():
             module.register_forward_pre_hook(self._enter, prepend=True)
             module.register_forward_hook(self._leave, with_kwargs=True)
@@ -51,11 +53,11 @@ class MACCounter(TorchDispatchMode):
                 )
 
     def add(self, num_macs: int, *factors: Tensor) -> None:
-        """Counts a product, and the gradients of its factors.
+        """Count a product and the gradients of its factors.
 
         Args:
             num_macs (int): The multiply-adds of the product.
-            *factors (torch.Tensor): What is multiplied.
+            *factors (torch.Tensor): The factors of the product.
         """
         module = self.running[-1]
         num_gradients = sum(factor.requires_grad for factor in factors)
@@ -80,7 +82,7 @@ class MACCounter(TorchDispatchMode):
 
     def _enter(self, module: Module, args: Any) -> None:
         self.running.append(module)
-        if isinstance(module, SparseLinear):  # Kernels may run dense.
+        if isinstance(module, SparseLinear):  # May run a dense product.
             self.muted = True
 
     def _leave(self, module: Module, args: Any, kwargs: Any, out: Any) -> None:
@@ -105,7 +107,7 @@ class MACCounter(TorchDispatchMode):
 
 
 def num_elements(x: Any) -> int:
-    """Number of elements that a dense or sparse matrix stores."""
+    """Return the number of stored elements of a dense or sparse matrix."""
     if isinstance(x, EdgeIndex):
         return x.size(1)
     if isinstance(x, SparseTensor):
@@ -173,8 +175,8 @@ PRODUCTS: Dict[Any, Callable[..., Products]] = {
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Lets recurrent and transformer layers run as single products, where
-    they would be one operation otherwise.
+    """Disable fused recurrent and transformer layers, so that their products
+    can be counted.
     """
     backends: List[Any] = [torch.backends.mkldnn, torch.backends.cudnn]
     enabled = [backend.enabled for backend in backends]

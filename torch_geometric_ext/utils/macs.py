@@ -15,14 +15,14 @@ from torch_geometric_ext.utils.mac_counter import MACCounter, unfused
 
 @dataclass(frozen=True)
 class LayerMACs:
-    """What a layer costs, without the layers in it.
+    """Multiply-adds and parameters of a layer, without its sub-layers.
 
     Attributes:
         name (str): The path of the layer in the model.
-        kind (str): Its class.
-        forward (int): Multiply-adds of the forward pass.
-        training (int): Multiply-adds of a training step.
-        num_parameters (int): Number of its parameters.
+        kind (str): The name of its class.
+        forward (int): Multiply-adds of the forward pass, over all calls.
+        training (int): Multiply-adds of a training step, over all calls.
+        num_parameters (int): Number of parameters.
     """
 
     name: str
@@ -32,7 +32,7 @@ class LayerMACs:
     num_parameters: int
 
     def row(self) -> List[str]:
-        """The cells of a table."""
+        """Return the cells of a row in a table."""
         numbers = (self.forward, self.training, self.num_parameters)
         name = f'{self.name} ({self.kind})'.lstrip()
         return [name, *[f'{x:,}' for x in numbers]]
@@ -40,14 +40,17 @@ class LayerMACs:
 
 @dataclass(frozen=True)
 class MACs:
-    """What a model costs, as counted by :func:`count_macs`.
+    """Multiply-adds and memory of a model, as counted by :func:`count_macs`.
 
     Attributes:
-        layers (Tuple[LayerMACs, ...]): All layers that multiply or have
+        layers (Tuple[LayerMACs, ...]): All layers with multiply-adds or
             parameters.
-        parameter_bytes (int): Size of the parameters.
-        index_bytes (int): Size of the patterns of sparse layers.
-        optimizer_bytes (int): Size of the state of the optimizer.
+        forward (int): Multiply-adds of the forward pass.
+        training (int): Multiply-adds of a training step.
+        num_parameters (int): Number of parameters.
+        parameter_bytes (int): Bytes of the parameters.
+        index_bytes (int): Bytes of the patterns of sparse layers.
+        optimizer_bytes (int): Bytes of the state of the optimizer.
     """
 
     layers: Tuple[LayerMACs, ...]
@@ -57,17 +60,17 @@ class MACs:
 
     @property
     def forward(self) -> int:
-        """Multiply-adds of the forward pass."""
+        """Return the multiply-adds of the forward pass."""
         return sum(layer.forward for layer in self.layers)
 
     @property
     def training(self) -> int:
-        """Multiply-adds of a training step."""
+        """Return the multiply-adds of a training step."""
         return sum(layer.training for layer in self.layers)
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters."""
+        """Return the number of parameters."""
         return sum(layer.num_parameters for layer in self.layers)
 
     def __str__(self) -> str:
@@ -95,56 +98,52 @@ def count_macs(
     optimizer: Optional[Optimizer] = None,
     **kwargs: Any,
 ) -> MACs:
-    r"""Counts the multiply-adds (MACs) that a model really computes on the
-    given inputs, and the memory that it takes to train it.
+    r"""Count the multiply-adds (MACs) of a model on given inputs, and the
+    memory of its training.
 
-    What counts in a forward pass:
+    In the forward pass, the following MACs count:
 
-    * **Weights:** the products of matrices, convolutions and attention. A
-      dense layer takes :math:`N \cdot I \cdot O` MACs on :math:`N` rows, a
+    * **Products** of matrices, convolutions and attention. A dense layer takes
+      :math:`N \cdot I \cdot O` MACs on :math:`N` rows. A
       :class:`~torch_geometric_ext.nn.SparseLinear` takes
-      :math:`N \cdot \textrm{nnz}`, even where a dense product is faster.
-    * **Messages:** one MAC for each channel of each message that
-      :class:`~torch_geometric.nn.conv.MessagePassing` aggregates, be it
-      weighted or just added, for any format of the edges and any aggregation.
-      Added self-loops are edges, dropped edges are none.
-    * **Scores:** elementwise products that are then summed up, such as
+      :math:`N \cdot \textrm{nnz}` MACs, even if it runs a dense product.
+    * **Messages** that :class:`~torch_geometric.nn.conv.MessagePassing`
+      aggregates, with one MAC per channel, weighted or not. Self-loops that
+      a layer adds count, dropped edges do not.
+    * **Elementwise products that are summed**, such as
       :math:`\mathbf{a}^{\top} \mathbf{x}` in the attention of
       :class:`~torch_geometric.nn.conv.GATConv`.
 
-    Biases, activations, normalization (of edges, too), softmax and readout do
-    not count.
-
-    In a training step, each product :math:`\mathbf{A} \mathbf{B}` counts once
-    more for each of its factors that requires a gradient: three times in
-    general, twice on raw features, once in frozen layers. So do messages:
-    weights (of attention, say) and features are their two factors.
+    Biases, activations, normalization (also of edges), softmax and readout do
+    not count. In a training step, a product :math:`\mathbf{A} \mathbf{B}`
+    or message counts once for the forward pass and once for each factor that
+    requires a gradient. A layer thus counts three times in general, and twice
+    on input features.
 
     .. note::
-        A copy of :obj:`model` runs one forward pass, with gradients, in the
-        mode (training or evaluation) that it is in. Parameters, statistics,
-        caches, hooks and random states stay what they are, and lazy layers
-        stay lazy. What a single operation from outside PyTorch does is not
-        seen, but for :class:`~torch_geometric_ext.nn.SparseLinear`.
+        A copy of :obj:`model` runs one forward pass with gradients, in its
+        current mode (training or evaluation). The model, its caches and hooks,
+        and the states of random generators do not change. Custom operators
+        do not count, except for
+        :class:`~torch_geometric_ext.nn.SparseLinear`.
 
     Args:
         model (torch.nn.Module): The model, compiled or not. It needs to
             support :func:`copy.deepcopy`.
         *inputs (Any): The inputs of the model.
         optimizer (torch.optim.Optimizer, optional): The optimizer whose state
-            is to be measured. If it has none yet, a copy takes a step first.
-            By default, the two values that Adam keeps for each trainable
-            parameter are assumed. (default: :obj:`None`)
+            is measured. If its state is empty, a copy takes a step first. If
+            set to :obj:`None`, the state of Adam is assumed.
+            (default: :obj:`None`)
         **kwargs (Any): The keyword arguments of the model.
 
     Returns:
-        An object with :obj:`forward` and :obj:`training` (MACs),
-        :obj:`num_parameters`, :obj:`parameter_bytes`, :obj:`index_bytes` (the
-        patterns of sparse layers), :obj:`optimizer_bytes`, and
-        :obj:`layers`, which have :obj:`name`, :obj:`kind`, :obj:`forward`,
-        :obj:`training` and :obj:`num_parameters`, each without the layers
-        inside. A layer that is called several times counts as often, in one
-        row. Prints as a table.
+        An object that prints as a table, with the attributes :obj:`forward`
+        and :obj:`training` (MACs), :obj:`num_parameters`,
+        :obj:`parameter_bytes`, :obj:`index_bytes` (patterns of sparse layers),
+        :obj:`optimizer_bytes` and :obj:`layers`. Each layer has :obj:`name`,
+        :obj:`kind`, :obj:`forward`, :obj:`training` and
+        :obj:`num_parameters`, without sub-layers and over all calls.
 
     Raises:
         TypeError: If :obj:`model` is not a module or :obj:`optimizer` is not
@@ -201,7 +200,7 @@ def _layers(
     for name, module in model.named_modules():
         if params[module] or counter.forward[module] > 0:
             yield LayerMACs(
-                name=name.replace('._orig_mod', ''),  # Of compiled layers.
+                name=name.replace('._orig_mod', ''),  # If it is compiled.
                 kind=module.__class__.__name__,
                 forward=counter.forward[module],
                 training=counter.training[module],
@@ -210,8 +209,9 @@ def _layers(
 
 
 def _own_parameters(model: Module) -> Dict[Module, List[Tensor]]:
-    """The parameters of each module alone; what is shared belongs to the
-    first, and what is still lazy to nobody.
+    """Return the parameters of each module without its sub-modules.
+
+    Shared parameters belong to the first module. Lazy ones are excluded.
     """
     out: Dict[Module, List[Tensor]] = {}
     seen: Set[Tensor] = set()
@@ -226,8 +226,8 @@ def _own_parameters(model: Module) -> Dict[Module, List[Tensor]]:
 
 
 def _copy(model: Module) -> Module:
-    """A deep copy that shares what PyTorch cannot copy, and nobody writes to:
-    the sparse matrices that convolutions cache.
+    """Return a deep copy that shares cached sparse matrices, which PyTorch
+    cannot copy.
     """
     memo = {
         id(x): x
@@ -239,7 +239,7 @@ def _copy(model: Module) -> Module:
 
 
 def _optimizer_state(optimizer: Optimizer) -> List[Tensor]:
-    """All tensors in the state that an optimizer has, or will have."""
+    """Return all tensors in the state of an optimizer after a step."""
     if not optimizer.state:
         optimizer = copy.deepcopy(optimizer)
         for group in optimizer.param_groups:

@@ -126,7 +126,7 @@ def test_normalization_of_the_whole_graph(x, improved, add_self_loops):
 
     adj = to_dense_adj(EDGE_INDEX, None, weight, max_num_nodes=6)[0].t()
     mask = to_dense_adj(EDGE_INDEX[:, EDGE_MASK], max_num_nodes=6)[0].t()
-    if add_self_loops:  # Node 2 keeps its own.
+    if add_self_loops:  # The graph has a self-loop at node 2.
         loop = torch.full((6,), 2.0 if improved else 1.0)
         loop[2] = weight[8]
         adj = adj - adj.diag().diag() + loop.diag()
@@ -146,7 +146,7 @@ def test_masked_edges_send_no_messages(x):
     conv(x, EDGE_INDEX, edge_mask=EDGE_MASK)
     conv.normalize_masked = False
     conv(x, EDGE_INDEX, edge_mask=EDGE_MASK)
-    assert sizes == [7 + 6, 7 + 6]  # Edges that are left, and self-loops.
+    assert sizes == [7 + 6, 7 + 6]  # Remaining edges and self-loops.
 
 
 @pytest.mark.parametrize('normalize_masked', [False, True])
@@ -162,21 +162,21 @@ def test_cached(x, normalize_masked):
             conv(x, EDGE_INDEX, edge_mask=edge_mask), expected
         )
         cache = conv._cached_edge_index
-        # As in PyG, the graph is not read any more:
+        # As in PyG, cached layers ignore the edges:
         out = conv(x, EDGE_INDEX[:, :0], edge_mask=edge_mask)
         torch.testing.assert_close(out, expected)
         assert conv._cached_edge_index is cache
 
     for edge_mask in [None, mask, other, None, other]:
         check(edge_mask)
-    other[0] = ~other[0]  # A change in place is seen as well.
+    other[0] = ~other[0]  # In-place changes renew the cache.
     check(other)
     conv.reset_parameters()
     assert conv._cached_edge_index is conv._cached_edge_mask is None
 
 
 @torch.inference_mode()
-def test_changes_in_inference_mode_are_seen(x):
+def test_in_place_changes_in_inference_mode(x):
     conv, _ = make_pair(cached=True)
     edge_mask = EDGE_MASK.clone()
     out = conv(x, EDGE_INDEX, edge_mask=edge_mask)
@@ -220,7 +220,7 @@ def test_reset_parameters():
     assert torch.equal(conv.lin.mask, mask)
     assert not torch.equal(conv.lin.values, values)
     assert (conv.bias == 0).all()
-    # Glorot's bound, for a tenth of the weights:
+    # The Glorot bound for a tenth of the weights:
     assert conv.lin.values.abs().max() <= (6 / (24 * 13 / 128)) ** 0.5
 
 

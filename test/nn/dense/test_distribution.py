@@ -24,27 +24,27 @@ def test_uniform():
 
 def test_er():
     sizes = [(10, 20), (20, 30), (30, 10)]
-    # A share of 110 of 1100 weights, by I + O = 30, 50, 40:
+    # 110 of 1,100 weights, in proportion to I + O = 30, 50, 40:
     out = layer_densities(sizes, 0.9, 'er', min_fan_in=0)
     assert out == pytest.approx([27.5 / 200, 55 / 1.2 / 600, 110 / 3 / 300])
     assert layer_densities(sizes, 0.9, 'erk', min_fan_in=0) == out
     assert layer_densities(sizes, 0.9, min_fan_in=0) == out
 
 
-def test_layers_that_are_made_dense():
-    # Shares of 410 weights by I + O = 200, 11, 3: the last two layers, of 10
-    # and 2 weights, are full, and the first one takes what is left.
+def test_dense_layers():
+    # 410 weights in proportion to I + O = 200, 11, 3: the last two layers, of
+    # 10 and 2 weights, are dense, and the first one gets the other weights.
     sizes = [(100, 100), (10, 1), (1, 2)]
     out = layer_densities(sizes, 1 - 410 / 10012, min_fan_in=0)
     assert out == pytest.approx([398 / 10000, 1, 1])
-    # By shares of 488 / 254, the last layer would have 99.9 of 100 weights:
+    # At 488 / 254 weights per unit, the last layer would have 99.9 of 100:
     sizes = [(100, 100), (1, 1), (50, 2)]
     out = layer_densities(sizes, 1 - 488 / 10101, min_fan_in=0)
     assert out == pytest.approx([387 / 10000, 1, 1])
 
 
 def test_min_fan_in():
-    # The last layer of a model on Cora gets less than one weight each:
+    # Without a minimum, the last layer on Cora has one weight per output:
     sizes = [(1433, 16), (16, 7)]
     out = layer_densities(sizes, 0.98, min_fan_in=0)
     assert num_weights(sizes, out) == [454, 7]
@@ -53,7 +53,7 @@ def test_min_fan_in():
     out = layer_densities(sizes, 0.98)
     assert num_weights(sizes, out) == [461 - 16 * 7, 16 * 7]
     assert out[1] == 1
-    # Of too few weights, each output gets the same share:
+    # Scale the minimums down if there are too few weights:
     out = layer_densities(sizes, 0.99)
     assert num_weights(sizes, out) == [160, 70]
 
@@ -83,7 +83,7 @@ def test_proportions_within_bounds(sizes, sparsity, min_fan_in, uniform):
         density if uniform else density * i * o / (i + o)
         for density, (i, o) in zip(out, sizes)
     ]
-    # A layer at its floor would get less, a full one would get more:
+    # Clamping raises layers at their floor and lowers dense ones:
     above = [s for s, d, floor in zip(scales, out, floors) if d > floor]
     below = [s for s, d in zip(scales, out) if d < 1]
     assert max(above, default=0) <= min(below, default=math.inf) * (1 + 1e-9)

@@ -11,9 +11,9 @@ from torch_geometric_ext.nn.dense.pattern import (
 
 
 @pytest.mark.parametrize('numel', [0, 1, 7, 100, 4097])
-@pytest.mark.parametrize('share', [0, 0.01, 0.25, 0.26, 0.7, 1])
-def test_random_index(numel, share):
-    size = round(share * numel)
+@pytest.mark.parametrize('fraction', [0, 0.01, 0.25, 0.26, 0.7, 1])
+def test_random_index(numel, fraction):
+    size = round(fraction * numel)
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         index = random_index(numel, size, generator)
@@ -22,7 +22,7 @@ def test_random_index(numel, share):
         assert ((index >= 0) & (index < numel)).all()
 
 
-@pytest.mark.parametrize('size', [2, 3])  # By draws, and by a permutation.
+@pytest.mark.parametrize('size', [2, 3])  # By draws and by a permutation.
 def test_random_index_is_uniform(size):
     generator = torch.Generator().manual_seed(12345)
     draws = [random_index(8, size, generator) for _ in range(4000)]
@@ -31,7 +31,7 @@ def test_random_index_is_uniform(size):
     count = keys.unique(return_counts=True)[1].double()
     assert count.numel() == num_sets
     expected = 4000 / num_sets
-    # About normal, of mean `num_sets` and variance `2 * num_sets`:
+    # Nearly normal, with mean `num_sets` and variance `2 * num_sets`:
     statistic = ((count - expected) ** 2 / expected).sum()
     assert abs(statistic - num_sets) < 4 * (2 * num_sets) ** 0.5
 
@@ -56,7 +56,7 @@ def test_random_index_generators(size):
     first = random_index(100, size)
     torch.manual_seed(0)
     assert torch.equal(random_index(100, size), first)
-    with torch.device('meta'):  # Positions are needed for real.
+    with torch.device('meta'):  # Ignores the default device.
         assert random_index(100, size).device.type == 'cpu'
 
 
@@ -91,7 +91,7 @@ def test_compress_without_elements(size):
     assert flatten(pattern.rowptr, pattern.col, size[1]).numel() == 0
 
 
-def test_compress_far_positions():
+def test_compress_beyond_32_bits():
     size = (2**20, 2**20)  # Positions exceed 32 bits.
     index = torch.tensor([5, 2**39 + 3, 2**40 - 1])
     pattern = compress(index, size)
@@ -126,7 +126,7 @@ def test_complete():
         ('colptr', torch.tensor([0, 1, 3, 4]), "'colptr' .* torch.int32"),
     ],
 )
-def test_complete_of_what_is_no_pattern(name, value, match):
+def test_complete_errors(name, value, match):
     pattern = compress(torch.tensor([1, 3, 4, 8]), (3, 3))
     kwargs = {'values': torch.randn(4), **pattern._asdict(), name: value}
     names = ['values', 'rowptr', 'col', 'colptr']

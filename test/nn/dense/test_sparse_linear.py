@@ -8,12 +8,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import torch_geometric.nn as pyg
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.nn.utils.parametrize import register_parametrization
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.nn import SparseLinear
-from torch_geometric_ext.nn.dense.sparse_parameters import is_lazy
 
 SHAPES = [(8,), (5, 8), (2, 3, 8), (0, 8), (2, 0, 8), (1, 2, 1, 8)]
 
@@ -28,7 +28,7 @@ def state_of(layer):
 
 
 def assert_equal(layer, other):
-    assert is_lazy(layer) == is_lazy(other)
+    assert is_lazy(layer.values) == is_lazy(other.values)
     state, expected = layer.state_dict(), other.state_dict()
     assert list(state) == list(expected)
     assert all(torch.equal(state[key], expected[key]) for key in state)
@@ -205,7 +205,7 @@ def test_from_dense_by_magnitude():
     layer = SparseLinear.from_dense(linear, sparsity=0.75)
     bound = linear.weight.abs().flatten().sort().values[-8]
     assert torch.equal(layer.mask, linear.weight.abs() >= bound)
-    with torch.no_grad():  # A copy.
+    with torch.no_grad():  # Values are a copy.
         layer.values.zero_()
     assert linear.weight.ne(0).all()
 
@@ -217,7 +217,7 @@ def test_from_dense_errors():
         SparseLinear.from_dense(linear, mask)
     with pytest.raises(ValueError, match=r"'mask' .* \(got torch.float32"):
         SparseLinear.from_dense(linear, mask.t().float())
-    with pytest.raises(ValueError, match='exclude one another'):
+    with pytest.raises(ValueError, match='At most one of'):
         SparseLinear.from_dense(linear, mask.t(), sparsity=0.5)
     with pytest.raises(ValueError, match=r"'sparsity' .* \(got 1.0\)"):
         SparseLinear.from_dense(linear, sparsity=1.0)
@@ -237,7 +237,7 @@ def test_set_weights():
         index = torch.tensor(index, dtype=torch.long)
         values, before = torch.randn(index.shape), layer.values
         layer.set_weights(index, values)
-        assert layer.values is before  # The optimizer knows it.
+        assert layer.values is before  # Keeps the parameter.
         assert torch.equal(layer.index, index)
         assert torch.equal(layer.values, values)
         assert layer.sparsity == 1 - index.numel() / 32
@@ -337,7 +337,7 @@ def test_without_gradients(ext):
         assert torch.equal(out, expected) and not out.requires_grad
     with torch.inference_mode():
         assert torch.equal(layer(x), expected)
-        lazy = SparseLinear(-1, 4)  # Never to be trained.
+        lazy = SparseLinear(-1, 4)  # Initialized for inference.
         lazy(x)
     lazy, x = SparseLinear(-1, 4, sparsity=0.5), x.requires_grad_()
     with torch.inference_mode():
@@ -364,8 +364,8 @@ def test_half_precision(ext):
 
 def test_lazy(ext):
     lazy = build(-1, 4)
-    assert is_lazy(lazy) and lazy.sparsity == 0.5
-    lazy.reset_parameters()  # Waits for the input, too.
+    assert is_lazy(lazy.values) and lazy.sparsity == 0.5
+    lazy.reset_parameters()  # Has no effect.
     for name in ['index', 'mask', 'weight']:
         with pytest.raises(ValueError, match='run one forward pass first'):
             getattr(lazy, name)
@@ -382,9 +382,9 @@ def test_lazy(ext):
     assert lazy.in_channels == 8 and lazy.values.numel() == 16
     assert len(lazy._forward_pre_hooks) == 0
     for layer in [twin, other]:
-        assert is_lazy(layer)
+        assert is_lazy(layer.values)
         assert layer.double()(torch.randn(6).double()).dtype == torch.double
-        assert layer.in_channels == 6 and not is_lazy(layer)
+        assert layer.in_channels == 6 and not is_lazy(layer.values)
 
 
 def test_copies(ext):
@@ -433,7 +433,7 @@ def test_state_dict_of_a_lazy_layer():
     lazy = build(-1, 4)
     for layer in [build().double(), build(-1, 4)]:
         layer.load_state_dict(lazy.state_dict())
-        assert is_lazy(layer) and layer.in_channels == -1
+        assert is_lazy(layer.values) and layer.in_channels == -1
         assert layer.sparsity == 0.5 and layer.col.numel() == 0
         dtype = layer.values.dtype
         out = layer(torch.randn(3, 6, dtype=dtype))
@@ -584,8 +584,8 @@ def test_compile(ext):
         others = torch.autograd.grad(expected.square().sum(), inputs)
         for a, b in zip(grads, others):
             torch.testing.assert_close(a, b)
-        layer.reset_mask()  # Moves weights in place.
-    assert len(num_graphs) == 2  # For a fixed and for any number of rows.
+        layer.reset_mask()  # Moves weights in-place.
+    assert len(num_graphs) == 2  # Fixed and dynamic number of rows.
     for shape in [(8,), (2, 3, 8)]:
         x = torch.randn(shape)
         torch.testing.assert_close(compiled(x), layer(x))
@@ -609,12 +609,12 @@ def test_export(ext, shape):
 def run_rank(path):
     rank = dist.get_rank()
     torch.manual_seed(rank)
-    layer = SparseLinear(8, 4, sparsity=0.5)  # Another one on each rank.
+    layer = SparseLinear(8, 4, sparsity=0.5)  # Differs between ranks.
     model = torch.nn.parallel.DistributedDataParallel(layer)
     states = [state_of(layer)]
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     x = torch.randn(4, 8, generator=torch.Generator().manual_seed(7))
-    # Two passes: the buffers that are sent meanwhile do not harm the first.
+    # Broadcasting buffers in a second pass must not affect the first one.
     loss = model(x[2 * rank : 2 * rank + 1]).square().sum()
     loss = loss + model(x[2 * rank + 1 : 2 * rank + 2]).square().sum()
     loss.backward()

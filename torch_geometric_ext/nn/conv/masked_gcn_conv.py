@@ -16,10 +16,8 @@ from torch_geometric_ext.nn.dense import SparseLinear
 class MaskedGCNConv(GCNConv):
     r"""The graph convolutional operator from the `"Semi-supervised
     Classification with Graph Convolutional Networks"
-    <https://arxiv.org/abs/1609.02907>`_ paper, on a part of its weights and
-    of the edges.
-
-    It computes
+    <https://arxiv.org/abs/1609.02907>`_ paper, with sparse weights and masked
+    edges.
 
     .. math::
         \mathbf{X}^{\prime} = \mathbf{\hat{D}}^{-1/2}
@@ -27,30 +25,31 @@ class MaskedGCNConv(GCNConv):
         \mathbf{\hat{D}}^{-1/2} \mathbf{X}
         \left( \mathbf{M}_{\Theta} \odot \mathbf{\Theta} \right),
 
-    where neither the weights that the mask :math:`\mathbf{M}_{\Theta}` leaves
-    out exist (see :class:`~torch_geometric_ext.nn.SparseLinear`), nor are the
-    messages computed that the mask :math:`\mathbf{M}_{\mathcal{E}}` leaves
-    out.
+    with the weight mask :math:`\mathbf{M}_{\Theta}` and the edge mask
+    :math:`\mathbf{M}_{\mathcal{E}}`. Pruned weights are not stored (see
+    :class:`~torch_geometric_ext.nn.SparseLinear`). Messages along pruned edges
+    are not computed.
 
-    A drop-in for :class:`torch_geometric.nn.conv.GCNConv`: the same
-    arguments, inputs and, at :obj:`sparsity=0`, numbers.
-
-    .. note::
-        Self-loops that the layer adds are always kept.
-        With :obj:`normalize_masked=True`, an edge that is masked is as good
-        as gone: the output is that of the sub-graph.
-        With :obj:`normalize_masked=False`, degrees
-        :math:`\mathbf{\hat{D}}` count all edges, and self-loops of the input
-        graph are kept with those that the layer adds.
+    The layer is a drop-in replacement for
+    :class:`torch_geometric.nn.conv.GCNConv`, and equal to it for
+    :obj:`sparsity=0` and without an edge mask.
 
     .. note::
-        With :obj:`cached=True`, the normalization of the masked graph is
-        cached, for as long as each call is given the same, unchanged tensor
-        as :obj:`edge_mask`. Another one (or none) renews the cache from the
-        graph that comes with it. With a mask, nothing is cached within
-        :func:`torch.compile` and of tensors of inference mode.
-        On CUDA, selecting edges waits for the device: cache it, or mask the
-        graph outside of the training loop, if the mask stays.
+        The edge mask never prunes self-loops that the layer adds.
+        With :obj:`normalize_masked=True`, the output equals the output on the
+        subgraph of the remaining edges.
+        With :obj:`normalize_masked=False`, the degrees
+        :math:`\mathbf{\hat{D}}` count all edges, and the edge mask does not
+        prune self-loops of the input graph if :obj:`add_self_loops` is set.
+
+    .. note::
+        With :obj:`cached=True`, the normalized masked graph is cached. The
+        cache is valid as long as :obj:`edge_mask` is the same, unmodified
+        tensor. Otherwise, the call renews it from its own edges. Masked
+        graphs are not cached under :func:`torch.compile` and for masks
+        created in inference mode.
+        On CUDA, masking edges synchronizes with the host. If the mask never
+        changes, cache the graph or mask it once before training.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive
@@ -72,13 +71,13 @@ class MaskedGCNConv(GCNConv):
             (default: :obj:`True`)
         bias (bool, optional): If set to :obj:`False`, the layer will not
             learn an additive bias. (default: :obj:`True`)
-        sparsity (float, optional): The share of weights that do not exist, in
+        sparsity (float, optional): Fraction of inactive weights, in
             :math:`[0, 1)`. (default: :obj:`0.9`)
-        seed (int, optional): Seed of the pattern of the weights. By default,
-            it is drawn by the global generator of PyTorch.
+        seed (int, optional): Seed of the weight mask. If set to :obj:`None`,
+            the global generator of PyTorch draws the weight mask.
             (default: :obj:`None`)
-        normalize_masked (bool, optional): If set to :obj:`False`, edges that
-            are masked still count in the normalization of others.
+        normalize_masked (bool, optional): If set to :obj:`False`, pruned
+            edges count in the normalization of the remaining edges.
             (default: :obj:`True`)
         **kwargs (optional): Additional arguments of
             :class:`torch_geometric.nn.conv.MessagePassing`.
@@ -124,7 +123,7 @@ class MaskedGCNConv(GCNConv):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            -1,  # A lazy layer to replace: no dense weight ever exists.
+            -1,  # Makes `lin` lazy, so that no dense weight is allocated.
             out_channels,
             improved=improved,
             cached=cached,
@@ -145,7 +144,9 @@ class MaskedGCNConv(GCNConv):
         )
 
     def reset_parameters(self) -> None:
-        """Draws new values and clears the cache; the pattern stays."""
+        """Draw new parameters and clear the cache. The weight mask does not
+        change.
+        """
         super().reset_parameters()
         self._cached_edge_mask = None
 
@@ -156,16 +157,22 @@ class MaskedGCNConv(GCNConv):
         edge_weight: OptTensor = None,
         edge_mask: OptTensor = None,
     ) -> Tensor:
-        """Runs the convolution.
+        r"""Run the forward pass.
 
         Args:
-            x (torch.Tensor): The node features.
-            edge_index (torch.Tensor or SparseTensor): The graph.
-            edge_weight (torch.Tensor, optional): The edge weights.
-                (default: :obj:`None`)
-            edge_mask (torch.Tensor, optional): The edges to keep, of
-                :obj:`torch.bool`. Needs edge indices.
-                (default: :obj:`None`)
+            x (torch.Tensor): The node features of shape
+                :math:`(|\mathcal{V}|, F_{in})`.
+            edge_index (torch.Tensor or SparseTensor): The edge indices, or a
+                sparse adjacency matrix.
+            edge_weight (torch.Tensor, optional): The edge weights of shape
+                :math:`(|\mathcal{E}|)`. (default: :obj:`None`)
+            edge_mask (torch.Tensor, optional): The boolean mask of shape
+                :math:`(|\mathcal{E}|)`, :obj:`True` for remaining edges. Not
+                supported for sparse matrices. (default: :obj:`None`)
+
+        Raises:
+            ValueError: If :obj:`edge_mask` is of the wrong type or shape, or
+                given with a sparse matrix.
         """
         if edge_mask is None or isinstance(x, (tuple, list)):
             if self._cached_edge_mask is not None:
@@ -187,7 +194,7 @@ class MaskedGCNConv(GCNConv):
         edge_mask: Tensor,
         x: Tensor,
     ) -> Tuple[Tensor, OptTensor]:
-        # Changes of a mask are counted in eager mode only:
+        # Tensors have a version counter in eager mode only:
         if (
             not (self.cached and self.normalize)
             or torch.compiler.is_compiling()
@@ -214,12 +221,12 @@ class MaskedGCNConv(GCNConv):
         edge_mask: Tensor,
         x: Tensor,
     ) -> Tuple[Tensor, OptTensor]:
-        """The edges that are left, normalized if asked for."""
+        """Return the remaining edges, normalized if :obj:`normalize`."""
         self._check_mask(edge_index, edge_mask)
         if self.normalize_masked or not self.normalize:
             graph = _select(edge_index, edge_weight, edge_mask)
             return self._norm(*graph, x) if self.normalize else graph
-        if self.add_self_loops:  # In the order of `gcn_norm`.
+        if self.add_self_loops:  # Adds them in the order of `gcn_norm`.
             edge_mask = add_remaining_self_loops(
                 edge_index,
                 edge_mask | (edge_index[0] == edge_index[1]),
@@ -247,20 +254,20 @@ class MaskedGCNConv(GCNConv):
             edge_index
         ):
             raise ValueError(
-                f"'edge_mask' of '{name}' needs 'edge_index' to hold edge "
-                f'indices, as a sparse matrix has no order of edges (got '
-                f'{edge_index.__class__.__name__})'
+                f"'edge_mask' of '{name}' is not supported for sparse "
+                f'matrices (got {edge_index.__class__.__name__}). Pass edge '
+                f"indices as 'edge_index'"
             )
         size = [edge_index.size(1)]
         if edge_mask.dtype != torch.bool or list(edge_mask.shape) != size:
             raise ValueError(
-                f"'edge_mask' of '{name}' needs to be of torch.bool and of "
-                f'shape {size} (got {edge_mask.dtype} and '
+                f"'edge_mask' of '{name}' needs to be of type torch.bool and "
+                f'of shape {size} (got {edge_mask.dtype} and '
                 f'{list(edge_mask.shape)})'
             )
 
     def __repr__(self) -> str:
-        sparsity = getattr(self.lin, 'sparsity', 0.0)  # Dense by `densify`.
+        sparsity = getattr(self.lin, 'sparsity', 0.0)  # Dense if densified.
         return (
             f'{self.__class__.__name__}({self.in_channels}, '
             f'{self.out_channels}, sparsity={sparsity:.4g})'

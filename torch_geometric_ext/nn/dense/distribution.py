@@ -10,44 +10,29 @@ def layer_densities(
     *,
     min_fan_in: int = 16,
 ) -> List[float]:
-    r"""Spreads a number of weights over layers, as in the `"Rigging the
-    Lottery: Making All Tickets Winners"
+    r"""Return the density of each layer at a given sparsity of the model, as
+    in the `"Rigging the Lottery: Making All Tickets Winners"
     <https://arxiv.org/abs/1911.11134>`_ paper.
 
-    * :obj:`"uniform"`: Every layer has the same density.
+    * :obj:`"uniform"`: All layers have the same density.
     * :obj:`"er"` (Erdős-Rényi): The density of a layer with :math:`I` inputs
-      and :math:`O` outputs is proportional to
+      and :math:`O` outputs is proportional to :math:`(I + O) / (I \cdot O)`.
+    * :obj:`"erk"` (Erdős-Rényi-Kernel): Equal to :obj:`"er"` for linear
+      layers.
 
-      .. math::
-          \frac{I + O}{I \cdot O},
-
-      so that all of its neurons have about as many connections as those of
-      other layers, and small layers are denser than large ones.
-    * :obj:`"erk"` (Erdős-Rényi-Kernel): The same for matrices. The two differ
-      for convolutions over images only.
-
-    A layer whose share exceeds its size is made dense, and the others take
-    what is left over.
-
-    .. note::
-        :obj:`"er"` counts inputs and outputs alike. At a high sparsity, this
-        starves a last layer of few outputs: of a GCN with 16 hidden channels
-        on Cora, it keeps 7 of 112 weights at a density of 2 %, and the model
-        collapses. A floor :obj:`min_fan_in` prevents that at little cost,
-        since such layers are small.
+    Densities are capped at one. The other layers get the excess weights.
 
     Args:
         sizes (Sequence[Tuple[int, int]]): Number of inputs and outputs of each
             layer.
-        sparsity (float): The share of all weights that do not exist, in
-            :math:`[0, 1)`.
+        sparsity (float): Fraction of inactive weights, in :math:`[0, 1)`.
         distribution (str, optional): The distribution (:obj:`"uniform"`,
             :obj:`"er"` or :obj:`"erk"`). (default: :obj:`"erk"`)
-        min_fan_in (int, optional): How many weights each output of a layer
-            has at least, on average over its outputs (all, where a layer has
-            fewer inputs). The other layers pay for them. Where all floors
-            together need more than half of the weights, they are lowered in
-            proportion. (default: :obj:`16`)
+        min_fan_in (int, optional): Minimum number of active weights per
+            output, averaged over the outputs of a layer and capped at its
+            number of inputs. :obj:`"uniform"` ignores it. If the minimums
+            exceed the number of active weights, they are scaled down.
+            (default: :obj:`16`)
 
     Returns:
         The density of each layer, in :math:`[0, 1]`.
@@ -60,43 +45,42 @@ def layer_densities(
         >>> densities = layer_densities(sizes, sparsity=0.98)
         >>> [round(d * i * o) for d, (i, o) in zip(densities, sizes)]
         [349, 112]
-        >>> densities = layer_densities(sizes, sparsity=0.98, min_fan_in=0)
-        >>> [round(d * i * o) for d, (i, o) in zip(densities, sizes)]
-        [454, 7]
     """
     _check(sizes, sparsity, distribution, min_fan_in)
     numels = [num_in * num_out for num_in, num_out in sizes]
     floors = [min(min_fan_in / num_in, 1.0) for num_in, _ in sizes]
-    weights = [sum(size) / numel for size, numel in zip(sizes, numels)]
+    proportions = [sum(size) / numel for size, numel in zip(sizes, numels)]
     if distribution == 'uniform':
-        weights, floors = [1.0] * len(sizes), [0.0] * len(sizes)
+        proportions, floors = [1.0] * len(sizes), [0.0] * len(sizes)
     budget = (1 - sparsity) * sum(numels)
     needed = sum(floor * numel for floor, numel in zip(floors, numels))
     if needed > budget:
         return [floor * budget / needed for floor in floors]
-    return _fill(numels, weights, floors, budget)
+    return _fill(numels, proportions, floors, budget)
 
 
 def _fill(
     numels: List[int],
-    weights: List[float],
+    proportions: List[float],
     floors: List[float],
     budget: float,
 ) -> List[float]:
-    """Densities proportional to weights, but within floors and one."""
+    """Return densities in proportion to `proportions`, clamped to
+    `[floors, 1]`, that sum up to the budget.
+    """
     densities = [0.0] * len(numels)
     free = list(range(len(numels)))
     while free:
-        scale = budget / sum(weights[i] * numels[i] for i in free)
+        scale = budget / sum(proportions[i] * numels[i] for i in free)
         excess = 0.0
         for i in free:
-            densities[i] = min(max(scale * weights[i], floors[i]), 1.0)
-            excess += (densities[i] - scale * weights[i]) * numels[i]
-        # Only the bounds that move the total the most are sure to hold:
+            densities[i] = min(max(scale * proportions[i], floors[i]), 1.0)
+            excess += (densities[i] - scale * proportions[i]) * numels[i]
+        # Fix one kind of bound at a time, as it may release the other kind:
         if excess > 0:
-            fixed = [i for i in free if densities[i] > scale * weights[i]]
+            fixed = [i for i in free if densities[i] > scale * proportions[i]]
         else:
-            fixed = [i for i in free if densities[i] < scale * weights[i]]
+            fixed = [i for i in free if densities[i] < scale * proportions[i]]
         if len(fixed) == 0:
             break
         budget -= sum(densities[i] * numels[i] for i in fixed)

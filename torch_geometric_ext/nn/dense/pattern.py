@@ -1,7 +1,6 @@
-"""Patterns of sparse matrices: which weights exist.
+"""Build and check sparsity patterns in CSR and CSC format.
 
-A pattern is either the ascending, flat positions of its elements, or their
-compressed rows (`rowptr`, `col`) and columns (`colptr`, `row`, `perm`).
+Flat positions are ascending indices into a flattened matrix.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -9,11 +8,26 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-MAX_INDEX = 2**31 - 1
+MAX_INDEX = 2**31 - 1  # The bound of `torch.int32`.
 
 
 class Pattern(NamedTuple):
-    """Compressed rows and columns, all of :obj:`torch.int32`."""
+    r"""Sparsity pattern of a matrix in CSR and CSC format.
+
+    All tensors are of type :obj:`torch.int32`.
+
+    Attributes:
+        rowptr (torch.Tensor): CSR row pointers, of shape
+            :math:`(\textrm{rows} + 1)`.
+        col (torch.Tensor): CSR column indices, of shape
+            :math:`(\textrm{nnz})`.
+        colptr (torch.Tensor): CSC column pointers, of shape
+            :math:`(\textrm{cols} + 1)`.
+        row (torch.Tensor): CSC row indices, of shape
+            :math:`(\textrm{nnz})`.
+        perm (torch.Tensor): CSR position of each CSC element, of shape
+            :math:`(\textrm{nnz})`.
+    """
 
     rowptr: Tensor
     col: Tensor
@@ -25,14 +39,24 @@ class Pattern(NamedTuple):
 def random_index(
     numel: int, size: int, generator: Optional[torch.Generator] = None
 ) -> Tensor:
-    """Draws :obj:`size` of :obj:`numel` positions uniformly, ascending, in
-    memory proportional to :obj:`size`.
+    """Draw :obj:`size` distinct positions of :obj:`range(numel)` uniformly.
+
+    Takes memory in proportion to :obj:`size`.
+
+    Args:
+        numel (int): Number of positions to draw from.
+        size (int): Number of positions to draw.
+        generator (torch.Generator, optional): CPU generator.
+            (default: the global generator)
+
+    Returns:
+        Ascending positions on the CPU (int64).
     """
     if 4 * size > numel:
         index = torch.randperm(numel, generator=generator, device='cpu')
         return index[:size].sort().values
     index = torch.empty(0, dtype=torch.long, device='cpu')
-    while index.numel() < size:  # Two rounds are likely to do.
+    while index.numel() < size:  # Repeats once or twice in most cases.
         missing = size - index.numel()
         draw = torch.randint(
             numel,
@@ -49,8 +73,49 @@ def random_index(
     return index
 
 
+def select_index(
+    weight: Tensor,
+    mask: Optional[Tensor] = None,
+    sparsity: Optional[float] = None,
+    index: Optional[Tensor] = None,
+) -> Tensor:
+    """Return the ascending flat positions of a weight that a mask, a sparsity
+    (by magnitude) or positions select, or else of all elements but zeros.
+
+    Raises:
+        ValueError: If several of them are given, or one is invalid.
+    """
+    if sum(x is not None for x in [mask, sparsity, index]) > 1:
+        raise ValueError(
+            "At most one of 'mask', 'sparsity' and 'index' may be given"
+        )
+    if index is not None:
+        check_index(index, weight.numel())
+        return index
+    flat = weight.flatten()
+    if sparsity is not None:
+        size = round((1 - sparsity) * flat.numel())
+        return flat.abs().topk(size, sorted=False).indices.sort().values
+    if mask is None:
+        return flat.nonzero().flatten()
+    if mask.dtype != torch.bool or mask.shape != weight.shape:
+        raise ValueError(
+            f"'mask' needs to be of type torch.bool and of shape "
+            f'{list(weight.shape)} (got {mask.dtype} and {list(mask.shape)})'
+        )
+    return mask.flatten().nonzero().flatten()
+
+
 def compress(index: Tensor, size: Tuple[int, int]) -> Pattern:
-    """Compresses flat positions in a matrix of :obj:`size`."""
+    """Return the pattern of ascending flat positions.
+
+    Args:
+        index (torch.Tensor): Ascending flat positions (int64).
+        size (Tuple[int, int]): Number of rows and columns.
+
+    Raises:
+        ValueError: If the pattern exceeds 32-bit indices.
+    """
     num_rows, num_cols = size
     check_size(index.numel(), size)
     row = torch.div(index, max(num_cols, 1), rounding_mode='floor')
@@ -66,14 +131,16 @@ def compress(index: Tensor, size: Tuple[int, int]) -> Pattern:
 
 
 def flatten(rowptr: Tensor, col: Tensor, num_cols: int) -> Tensor:
-    """The flat positions of compressed rows."""
+    """Return the ascending flat positions of a CSR matrix (int64)."""
     row = torch.arange(rowptr.numel() - 1, device=col.device)
     row = row.repeat_interleave(rowptr.diff(), output_size=col.numel())
     return row * num_cols + col
 
 
 def check_index(index: Tensor, numel: int) -> None:
-    """Raises unless positions ascend in a matrix of :obj:`numel`."""
+    """Raise a :class:`ValueError` unless :obj:`index` holds ascending
+    positions in :obj:`range(numel)`.
+    """
     if index.dim() != 1 or index.dtype != torch.long:
         raise ValueError(
             f"'index' needs to be a vector of torch.int64 (got "
@@ -89,7 +156,7 @@ def check_index(index: Tensor, numel: int) -> None:
 
 
 def check_size(num_weights: int, size: Tuple[int, int]) -> None:
-    """Raises if indices do not fit into :obj:`torch.int32`."""
+    """Raise a :class:`ValueError` if a matrix exceeds 32-bit indices."""
     num_rows, num_cols = size
     if max(num_weights, num_rows, num_cols) >= MAX_INDEX:
         raise ValueError(
@@ -106,20 +173,30 @@ def complete(
     colptr: Tensor,
     size: Tuple[int, int],
 ) -> Pattern:
-    """The pattern of what was stored of a matrix of :obj:`size`. Raises if it
-    is none.
+    """Check a stored CSR matrix and add the tensors that are not stored.
+
+    Args:
+        values (torch.Tensor): Elements of the matrix.
+        rowptr (torch.Tensor): CSR row pointers (int32).
+        col (torch.Tensor): CSR column indices (int32).
+        colptr (torch.Tensor): CSC column pointers (int32).
+        size (Tuple[int, int]): Number of rows and columns.
+
+    Raises:
+        ValueError: If the tensors are inconsistent.
     """
     _check_rows(rowptr, col, size)
     if values.shape != col.shape:
         raise ValueError(
-            f"'values' of 'SparseLinear' needs to be of the shape of 'col', "
+            f"'values' of 'SparseLinear' needs to have the shape of 'col', "
             f'{list(col.shape)} (got {list(values.shape)})'
         )
     pattern = compress(flatten(rowptr, col, size[1]), size)
     if colptr.dtype != torch.int32 or not pattern.colptr.equal(colptr):
         raise ValueError(
-            f"'colptr' of 'SparseLinear' needs to count the weights of 'col' "
-            f'before each of {size[1]} columns, as torch.int32'
+            f"'colptr' of 'SparseLinear' needs to hold the column pointers "
+            f"of 'col' for {size[1]} columns as torch.int32 (got "
+            f'{colptr.numel()} elements of {colptr.dtype})'
         )
     return pattern
 

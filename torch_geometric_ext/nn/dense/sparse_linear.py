@@ -4,7 +4,7 @@ from typing import Any, Dict, Optional, Union
 import torch
 import torch_geometric.nn
 from torch import Tensor
-from torch.nn.parameter import Parameter, UninitializedParameter
+from torch.nn.parameter import Parameter, is_lazy
 
 from torch_geometric_ext.nn.dense.pattern import (
     check_index,
@@ -12,47 +12,50 @@ from torch_geometric_ext.nn.dense.pattern import (
     compress,
     flatten,
     random_index,
+    select_index,
 )
-from torch_geometric_ext.nn.dense.sparse_parameters import (
-    SparseParameters,
-    is_lazy,
-)
+from torch_geometric_ext.nn.dense.sparse_parameters import SparseParameters
 from torch_geometric_ext.ops.sparse_linear import (
     sparse_linear,
     sparse_linear_crossover,
 )
 
-MAX_DENSE = 2**28  # Elements.
+# The largest dense matrix, in elements, that attributes build. A choice: one
+# GiB in single precision, which a debugger should not allocate unasked.
+MAX_DENSE = 2**28
 INITIALIZERS = [None, 'glorot', 'kaiming_uniform', 'uniform']
 
 DenseLinear = Union[torch.nn.Linear, torch_geometric.nn.Linear]
 
 
 class SparseLinear(SparseParameters):
-    r"""Applies a linear transformation whose weights exist only in part.
+    r"""Apply a linear transformation with a sparse weight matrix.
 
     .. math::
         \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}
 
-    Only a given share of the weights :math:`\mathbf{W}` exists: in memory, in
-    the products of the forward and the backward pass, in the gradient and in
-    the state of the optimizer.
+    Only the *active* weights, a fraction of :obj:`1 - sparsity` of
+    :math:`\mathbf{W}`, are stored. All others are zero. The forward pass, the
+    backward pass, the gradient and the state of the optimizer cover the
+    active weights only.
 
-    A drop-in for :class:`torch.nn.Linear` and
-    :class:`torch_geometric.nn.Linear`. The weights that exist are drawn
-    uniformly; :class:`~torch_geometric_ext.sparsity.RigL` and its kin move
-    them while training.
-
-    .. note::
-        On a batch for which a dense product is faster, the operator computes
-        a dense product. When printed, the layer tells above which density
-        that happens, on a large batch.
+    The layer is a drop-in replacement for :class:`torch.nn.Linear` and
+    :class:`torch_geometric.nn.Linear`. The positions of its active weights
+    are drawn uniformly. The schedulers of :mod:`torch_geometric_ext.sparsity`,
+    such as :class:`~torch_geometric_ext.sparsity.RigL`, move them during
+    training.
 
     .. note::
-        :class:`~torch.nn.parallel.DistributedDataParallel` sends all buffers
-        in each forward pass, and with them the places of the weights. They
-        are equal on all ranks from its construction on: set
-        :obj:`broadcast_buffers=False`.
+        The layer computes a dense product if that is expected to be faster.
+        The representation of the layer names the density above which this is
+        the case for large mini-batches, :obj:`dense_above` (see
+        :meth:`crossover`).
+
+    .. note::
+        :class:`~torch.nn.parallel.DistributedDataParallel` broadcasts all
+        buffers, including the pattern, in each forward pass. Set
+        :obj:`broadcast_buffers=False` to avoid that: all ranks have equal
+        patterns after its construction.
 
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive
@@ -60,22 +63,25 @@ class SparseLinear(SparseParameters):
         out_channels (int): Size of each output sample.
         bias (bool, optional): If set to :obj:`False`, the layer will not
             learn an additive bias. (default: :obj:`True`)
-        sparsity (float, optional): The share of weights that do not exist, in
-            :math:`[0, 1)`. Their number is rounded to the nearest integer.
-            (default: :obj:`0.9`)
-        seed (int, optional): Seed of the pattern. By default, it is drawn by
-            the global generator of PyTorch, as initial values always are.
-            (default: :obj:`None`)
-        weight_initializer (str, optional): As in
-            :class:`torch_geometric.nn.Linear`, with bounds for the number of
-            weights that really come in (and out, for :obj:`"glorot"`).
-            (default: :obj:`None`)
-        bias_initializer (str, optional): As in
-            :class:`torch_geometric.nn.Linear`. (default: :obj:`None`)
+        sparsity (float, optional): Fraction of inactive weights, in
+            :math:`[0, 1)`. The number of active weights is rounded to the
+            nearest integer. (default: :obj:`0.9`)
+        seed (int, optional): Seed of the pattern. If set to :obj:`None`, the
+            global generator of PyTorch draws the pattern. Initial values are
+            always drawn by the global generator. (default: :obj:`None`)
+        weight_initializer (str, optional): The initializer of the weights, as
+            in :class:`torch_geometric.nn.Linear` (:obj:`"glorot"`,
+            :obj:`"uniform"`, :obj:`"kaiming_uniform"` or :obj:`None`). Its
+            bounds count active weights only. (default: :obj:`None`)
+        bias_initializer (str, optional): The initializer of the bias, as in
+            :class:`torch_geometric.nn.Linear` (:obj:`"zeros"` or
+            :obj:`None`). (default: :obj:`None`)
 
     Attributes:
-        values (torch.nn.Parameter): The weights that exist, row by row.
-        bias (torch.nn.Parameter): The bias, or :obj:`None`.
+        values (torch.nn.Parameter): The active weights in row-major order, of
+            shape :math:`(\textrm{nnz})`.
+        bias (torch.nn.Parameter): The bias of shape :math:`(O)`, or
+            :obj:`None`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -84,8 +90,9 @@ class SparseLinear(SparseParameters):
         - **input:** features :math:`(*, I)`
         - **output:** features :math:`(*, O)`
 
-    Memory is :math:`O(\textrm{nnz} + I + O)`: four bytes for each value, and
-    twelve for its place in compressed rows and columns.
+    The layer takes :math:`O(\textrm{nnz} + I + O)` memory. An active weight
+    takes four bytes for its value in single precision and twelve bytes for
+    its position in CSR and CSC format.
 
     Example:
         >>> lin = SparseLinear(512, 256, sparsity=0.9)
@@ -110,8 +117,8 @@ class SparseLinear(SparseParameters):
     ) -> None:
         if in_channels < -1 or out_channels < 0:
             raise ValueError(
-                f"'in_channels' and 'out_channels' of 'SparseLinear' must not "
-                f'be negative, but for -1 inputs (got {in_channels} and '
+                f"'in_channels' of 'SparseLinear' needs to be at least -1, "
+                f"and 'out_channels' at least 0 (got {in_channels} and "
                 f'{out_channels})'
             )
         if not 0 <= sparsity < 1:
@@ -148,36 +155,33 @@ class SparseLinear(SparseParameters):
         sparsity: Optional[float] = None,
         index: Optional[Tensor] = None,
     ) -> 'SparseLinear':
-        r"""Copies the weights of a dense layer that a mask, their magnitude or
-        their positions select; without any, all that are not zero.
+        r"""Prune a dense layer to a sparse layer.
+
+        At most one of :obj:`mask`, :obj:`sparsity` and :obj:`index` selects
+        the active weights. By default, all weights other than zero are
+        active.
 
         Args:
-            linear (torch.nn.Linear or torch_geometric.nn.Linear): The dense
-                layer, initialized.
-            mask (torch.Tensor, optional): The weights to keep (bool, of the
-                shape of :obj:`linear.weight`). (default: :obj:`None`)
-            sparsity (float, optional): The share of weights to leave out,
-                smallest magnitudes first. (default: :obj:`None`)
-            index (torch.Tensor, optional): The positions to keep in the flat
-                weight, ascending (int64). (default: :obj:`None`)
+            linear (torch.nn.Linear or torch_geometric.nn.Linear): The
+                initialized dense layer.
+            mask (torch.Tensor, optional): Boolean mask of shape
+                :math:`(O, I)`, :obj:`True` for active weights.
+                (default: :obj:`None`)
+            sparsity (float, optional): Fraction of weights to prune by
+                magnitude, in :math:`[0, 1)`. (default: :obj:`None`)
+            index (torch.Tensor, optional): Ascending positions of the active
+                weights in the flattened weight (int64).
+                (default: :obj:`None`)
+
+        Raises:
+            ValueError: If an argument is out of its range, or
+                :obj:`linear` is not initialized.
         """
         weight = linear.weight
-        if isinstance(weight, UninitializedParameter):
+        if is_lazy(weight):
             raise ValueError(
                 f"'linear' needs to be initialized; run one forward pass of "
                 f'the model first (got {linear})'
-            )
-        if sum(x is not None for x in [mask, sparsity, index]) > 1:
-            raise ValueError(
-                "'mask', 'sparsity' and 'index' exclude one another"
-            )
-        if mask is not None and (
-            mask.dtype != torch.bool or mask.shape != weight.shape
-        ):
-            raise ValueError(
-                f"'mask' needs to be of torch.bool and of shape "
-                f'{list(weight.shape)} (got {mask.dtype} and '
-                f'{list(mask.shape)})'
             )
         out = cls(
             -1,
@@ -187,18 +191,11 @@ class SparseLinear(SparseParameters):
             weight_initializer=getattr(linear, 'weight_initializer', None),
             bias_initializer=getattr(linear, 'bias_initializer', None),
         )
-        out._materialize(weight.size(1))  # Without a pattern: it is known.
+        out._materialize(weight.size(1))  # Skips drawing a pattern.
         out = out.to(weight.device, weight.dtype)
         out.dense_class = type(linear)
         flat = weight.detach().flatten()
-        if sparsity is not None:
-            size = round((1 - sparsity) * flat.numel())
-            index = flat.abs().topk(size, sorted=False).indices.sort().values
-        elif index is not None:
-            check_index(index, flat.numel())
-        else:
-            keep = flat != 0 if mask is None else mask.flatten()
-            index = keep.nonzero().flatten()
+        index = select_index(weight.detach(), mask, sparsity, index)
         out.set_weights(index, flat[index])
         out.values.requires_grad_(weight.requires_grad)
         if out.bias is not None:
@@ -207,8 +204,13 @@ class SparseLinear(SparseParameters):
         return out.train(linear.training)
 
     def to_dense(self) -> DenseLinear:
-        """Returns an ordinary layer of equal outputs, of the class that
-        :meth:`from_dense` was given.
+        """Return the equivalent dense layer.
+
+        It is of the class that :meth:`from_dense` converted, or a
+        :class:`torch_geometric.nn.Linear` by default.
+
+        Raises:
+            ValueError: If the layer is not initialized.
         """
         kwargs: Dict[str, Any] = dict(bias=self.bias is not None)
         if not issubclass(self.dense_class, torch.nn.Linear):
@@ -216,7 +218,7 @@ class SparseLinear(SparseParameters):
             kwargs['bias_initializer'] = self.bias_initializer
         size = self._size()
         shape = (self.in_channels, self.out_channels)
-        with torch.device('meta'):  # Draws no numbers to be thrown away.
+        with torch.device('meta'):  # Skips drawing initial values.
             out = self.dense_class(*shape, **kwargs)
         values = self.values.detach()
         weight = values.new_zeros(size)
@@ -230,20 +232,22 @@ class SparseLinear(SparseParameters):
 
     @property
     def sparsity(self) -> float:
-        """The share of weights that do not exist."""
+        """Return the fraction of inactive weights."""
         return self._sparsity
 
     @property
     def index(self) -> Tensor:
-        """The ascending positions of the weights in the flat, dense weight
-        (int64).
+        """Return the ascending positions of the active weights in the
+        flattened weight, of shape :math:`(nnz)` (int64).
         """
         self._size()
         return flatten(self.rowptr, self.col, self.in_channels)
 
     @property
     def mask(self) -> Tensor:
-        """Which weights exist, as a dense mask of shape :math:`(O, I)`."""
+        """Return the dense boolean mask of shape :math:`(O, I)`, :obj:`True`
+        for active weights.
+        """
         size = self._dense_size('mask')
         mask = torch.zeros(size, dtype=torch.bool, device=self.col.device)
         mask[self.index] = True
@@ -251,8 +255,9 @@ class SparseLinear(SparseParameters):
 
     @property
     def weight(self) -> Tensor:
-        """A dense, differentiable view of the weights, of shape
-        :math:`(O, I)`.
+        """Return the weight as a dense matrix of shape :math:`(O, I)`.
+
+        Gradients propagate to :obj:`values`.
         """
         size = self._dense_size('weight')
         out = self.values.new_zeros(size).scatter(0, self.index, self.values)
@@ -260,13 +265,19 @@ class SparseLinear(SparseParameters):
 
     @torch.no_grad()
     def set_weights(self, index: Tensor, values: Tensor) -> None:
-        """Replaces the weights that exist. Tensors are overwritten in place
-        if their number stays.
+        r"""Replace the active weights.
+
+        If their number does not change, tensors are overwritten in-place.
 
         Args:
-            index (torch.Tensor): Their positions in the flat, dense weight,
-                ascending (int64).
-            values (torch.Tensor): Their values.
+            index (torch.Tensor): Ascending positions of the active weights in
+                the flattened weight, of shape :math:`(\textrm{nnz})` (int64).
+            values (torch.Tensor): Their values, of shape
+                :math:`(\textrm{nnz})`.
+
+        Raises:
+            ValueError: If a tensor is of the wrong shape or type, or
+                positions do not ascend within the weight.
         """
         check_index(index, self._size())
         if index.shape != values.shape:
@@ -275,11 +286,11 @@ class SparseLinear(SparseParameters):
                 f'{list(index.shape)} and {list(values.shape)})'
             )
         pattern = compress(index, (self.out_channels, self.in_channels))
-        self._replace(pattern, values)
+        self._set_pattern(pattern, values)
 
     def reset_parameters(self) -> None:
-        """Draws new values and biases; the pattern stays."""
-        if is_lazy(self):
+        """Draw new values and a new bias. The pattern does not change."""
+        if is_lazy(self.values):
             return
         scheme = self.weight_initializer or 'kaiming_uniform'
         with torch.no_grad():
@@ -293,11 +304,12 @@ class SparseLinear(SparseParameters):
 
     @torch.no_grad()
     def reset_mask(self, seed: Optional[int] = None) -> None:
-        """Draws a new pattern of the same sparsity, and new values.
+        """Draw a new pattern of the same sparsity, new values and a new bias.
 
         Args:
-            seed (int, optional): Seed of the pattern. By default, the global
-                generator draws it. (default: :obj:`None`)
+            seed (int, optional): Seed of the pattern. If set to :obj:`None`,
+                the global generator of PyTorch draws the pattern.
+                (default: :obj:`None`)
         """
         numel, size = self._size(), (self.out_channels, self.in_channels)
         num_weights = round((1 - self.sparsity) * numel)
@@ -307,26 +319,30 @@ class SparseLinear(SparseParameters):
             generator = torch.Generator('cpu').manual_seed(seed)
         index = random_index(numel, num_weights, generator)
         pattern = compress(index.to(self.col.device), size)
-        self._replace(pattern, self.values.new_zeros(num_weights))
+        self._set_pattern(pattern, self.values.new_zeros(num_weights))
         self.reset_parameters()
 
     @property
     def in_features(self) -> int:
-        """The number of inputs, as :class:`torch.nn.Linear` names it."""
+        """Return :obj:`in_channels`, as in :class:`torch.nn.Linear`."""
         return self.in_channels
 
     @property
     def out_features(self) -> int:
-        """The number of outputs, as :class:`torch.nn.Linear` names it."""
+        """Return :obj:`out_channels`, as in :class:`torch.nn.Linear`."""
         return self.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the transformation.
+        """Apply the transformation.
 
         Args:
-            x (torch.Tensor): The input features.
+            x (torch.Tensor): The input features, of shape :math:`(*, I)` and
+                of the type of the weights (or under autocast).
+
+        Returns:
+            The output features, of shape :math:`(*, O)`.
         """
-        buffers: Any = self._buffers  # Attributes are slow.
+        buffers: Any = self._buffers  # Faster than attributes of a module.
         return sparse_linear(
             x,
             self.values,
@@ -339,8 +355,10 @@ class SparseLinear(SparseParameters):
         )
 
     def crossover(self, num_rows: int = 4096) -> float:
-        """The density above which the forward pass computes a dense product,
-        as measured on one machine.
+        """Return the density above which the forward pass computes a dense
+        product.
+
+        The cost model behind it was fitted on one machine.
 
         Args:
             num_rows (int, optional): The number of input samples.
@@ -357,8 +375,8 @@ class SparseLinear(SparseParameters):
         )
 
     def _bound(self, scheme: str) -> Tensor:
-        """Bounds of uniform values by the weights that really come in."""
-        degree = self.rowptr.diff()
+        """Return the bounds of uniform initial values."""
+        degree = self.rowptr.diff()  # Number of active weights per output.
         if scheme == 'glorot':
             fans = self.in_channels + self.out_channels
             fan = fans * (1 - self.sparsity)
@@ -371,8 +389,8 @@ class SparseLinear(SparseParameters):
         size = self._size()
         if size > MAX_DENSE:
             raise ValueError(
-                f"'{name}' of 'SparseLinear' is a dense matrix of at most "
-                f"{MAX_DENSE:,} elements (got {size:,}); 'to_dense()' gives "
-                f'a dense layer of any size'
+                f"'{name}' of 'SparseLinear' needs to have at most "
+                f"{MAX_DENSE:,} elements (got {size:,}). Call 'to_dense()', "
+                f'which has no limit'
             )
         return size

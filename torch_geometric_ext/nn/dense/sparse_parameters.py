@@ -3,16 +3,21 @@ from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter, UninitializedParameter
+from torch.nn.parameter import (
+    Parameter,
+    UninitializedParameter,
+    is_lazy,
+)
 
 from torch_geometric_ext.nn.dense.pattern import Pattern, complete
 
-STORED = ['rowptr', 'col', 'colptr']  # In checkpoints; the rest follows.
+# The buffers in checkpoints; `row` and `perm` are recomputed from them:
+STORED = ['rowptr', 'col', 'colptr']
 
 
 class SparseParameters(torch.nn.Module):
-    """The weights of a layer that exist, and where: how they are stored,
-    replaced, put off until the first input, saved and loaded.
+    """Base class of :class:`~torch_geometric_ext.nn.SparseLinear` that holds
+    its values and pattern, including lazy initialization and checkpoints.
     """
 
     values: Union[Parameter, UninitializedParameter]
@@ -40,43 +45,43 @@ class SparseParameters(torch.nn.Module):
         if in_channels >= 0:
             self.values = Parameter(torch.empty(0))
         else:
-            self._wait_for_input()
+            self._make_lazy()
 
     @abstractmethod
     def reset_mask(self, seed: Optional[int] = None) -> None:
-        """Draws a new pattern."""
+        """Draw a new pattern and new values."""
 
     def _size(self) -> int:
-        if is_lazy(self):
+        if is_lazy(self.values):
             raise ValueError(
                 f"'SparseLinear' needs to be initialized; run one forward "
                 f'pass first (got {self})'
             )
         return self.in_channels * self.out_channels
 
-    def _replace(self, pattern: Pattern, values: Tensor) -> None:
+    def _set_pattern(self, pattern: Pattern, values: Tensor) -> None:
         for name, x in pattern._asdict().items():
-            self._set(name, x)
-        self._set('values', values.to(self.values))
+            self._set_tensor(name, x)
+        self._set_tensor('values', values.to(self.values))
         size = self.in_channels * self.out_channels
         if size > 0:
             self._sparsity = 1 - values.numel() / size
 
-    def _set(self, name: str, x: Tensor) -> None:
+    def _set_tensor(self, name: str, x: Tensor) -> None:
         tensor = getattr(self, name)
         if tensor.shape == x.shape:
             tensor.copy_(x)
-        else:  # Parameters stay the objects that optimizers know.
+        else:  # Resize in place: optimizers hold references to parameters.
             tensor.grad = None
             if tensor.requires_grad:
-                # While a loss is alive, so is the node that accumulates the
-                # gradient; only a change of type makes autograd drop it.
+                # Autograd keeps the gradient accumulator, with the old shape,
+                # while a loss is alive. A change of dtype makes it drop it:
                 wide = tensor.dtype == torch.double
                 other = torch.float if wide else torch.double
                 tensor.data = torch.empty(0, dtype=other, device=x.device)
             tensor.data = x.to(tensor.device, copy=True)
 
-    def _wait_for_input(self, **kwargs: Any) -> None:
+    def _make_lazy(self, **kwargs: Any) -> None:
         self.in_channels = -1
         self.values = UninitializedParameter(**kwargs)
         self._hook = self.register_forward_pre_hook(
@@ -94,7 +99,8 @@ class SparseParameters(torch.nn.Module):
         self, module: torch.nn.Module, args: Any, kwargs: Any
     ) -> None:
         x = args[0] if args else kwargs['x']
-        # Else, a first pass in inference mode would be one for ever:
+        # Do not create inference tensors if the first pass is in inference
+        # mode: they cannot be trained later.
         with torch.inference_mode(self.col.is_inference()):
             self._materialize(x.size(-1))
             self.reset_mask(self.seed)
@@ -102,7 +108,7 @@ class SparseParameters(torch.nn.Module):
     def _save_to_state_dict(
         self, destination: Any, prefix: str, keep_vars: bool
     ) -> None:
-        if not is_lazy(self):
+        if not is_lazy(self.values):
             super()._save_to_state_dict(destination, prefix, keep_vars)
             return
         destination[f'{prefix}values'] = self.values
@@ -115,13 +121,13 @@ class SparseParameters(torch.nn.Module):
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
         names = ['values', *STORED]
-        given = [state_dict.get(f'{prefix}{name}') for name in names]
-        if isinstance(given[0], UninitializedParameter):
-            self._forget()
-        elif all(x is not None for x in given):
+        tensors = [state_dict.get(f'{prefix}{name}') for name in names]
+        if isinstance(tensors[0], UninitializedParameter):
+            self._uninitialize()
+        elif all(x is not None for x in tensors):
             try:
                 assign = local_metadata.get('assign_to_params_buffers', False)
-                self._adopt(assign, *given)
+                self._load_pattern(assign, *tensors)
             except ValueError as e:
                 args[-1].append(f'{prefix[:-1]}: {e}')
                 return
@@ -129,17 +135,17 @@ class SparseParameters(torch.nn.Module):
             state_dict, prefix, local_metadata, *args
         )
 
-    def _forget(self) -> None:
-        """Waits for input again, as the layer of the checkpoint did."""
-        if is_lazy(self):
+    def _uninitialize(self) -> None:
+        """Make the layer lazy again, as the one of the checkpoint."""
+        if is_lazy(self.values):
             return
         for name in Pattern._fields:
-            self._set(name, self.col.new_empty(0))
+            self._set_tensor(name, self.col.new_empty(0))
         device, dtype = self.values.device, self.values.dtype
-        self._wait_for_input(device=device, dtype=dtype)
+        self._make_lazy(device=device, dtype=dtype)
 
     @torch.no_grad()
-    def _adopt(
+    def _load_pattern(
         self,
         assign: bool,
         values: Tensor,
@@ -147,19 +153,14 @@ class SparseParameters(torch.nn.Module):
         col: Tensor,
         colptr: Tensor,
     ) -> None:
-        """Takes the pattern of a checkpoint, once it was checked."""
-        lazy = is_lazy(self)
+        """Check the pattern of a checkpoint, then load it."""
+        lazy = is_lazy(self.values)
         size = colptr.numel() - 1 if lazy else self.in_channels
         pattern = complete(
             values, rowptr, col, colptr, (self.out_channels, size)
         )
         if lazy:
             self._materialize(size)
-        self._replace(pattern, values)
-        if assign:  # They are not stored.
+        self._set_pattern(pattern, values)
+        if assign:  # PyTorch assigns the stored buffers only.
             self.row, self.perm = pattern.row, pattern.perm
-
-
-def is_lazy(layer: SparseParameters) -> bool:
-    """Whether the layer still waits for its first input."""
-    return isinstance(layer.values, UninitializedParameter)
