@@ -5,6 +5,7 @@ from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
 
 from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.data.tree_gcn_norm import tree_gcn_norm
 from torch_geometric_ext.ops.ragged import (
     first_occurrence,
     row_index,
@@ -45,8 +46,8 @@ def unshare_graphs(
         for key, value in shared.edge_attrs.items()
     }
     if shared.gcn_norm:
-        edge_index, edge_ptr, weight = _gcn_norm(shared, graphs)
-        edge_attrs['edge_weight'] = weight.to(_float_type(attrs['x']))
+        edge_index, edge_ptr, weight = _with_self_loops(shared, graphs)
+        edge_attrs['edge_weight'] = weight
     graph = row_index(edge_ptr, edge_index.size(1))
     attrs['edge_index'] = edge_index - graphs.node_ptr[graph]
     attrs.update(edge_attrs)
@@ -142,20 +143,18 @@ def _find_children(
     return source, torch.cat([new, distinct[twin]])
 
 
-def _gcn_norm(
+def _with_self_loops(
     shared: SharedTrees,
     graphs: _Graphs,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Edges with a self-loop for each node, behind those of its graph, and the
-    weights that the degrees in the original graphs give them.
-    """
-    degree = shared.node_attrs['degree'][graphs.label]
-    scale = (degree + 1).to(torch.double).rsqrt()
-    loop = torch.arange(degree.numel(), device=degree.device)
-    edge_index = torch.cat([graphs.edge_index, loop.expand(2, -1)], dim=1)
-    order = edge_index[1].argsort(stable=True)
-    edge_index = edge_index[:, order]
-    weight = scale[edge_index[0]] * scale[edge_index[1]]
+    """Append self-loops to the edges of nodes, and return GCN weights."""
+    num_nodes = graphs.label.numel()
+    source, target = graphs.edge_index
+    ptr = row_ptr(target.bincount(minlength=num_nodes))
+    ptr, source, weight = tree_gcn_norm(
+        shared, graphs.label, ptr, source, num_nodes
+    )
+    edge_index = torch.stack([source, row_index(ptr)])
     return edge_index, graphs.edge_ptr + graphs.node_ptr, weight
 
 
@@ -182,7 +181,3 @@ def as_dataset(
     out = InMemoryDataset()
     out._data, out.slices = Data.from_dict(attrs), slices
     return out
-
-
-def _float_type(x: Tensor) -> torch.dtype:
-    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
