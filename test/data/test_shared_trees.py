@@ -112,7 +112,7 @@ def test_load_something_else(tmp_path):
 
 
 def test_save_into_missing_folder(shared, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}/a' is not"):
+    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}/a' does"):
         shared.save(tmp_path / 'a' / 'trees.pt')
 
 

@@ -8,14 +8,9 @@ from hypothesis import strategies as st
 from torch_geometric.data import Data
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.data.tree_bytes import (
-    min_unshared_bytes,
-    shared_bytes,
-)
-from torch_geometric_ext.data.trees_to_graphs import (
-    unshare_graphs,
-    unshared_bytes,
-)
+from torch_geometric_ext.data.in_memory import graph_bytes
+from torch_geometric_ext.data.tree_bytes import min_graph_bytes, prefix_bytes
+from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
 from torch_geometric_ext.transforms import (
     MirageCondense,
     ShareComputationTrees,
@@ -54,7 +49,7 @@ def measure(out):
 def keys(out):
     """What tells graphs apart, but for their weight."""
     if isinstance(out, SharedTrees):
-        out = unshare_graphs(out)
+        out = trees_to_graphs(out)
     rows = [{k: v.tolist() for k, v in data.to_dict().items()} for data in out]
     return [[row.pop('weight'), row][1] for row in rows]
 
@@ -73,10 +68,10 @@ def test_bytes_of_prefixes(seed, num_layers, gcn_norm, edge_attr):
         shared = ShareComputationTrees(num_layers, gcn_norm)(graphs)
     heads = [shared.index_select(torch.arange(k)) for k in range(1, 7)]
     expected = [head.report().num_shared_bytes for head in heads]
-    assert shared_bytes(shared).tolist() == expected
+    assert prefix_bytes(shared).tolist() == expected
     for self_loops in [False, True]:
-        size = unshared_bytes(unshare_graphs(shared, self_loops))
-        assert bool((min_unshared_bytes(shared) <= size).all())
+        size = graph_bytes(trees_to_graphs(shared, self_loops))
+        assert bool((min_graph_bytes(shared) <= size).all())
 
 
 @given(

@@ -19,10 +19,8 @@ from torch_geometric.nn import (
 )
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.data.trees_to_graphs import (
-    unshare_graphs,
-    unshared_bytes,
-)
+from torch_geometric_ext.data.in_memory import graph_bytes
+from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import RootAggregation
 from torch_geometric_ext.transforms import (
@@ -272,28 +270,30 @@ def test_wide_gcn_weights():
 
 @settings(max_examples=10)
 @given(seed=st.integers(0, 10**6), gcn_norm=st.booleans())
-def test_unshared_bytes(seed, gcn_norm):
+def test_graph_bytes(seed, gcn_norm):
     graphs = random_graphs(seed)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Random graphs share little.
         shared = ShareComputationTrees(2, gcn_norm)(graphs)
-    out = unshare_graphs(shared)
+    out = trees_to_graphs(shared)
     expected = [
         sum(x.numel() * x.element_size() for x in data.to_dict().values())
         for data in out
     ]
-    assert unshared_bytes(out).tolist() == expected
+    assert graph_bytes(out).tolist() == expected
 
 
 @withCUDA
 @pytest.mark.parametrize('self_loops', [False, True])
-def test_unshare_graphs_on_device(self_loops, device):
+def test_trees_to_graphs_on_device(self_loops, device):
     graphs = random_graphs(1)
     on_device = [copy.copy(data).to(device) for data in graphs]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        expected = unshare_graphs(ShareComputationTrees(2)(graphs), self_loops)
-        out = unshare_graphs(ShareComputationTrees(2)(on_device), self_loops)
+        expected = trees_to_graphs(
+            ShareComputationTrees(2)(graphs), self_loops
+        )
+        out = trees_to_graphs(share(on_device), self_loops)
     for data, other in zip(out, expected):
         assert data.x.device == on_device[0].x.device
         for key, value in data.to_dict().items():

@@ -12,9 +12,7 @@ from torch_geometric.datasets import FakeDataset
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.data import IndexedDataset
-from torch_geometric_ext.data.merge_trees import (
-    merge_shared_trees,
-)
+from torch_geometric_ext.data.merge_trees import merge_trees
 from torch_geometric_ext.ops import computation_tree_ids
 from torch_geometric_ext.transforms import ShareComputationTrees
 
@@ -383,10 +381,10 @@ def test_time_is_linear_in_the_number_of_graphs(monkeypatch):
 
     def merge(parts, known=None):
         rows.append(sum(part.tree.numel() for part in parts))
-        return merge_shared_trees(parts, known)
+        return merge_trees(parts, known)
 
-    module = 'torch_geometric_ext.transforms.share_computation_trees'
-    monkeypatch.setattr(f'{module}.merge_shared_trees', merge)
+    module = 'torch_geometric_ext.transforms.share_graphs'
+    monkeypatch.setattr(f'{module}.merge_trees', merge)
     graphs = 64 * make_graphs(4)
     shared = share(graphs, chunk_size=4)
     assert sum(rows) <= 8 * shared.tree.numel()  # log2(64) + 1, and the last.

@@ -218,7 +218,7 @@ def test_input_stays_as_it_is():
 
 @pytest.mark.parametrize('selection', ['herding', 'random', 'patterns'])
 @pytest.mark.parametrize('share_trees', [False, True])
-def test_kinds_of_data_sets(selection, share_trees, monkeypatch):
+def test_kinds_of_data_sets(selection, share_trees):
     graphs = make_graphs(25)
     kwargs = dict(num_graphs=12, selection=selection, share=share_trees)
     expected = MirageCondense(2, **kwargs)(graphs)
@@ -232,11 +232,9 @@ def test_kinds_of_data_sets(selection, share_trees, monkeypatch):
         Subset(graphs + graphs[:3], range(25)),
         Subset(storage, torch.arange(25).tolist()),
         share(graphs),
+        share(graphs, chunk_size=4),
     ]:
         assert_equal(MirageCondense(2, **kwargs)(dataset), expected)
-    condense = MirageCondense(2, **kwargs)
-    monkeypatch.setattr(condense._share_trees, 'chunk_size', 4)
-    assert_equal(condense(graphs), expected)
 
 
 @pytest.mark.parametrize('selection', ['herding', 'random', 'patterns'])
