@@ -1,4 +1,6 @@
 import copy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,6 +172,37 @@ def test_file_that_is_not_usable(content, tmp_path):
     with pytest.warns(UserWarning, match="_.*.pt' is broken and is wri"):
         assert_equal(condense(graphs, tmp_path), expected)
     assert_equal(condense(graphs, tmp_path), expected)  # Without a warning.
+
+
+@pytest.mark.parametrize('share', [False, True])
+def test_files_of_version_0_1(share, tmp_path):
+    files = Path(__file__).with_name('files')
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    star = torch.tensor([[0, 0, 0, 1, 2, 3], [1, 2, 3, 0, 0, 0]])
+    path = torch.tensor([[0, 1], [1, 0]])
+    graphs = []
+    for edge_index, num_nodes in [(star, 4), (path, 2)]:
+        data = Data(
+            x=torch.ones(num_nodes, 1),
+            edge_index=edge_index,
+            edge_attr=torch.zeros(edge_index.size(1), 2),
+            y=torch.tensor([num_nodes]),
+        )
+        graphs += [data, data]
+    condense = MirageCondense(2, num_graphs=2, share=share)
+    expected = condense(graphs)
+    report = condense.report()
+    out = condense(graphs, tmp_path)
+    assert condense.report().seconds != report.seconds  # From the file.
+    assert condense.report().classes == report.classes
+    if share:
+        assert out.report() == expected.report()
+        assert torch.equal(out.tree, expected.tree)
+    else:
+        assert_equal(out, expected)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after == before
 
 
 def test_bad_input_writes_nothing(tmp_path):
