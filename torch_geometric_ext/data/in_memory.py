@@ -38,7 +38,7 @@ def read_storage(dataset: Any) -> Optional[Storage]:
 def _count_nodes(data: Data, slices: Dict[str, Any]) -> Optional[Tensor]:
     if isinstance(slices.get('x'), Tensor):
         return slices['x'].diff()
-    num_nodes = data._store.get('_num_nodes')
+    num_nodes = getattr(data._store, '_num_nodes', None)
     return torch.tensor(num_nodes) if isinstance(num_nodes, list) else None
 
 
