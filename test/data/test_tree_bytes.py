@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Data
 
-from torch_geometric_ext.data.in_memory import graph_bytes
+from torch_geometric_ext.data.storage import graph_bytes
 from torch_geometric_ext.data.tree_bytes import min_graph_bytes, prefix_bytes
 from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
 from torch_geometric_ext.transforms import ShareComputationTrees

@@ -19,7 +19,7 @@ from torch_geometric.nn import (
 )
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.data.in_memory import graph_bytes
+from torch_geometric_ext.data.storage import graph_bytes
 from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import RootAggregation

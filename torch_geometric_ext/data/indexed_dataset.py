@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torch_geometric.data import Dataset as PyGDataset
-from torch_geometric.data import InMemoryDataset, OnDiskDataset
+from torch_geometric.data import InMemoryDataset
 from torch_geometric.data.data import BaseData
 
-from torch_geometric_ext.data.in_memory import (
+from torch_geometric_ext.data.storage import (
     add_graph_attr,
     get_graphs,
+    get_items,
     read_storage,
 )
 
@@ -95,13 +96,7 @@ class IndexedDataset(Dataset):
         dataset, stamped = self.dataset, self._stamped
         if stamped is not None and dataset.transform is None:
             return get_graphs(stamped, indices)
-        if isinstance(dataset, OnDiskDataset):  # One query to its database.
-            positions = dataset.indices()
-            items = dataset.multi_get([positions[i] for i in indices])
-        elif hasattr(dataset, '__getitems__'):
-            items = dataset.__getitems__(indices)
-        else:
-            items = [dataset[i] for i in indices]
+        items = get_items(dataset, indices)
         graph_idx = torch.tensor(indices).split(1)
         return [self._stamp(*pair) for pair in zip(items, graph_idx)]
 

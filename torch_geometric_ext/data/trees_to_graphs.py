@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import InMemoryDataset
 
-from torch_geometric_ext.data.in_memory import from_tensors
 from torch_geometric_ext.data.shared_trees import SharedTrees
+from torch_geometric_ext.data.storage import from_tensors
 from torch_geometric_ext.data.tree_gcn_norm import tree_gcn_norm
 from torch_geometric_ext.ops.ragged import (
     first_occurrence,

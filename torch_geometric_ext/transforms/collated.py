@@ -7,13 +7,15 @@ from torch import Tensor
 from torch.utils.data import Subset
 from torch_geometric.data import Data
 from torch_geometric.data.collate import collate
+from torch_geometric.data.data import BaseData
 
 from torch_geometric_ext.data import IndexedDataset
-from torch_geometric_ext.data.in_memory import Storage, read_storage
+from torch_geometric_ext.data.storage import Storage, get_items, read_storage
 from torch_geometric_ext.ops.computation_tree_ids import check_edges
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 
 CHUNK_SIZE = 4096  # Graphs; a choice that limits memory.
+STAMP = 'graph_idx'  # `IndexedDataset` adds this attribute.
 
 
 class Collated(NamedTuple):
@@ -22,6 +24,18 @@ class Collated(NamedTuple):
     attrs: Dict[str, Tensor]
     ptrs: Dict[str, Tensor]  # The boundaries of graphs in each attribute.
     node_ptr: Tensor
+
+
+def check_dataset(dataset: Any, name: str) -> None:
+    """Raise an error for single graphs and empty data sets."""
+    if isinstance(dataset, BaseData) or not hasattr(dataset, '__len__'):
+        raise TypeError(
+            f"'dataset' of '{name}' needs to be a data set of graphs, not a "
+            f"single graph: do not pass '{name}' as a 'transform' (got "
+            f'{type(dataset)})'
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"'dataset' of '{name}' needs at least one graph")
 
 
 def read_chunks(
@@ -37,14 +51,14 @@ def read_chunks(
         ValueError: If keys or shapes of graphs differ, or edges point outside
             of their graph.
     """
-    storage, indexed = _find_storage(dataset), IndexedDataset(dataset)
+    storage = _find_storage(dataset)
     stop = len(dataset) if stop is None else stop
     for begin in range(start, stop, chunk_size):
         end = min(begin + chunk_size, stop)
         if storage is not None:
             yield _read_storage(storage, begin, end)
         else:
-            yield _read_items(indexed, begin, end)
+            yield _read_items(dataset, begin, end)
 
 
 def _find_storage(dataset: Any) -> Optional[Storage]:
@@ -88,8 +102,8 @@ def _read_storage(storage: Storage, begin: int, end: int) -> Collated:
     return _offset_edges(attrs, ptrs, storage.num_nodes[positions], begin)
 
 
-def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
-    items = dataset.__getitems__(list(range(begin, end)))
+def _read_items(dataset: Any, begin: int, end: int) -> Collated:
+    items = get_items(dataset, list(range(begin, end)))
     for position, item in enumerate(items, begin):
         if not isinstance(item, Data):
             raise TypeError(
@@ -98,7 +112,7 @@ def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
             )
         _check_layout(item)
         other = set(item.keys()) ^ set(items[0].keys())
-        if other:
+        if other - {STAMP}:
             raise ValueError(
                 f"'dataset' needs graphs with the same attributes (got "
                 f'{sorted(other)} in only one of the graphs {begin} and '
@@ -110,7 +124,7 @@ def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
             items,
             increment=False,
             add_batch=False,
-            exclude_keys=['graph_idx'],  # Added by `IndexedDataset`.
+            exclude_keys=[STAMP],
         )
     except RuntimeError as error:
         raise ValueError(

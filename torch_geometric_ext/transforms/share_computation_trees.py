@@ -2,10 +2,9 @@ import warnings
 from typing import Any, Optional
 
 import torch.distributed as dist
-from torch_geometric.data.data import BaseData
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.transforms.collated import CHUNK_SIZE
+from torch_geometric_ext.transforms.collated import CHUNK_SIZE, check_dataset
 from torch_geometric_ext.transforms.discretize import Discretize
 from torch_geometric_ext.transforms.share_graphs import share_graphs
 from torch_geometric_ext.transforms.tree_settings import (
@@ -192,15 +191,3 @@ class ShareComputationTrees:
             f"gcn_norm={self.gcn_norm}, self_loops='{self.self_loops}', "
             f'edge_attr={self.edge_attr})'
         )
-
-
-def check_dataset(dataset: Any, name: str) -> None:
-    """Raise an error for single graphs and empty data sets."""
-    if isinstance(dataset, BaseData) or not hasattr(dataset, '__len__'):
-        raise TypeError(
-            f"'dataset' of '{name}' needs to be a data set of graphs, not a "
-            f"single graph: do not pass '{name}' as a 'transform' (got "
-            f'{type(dataset)})'
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"'dataset' of '{name}' needs at least one graph")

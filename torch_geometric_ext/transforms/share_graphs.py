@@ -12,6 +12,7 @@ from torch_geometric_ext.data.merge_trees import merge_trees
 from torch_geometric_ext.data.shared_trees import to_int32
 from torch_geometric_ext.ops import unique_rows
 from torch_geometric_ext.ops.computation_tree_ids import (
+    check_categorical,
     check_edges,
     refine,
     row_labels,
@@ -22,10 +23,7 @@ from torch_geometric_ext.transforms.collated import (
     Collated,
     read_chunks,
 )
-from torch_geometric_ext.transforms.tree_settings import (
-    TreeSettings,
-    check_labels,
-)
+from torch_geometric_ext.transforms.tree_settings import TreeSettings
 
 LARGE_PART = 10_000  # Nodes that suffice to find continuous features.
 
@@ -77,7 +75,7 @@ def share_graphs(
         parts = _share_chunks(bar, settings)
     out = merge_trees(parts, known)
     if known is None:
-        check_labels(out, settings)
+        _check_labels(out, settings)
     return out
 
 
@@ -115,7 +113,7 @@ def _share_chunks(
     for chunk in chunks:
         part = _share_chunk(chunk, settings)
         if part.num_nodes >= LARGE_PART:  # Fail early.
-            check_labels(part, settings)
+            _check_labels(part, settings)
         stack.append(part)
         while len(stack) > 1 and _size(stack[-2]) < 2 * _size(stack[-1]):
             stack[-2:] = [merge_trees(stack[-2:])]
@@ -161,6 +159,18 @@ def _share_chunk(chunk: Collated, settings: TreeSettings) -> SharedTrees:
         num_edges=edge_index.size(1),
         num_bytes=tensor_bytes(chunk.attrs),
     )
+
+
+def _check_labels(shared: SharedTrees, settings: TreeSettings) -> None:
+    """Raise an error if features are continuous and not discretized."""
+    discretized: Tuple[str, ...] = ()
+    if settings.discretizer is not None:
+        discretized = settings.discretizer.attrs
+    if 'x' not in discretized:
+        check_categorical(shared.node_attrs['x'], shared.num_nodes, 'x')
+    for key, value in shared.edge_attrs.items():
+        if key not in discretized:
+            check_categorical(value, shared.num_edges, key)
 
 
 def _preprocess(

@@ -1,7 +1,6 @@
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.ops.computation_tree_ids import check_categorical
 from torch_geometric_ext.transforms.discretize import Discretize
 
 
@@ -65,15 +64,3 @@ def check_same_settings(
                 f"{name} needs to be made with the same '{key}' (got {found}, "
                 f'expected {expected})'
             )
-
-
-def check_labels(shared: SharedTrees, settings: TreeSettings) -> None:
-    """Raise an error if features are continuous and not discretized."""
-    discretized: Tuple[str, ...] = ()
-    if settings.discretizer is not None:
-        discretized = settings.discretizer.attrs
-    if 'x' not in discretized:
-        check_categorical(shared.node_attrs['x'], shared.num_nodes, 'x')
-    for key, value in shared.edge_attrs.items():
-        if key not in discretized:
-            check_categorical(value, shared.num_edges, key)

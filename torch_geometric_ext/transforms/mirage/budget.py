@@ -6,7 +6,7 @@ from torch import Tensor
 from torch_geometric.data import InMemoryDataset
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.data.in_memory import graph_bytes
+from torch_geometric_ext.data.storage import graph_bytes
 from torch_geometric_ext.data.tree_bytes import min_graph_bytes, prefix_bytes
 from torch_geometric_ext.transforms.mirage.frequent_patterns import Support
 

@@ -6,7 +6,7 @@ import torch
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.data.atomic_save import atomic_save
 from torch_geometric_ext.data.digest import digest
-from torch_geometric_ext.data.in_memory import from_tensors
+from torch_geometric_ext.data.storage import from_tensors
 from torch_geometric_ext.transforms.collated import Collated, read_chunks
 from torch_geometric_ext.transforms.mirage.condense_trees import (
     Condensed,

@@ -1,3 +1,4 @@
+import time
 from typing import Any, Dict, Iterable, NamedTuple, Tuple, Union
 
 import torch
@@ -5,7 +6,7 @@ from torch_geometric.data import InMemoryDataset
 
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.data.atomic_save import file_bytes, tensor_bytes
-from torch_geometric_ext.data.in_memory import to_tensors
+from torch_geometric_ext.data.storage import to_tensors
 from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
 from torch_geometric_ext.transforms.mirage.budget import CondenseBudget
 from torch_geometric_ext.transforms.mirage.class_labels import (
@@ -18,7 +19,6 @@ from torch_geometric_ext.transforms.mirage.frequent_patterns import (
     resolve_support,
 )
 from torch_geometric_ext.transforms.mirage.report import (
-    Clock,
     CondenseReport,
     report_classes,
 )
@@ -28,6 +28,8 @@ from torch_geometric_ext.transforms.mirage.select_graphs import (
     random_order,
     reorder,
 )
+
+RESERVED_KEYS = ['root_mask', 'weight']  # Attributes of condensed graphs.
 
 Condensed = Union[InMemoryDataset, SharedTrees]
 
@@ -65,7 +67,6 @@ def condense_trees(
     shared: SharedTrees,
     settings: CondenseSettings,
     self_loops: bool,
-    clock: Clock,
 ) -> Tuple[Condensed, CondenseReport]:
     """Return a condensed data set and its report.
 
@@ -73,12 +74,23 @@ def condense_trees(
         shared (SharedTrees): The data set.
         settings (CondenseSettings): The settings.
         self_loops (bool): Whether plain graphs can have self-loops.
-        clock (Clock): The clock, which the report reads.
+
+    Raises:
+        ValueError: If labels are not classes, graphs have attributes that are
+            reserved for condensed graphs, a class has no frequent pattern, or
+            the budget is too small.
     """
 
     def to_graphs(trees: SharedTrees) -> InMemoryDataset:
         return trees_to_graphs(trees, self_loops or trees.gcn_norm)
 
+    start = time.perf_counter()
+    for key in RESERVED_KEYS:
+        if key in shared.graph_attrs:
+            raise ValueError(
+                f"'dataset' needs graphs without an attribute '{key}', a name "
+                f"that 'MirageCondense' uses"
+            )
     classes = class_labels(shared.graph_attrs.get('y'))
     for candidates in _candidates(shared, classes, settings):
         num_kept = settings.budget.num_kept(
@@ -89,11 +101,14 @@ def condense_trees(
         )
         if num_kept < len(candidates):
             break
-    clock.stop('selection')
+    selected = time.perf_counter()
     kept = candidates.index_select(torch.arange(num_kept))
     kept = normalize_weights(kept, classes)
     out = kept if settings.share else to_graphs(kept)
-    clock.stop('graphs')
+    seconds = {
+        'selection': selected - start,
+        'graphs': time.perf_counter() - selected,
+    }
     state = condensed_dict(out)
     has_support = settings.selection == 'patterns'
     return out, CondenseReport(
@@ -103,7 +118,7 @@ def condense_trees(
         num_bytes=shared.num_bytes,
         num_condensed_bytes=tensor_bytes(state.get('attrs', state)),
         num_file_bytes=file_bytes(state),
-        seconds=clock.seconds,
+        seconds=seconds,
     )
 
 

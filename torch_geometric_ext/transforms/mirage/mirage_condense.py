@@ -1,8 +1,10 @@
+import time
 import warnings
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
 from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.transforms.collated import check_dataset
 from torch_geometric_ext.transforms.discretize import Discretize
 from torch_geometric_ext.transforms.mirage.budget import CondenseBudget
 from torch_geometric_ext.transforms.mirage.cache import (
@@ -19,17 +21,12 @@ from torch_geometric_ext.transforms.mirage.frequent_patterns import (
     MiningSettings,
     Support,
 )
-from torch_geometric_ext.transforms.mirage.report import Clock, CondenseReport
-from torch_geometric_ext.transforms.share_computation_trees import (
-    check_dataset,
-)
+from torch_geometric_ext.transforms.mirage.report import CondenseReport
 from torch_geometric_ext.transforms.share_graphs import share_graphs
 from torch_geometric_ext.transforms.tree_settings import (
     check_same_settings,
     tree_settings,
 )
-
-RESERVED_KEYS = ['root_mask', 'weight']  # Attributes of condensed graphs.
 
 
 class MirageCondense:
@@ -267,12 +264,17 @@ class MirageCondense:
         return self._report
 
     def _condense(self, dataset: Any) -> Condensed:
-        clock = Clock()
-        shared = self._find_trees(dataset)
-        clock.stop('trees')
+        start = time.perf_counter()
+        if isinstance(dataset, SharedTrees):
+            self._check_shared(dataset)
+            shared = dataset
+        else:
+            shared = share_graphs(dataset, self._tree_settings, log=self.log)
+        seconds = time.perf_counter() - start
         self_loops = self._tree_settings.self_loops == 'keep'
-        out, self._report = condense_trees(
-            shared, self._settings(), self_loops, clock
+        out, report = condense_trees(shared, self._settings(), self_loops)
+        self._report = report._replace(
+            seconds={'trees': seconds, **report.seconds}
         )
         return out
 
@@ -280,20 +282,6 @@ class MirageCondense:
         return CondenseSettings(
             self.budget, self.selection, self.mining, self.share, self.seed
         )
-
-    def _find_trees(self, dataset: Any) -> SharedTrees:
-        if isinstance(dataset, SharedTrees):
-            self._check_shared(dataset)
-            out = dataset
-        else:
-            out = share_graphs(dataset, self._tree_settings, log=self.log)
-        for key in RESERVED_KEYS:
-            if key in out.graph_attrs:
-                raise ValueError(
-                    f"'dataset' needs graphs without an attribute '{key}', a "
-                    f"name that '{self.__class__.__name__}' uses"
-                )
-        return out
 
     def _cache_key(self, dataset: Any) -> Dict[str, Any]:
         """Return all settings on which the result depends."""

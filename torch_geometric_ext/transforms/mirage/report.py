@@ -1,4 +1,3 @@
-import time
 from typing import Dict, List, NamedTuple, Optional
 
 import torch
@@ -6,19 +5,6 @@ import torch
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.ops.ragged import row_index
 from torch_geometric_ext.transforms.mirage.class_labels import ClassLabels
-
-
-class Clock:
-    """A clock that measures the seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: Dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        """End a stage, and start the next one."""
-        now = time.perf_counter()
-        self.seconds[stage], self._last = now - self._last, now
 
 
 class ClassReport(NamedTuple):

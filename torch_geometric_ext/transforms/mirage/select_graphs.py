@@ -20,7 +20,12 @@ def interleave(group: Tensor) -> Tensor:
     """Return an order in which groups take turns. Elements of the same group
     stay in order.
     """
-    return rank_in_group(group).argsort(stable=True)
+    order = group.argsort(stable=True)
+    ptr = row_ptr(group.bincount())
+    turn = torch.empty_like(order)
+    position = torch.arange(order.numel(), device=order.device)
+    turn[order] = position - ptr[group[order]]
+    return turn.argsort(stable=True)
 
 
 def random_order(group: Tensor, generator: torch.Generator) -> Tensor:
@@ -121,16 +126,6 @@ def tree_features(shared: SharedTrees) -> Tuple[Tensor, Tensor, Tensor]:
     order = graph.argsort(stable=True)
     ptr = row_ptr(graph.bincount(minlength=len(shared)))
     return ptr, torch.cat(items)[order], torch.cat(values)[order]
-
-
-def rank_in_group(group: Tensor) -> Tensor:
-    """Return the position of each element among those of its group."""
-    order = group.argsort(stable=True)
-    ptr = row_ptr(group.bincount())
-    rank = torch.empty_like(order)
-    position = torch.arange(order.numel(), device=order.device)
-    rank[order] = position - ptr[group[order]]
-    return rank
 
 
 def reorder(shared: SharedTrees, order: Tensor) -> SharedTrees:

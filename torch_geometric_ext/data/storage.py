@@ -1,12 +1,22 @@
-"""Access to the private storage of PyG's `InMemoryDataset`."""
+"""Access to the items of data sets, and to the storage of those in memory."""
 
 import copy
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Data, InMemoryDataset, OnDiskDataset
 from torch_geometric.data.data import BaseData
+
+
+def get_items(dataset: Any, indices: List[int]) -> List[Any]:
+    """Return several items of a data set at once."""
+    if isinstance(dataset, OnDiskDataset):  # One query to its database.
+        positions = dataset.indices()
+        return list(dataset.multi_get([positions[i] for i in indices]))
+    if hasattr(dataset, '__getitems__'):
+        return list(dataset.__getitems__(indices))
+    return [dataset[i] for i in indices]
 
 
 class Storage(NamedTuple):

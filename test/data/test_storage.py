@@ -4,7 +4,7 @@ import torch
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.datasets import FakeDataset, FakeHeteroDataset
 
-from torch_geometric_ext.data.in_memory import (
+from torch_geometric_ext.data.storage import (
     add_graph_attr,
     from_tensors,
     get_graphs,
