@@ -11,25 +11,16 @@ from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
 from torch_geometric_ext.transforms import ShareComputationTrees
 
 
-def make_graphs(num_graphs=12, seed=0, edge_attr=True):
-    generator = torch.Generator().manual_seed(seed)
-
-    def randint(high, *shape):
-        return torch.randint(0, high, shape, generator=generator)
-
+def make_graphs(num_graphs, seed, edge_attr):
+    torch.manual_seed(seed)
     graphs = []
-    for i in range(num_graphs):
-        num_nodes = int(randint(5)) + (i < 2)
-        data = Data(
-            x=randint(2, num_nodes, 3).float(),
-            edge_index=randint(max(num_nodes, 1), 2, int(randint(7))),
-            y=torch.tensor([[i % 2]]),
-        )
-        if num_nodes == 0:
-            data.edge_index = data.edge_index[:, :0]
+    for num_nodes in torch.randint(5, (num_graphs,)).tolist():
+        size = (2, int(torch.randint(7, ())) if num_nodes > 0 else 0)
+        edge_index = torch.randint(max(num_nodes, 1), size)
+        x = torch.randint(2, (num_nodes, 3)).float()
+        graphs.append(Data(x=x, edge_index=edge_index, y=torch.zeros(1, 1)))
         if edge_attr:
-            data.edge_attr = randint(2, data.num_edges, 2)
-        graphs.append(data)
+            graphs[-1].edge_attr = torch.randint(2, (size[1], 2))
     return graphs
 
 

@@ -1,4 +1,4 @@
-"""Networks see condensed graphs as they see the original ones."""
+"""Models embed the roots of condensed graphs as the original nodes."""
 
 import copy
 import warnings
@@ -87,7 +87,7 @@ class Net(torch.nn.Module):
         ).double()
 
     def condensed(self):
-        """The network that sees condensed graphs as this one plain ones."""
+        """Returns the model for condensed graphs with the same weights."""
         out = copy.deepcopy(self)
         for conv in out.convs:
             if isinstance(conv, GCNConv):
@@ -235,8 +235,8 @@ def test_nodes_that_are_needed():
     assert out.root_mask.tolist() == [True, True]
     assert out.root_count.tolist() == [2, 2]
     assert out.edge_index.tolist() == [[1, 0, 1], [0, 1, 1]]
-    # Without self-loops, the inner node gets a twin, which is read one
-    # layer deep, where its two neighbors are the same:
+    # Without self-loops, the inner node gets a copy. One layer reads the
+    # copy, for which its two neighbors are equal:
     out = MirageCondense(2, num_graphs=1, self_loops='remove')([data])[0]
     assert out.root_mask.tolist() == [True, True, False]
     assert out.root_count.tolist() == [2, 2, 0]

@@ -41,7 +41,7 @@ def measure(out):
 
 
 def keys(out):
-    """What tells graphs apart, but for their weight."""
+    """Returns graphs as lists, without their weights."""
     if isinstance(out, SharedTrees):
         out = trees_to_graphs(out)
     rows = [{k: v.tolist() for k, v in data.to_dict().items()} for data in out]
@@ -78,7 +78,7 @@ def test_budgets(seed, ratio, in_bytes, selection, share, gcn_norm):
     assert measure(out) == condense.report().num_condensed_bytes
     assert condense.report().num_bytes == total
     assert keys(out) == keys(everything)[:size]
-    if size < len(everything):  # One more would not have fitted.
+    if size < len(everything):  # One more graph exceeds the budget.
         kwargs['num_graphs'] = size + 1
         assert measure(MirageCondense(2, **kwargs)(graphs)) > limit
 
@@ -109,7 +109,7 @@ def test_budget_that_is_too_small(name, selection, share):
     with pytest.raises(ValueError, match=match) as info:
         MirageCondense(2, **{name: low}, **kwargs)(graphs)
     needed = re.search(r'which takes ([^ ]+) ', str(info.value)).group(1)
-    # What the message asks for is enough, and little less is not:
+    # The value in the message is enough, and slightly less is too small:
     value = type(low)(needed)
     assert len(MirageCondense(2, **{name: value}, **kwargs)(graphs)) >= 2
     value = value - 1 if name == 'num_bytes' else value * 0.99

@@ -152,7 +152,7 @@ def test_discretizer_of_a_cached_data_set(tmp_path):
     other = MirageCondense(1, num_graphs=4, discretizer=second)
     assert_equal(other(graphs, tmp_path), expected)
     assert condense.report() == other.report() == report
-    # It is ready to be used for other data:
+    # The discretizer of the cached result is fitted, too:
     assert torch.equal(second(graphs[0]).x, first(graphs[0]).x)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -179,18 +179,8 @@ def test_files_of_version_0_1(share, tmp_path):
     files = Path(__file__).with_name('files')
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    star = torch.tensor([[0, 0, 0, 1, 2, 3], [1, 2, 3, 0, 0, 0]])
-    path = torch.tensor([[0, 1], [1, 0]])
-    graphs = []
-    for edge_index, num_nodes in [(star, 4), (path, 2)]:
-        data = Data(
-            x=torch.ones(num_nodes, 1),
-            edge_index=edge_index,
-            edge_attr=torch.zeros(edge_index.size(1), 2),
-            y=torch.tensor([num_nodes]),
-        )
-        graphs += [data, data]
-    condense = MirageCondense(2, num_graphs=2, share=share)
+    graphs = make_graphs()
+    condense = MirageCondense(1, num_graphs=6, share=share)
     expected = condense(graphs)
     report = condense.report()
     out = condense(graphs, tmp_path)
@@ -221,7 +211,7 @@ def test_fingerprint():
     )
     keys = [fingerprint(graphs, x) for x in [1, 1.0, '1', (1,), None, {1: 1}]]
     assert len({*keys, expected}) == 7
-    # Attributes of other sizes, whose values are the same side by side:
+    # Equal collated values with other boundaries:
     for data in graphs[:2]:
         data.other = torch.ones(1)
     first = fingerprint(graphs[:2])

@@ -49,7 +49,7 @@ def test_random_order(seed):
 
 
 def test_tree_features():
-    # Labels 0 and 1 on their own, twice, and linked:
+    # Isolated nodes of labels 0 (twice) and 1, and an edge between both:
     graphs = [
         make_graph([0, 0, 1]),
         make_graph([0, 1], [(0, 1), (1, 0)]),
@@ -101,7 +101,7 @@ def test_herding_order_does_not_depend_on_the_order_of_classes():
 
 
 def test_herding_order_of_very_different_sizes():
-    # Exact scores would leave 64 bits, and typical graphs still come first:
+    # Exact scores overflow 64 bits, but typical graphs come first:
     large = make_graph(torch.arange(60_000).tolist())
     shared = share([make_graph([0])] * 9000 + [large])
     group = torch.zeros(9001).long()
