@@ -157,6 +157,7 @@ class MirageCondense:
 
     .. code-block:: python
 
+        >>> import torch
         >>> from torch_geometric.data import Data
         >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
         >>> graph = Data(x=torch.ones(3, 1), edge_index=path, y=0)
@@ -284,9 +285,11 @@ class MirageCondense:
         )
 
     def _cache_key(self, dataset: Any) -> Dict[str, Any]:
-        """Return all settings on which the result depends."""
+        """Return all settings on which the result depends, among them those of
+        the fitted discretizer.
+        """
         out = {**self._tree_settings._asdict(), **self._settings()._asdict()}
-        out['distributed'] = False  # Part of the names of older files.
+        out['distributed'] = False  # In the hash of existing files.
         if self.discretizer is not None:
             if not (self.discretizer.fitted or type(dataset) is SharedTrees):
                 self.discretizer.fit(dataset)
