@@ -1,14 +1,13 @@
-"""Trains a GIN on real molecules, condensed to a twentieth of their bytes.
+"""Train a GIN on molecules that are condensed to a twentieth of their bytes.
 
-Compares all training molecules with what `MirageCondense` keeps of them, as
-plain graphs and as shared trees, and with honest rivals: as many bytes of
-molecules drawn at random, an untrained network, and the majority class.
+The data sets are all training molecules, the result of `MirageCondense` as
+shared trees and as plain graphs, and random molecules of the same bytes.
+Further rivals are an untrained model and the majority class.
 
-Every network takes as many steps, on mini-batches of as many graphs (of fewer
-molecules, the same ones come more often), lest a small data set is punished by
-few updates: this is about bytes, not about time. Test accuracies are those of
-the step of the best accuracy on a fifth of the molecules, which all methods
-leave out.
+Every model takes the same number of steps on mini-batches of the same number
+of graphs, so that the methods differ in bytes and not in time. A fifth of the
+molecules are validation molecules for all methods. Test accuracies are those
+of the step with the best validation accuracy.
 """
 
 import argparse
@@ -47,7 +46,7 @@ class Net(torch.nn.Module):
             int(sizes.sum()), hidden_channels, mode='sum'
         )
         self.gnn = GIN(hidden_channels, hidden_channels, NUM_LAYERS)
-        self.aggr = RootAggregation('sum')  # Of plain graphs, all nodes.
+        self.aggr = RootAggregation('sum')  # Pools all nodes of plain graphs.
         self.head = Sequential(
             Linear(hidden_channels, hidden_channels),
             ReLU(),
@@ -60,7 +59,7 @@ class Net(torch.nn.Module):
 
 
 def load(root: str, split: str) -> List[Data]:
-    """The molecules with what a GIN reads, and nothing else."""
+    """Return molecules with the attributes that a GIN reads."""
     return [
         Data(x=data.x, edge_index=data.edge_index, y=data.y)
         for data in Solubility(root, split)
@@ -83,7 +82,7 @@ def train(
     for step, batch in enumerate(loader, 1):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(batch), batch.y, reduction='none')
-        if 'weight' in batch:  # Condensed classes are of equal size.
+        if 'weight' in batch:  # Condensed classes have equal sizes.
             loss = loss * batch.weight * size
         loss.mean().backward()
         optimizer.step()
@@ -103,7 +102,7 @@ def evaluate(model: Net, batch: Batch) -> float:
 
 @torch.no_grad()
 def untrained(model: Net, valid: Batch, test: Batch) -> float:
-    """With the best assignment of outputs to classes."""
+    """Return the accuracy of the best assignment of outputs to classes."""
     pred, test_pred = model(valid).argmax(dim=1), model(test).argmax(dim=1)
     orders = torch.tensor(list(itertools.permutations(range(3))))
     best = (orders[:, pred] == valid.y).sum(dim=1).argmax()
@@ -111,7 +110,7 @@ def untrained(model: Net, valid: Batch, test: Batch) -> float:
 
 
 def run(seed: int, args: argparse.Namespace) -> Dict[str, List[float]]:
-    """Numbers of graphs and bytes, seconds, and accuracy of each method."""
+    """Return graphs, bytes, seconds and accuracy of each method."""
     graphs = load(args.root, 'train')
     size = len(graphs) * 4 // 5
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,9 @@
-"""Seconds and memory of condensing a data set.
+"""Seconds and memory of `MirageCondense`.
 
-Each row is a process of its own: peak memory is that above the loaded data
-set. Times are those of the first call. The paper's program takes 86 seconds on
-NCI1, 60 on IMDB-BINARY and 2 on BACE for two layers (measured apart, on CPU).
+Each row runs in a process of its own. Times are those of the first call. Peak
+memory excludes the loaded data set. The program of the paper takes 86 seconds
+on NCI1, 60 on IMDB-BINARY and 2 on BACE for two layers (a separate measurement
+on CPU).
 """
 
 import argparse

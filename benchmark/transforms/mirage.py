@@ -1,28 +1,27 @@
-"""What networks learn from condensed data sets, against bytes.
+"""Test accuracy of models trained on condensed data sets, against bytes.
 
-Each data set is split at random (80/10/10, one split for each seed) and its
-training graphs are condensed to a share of the bytes of their tensors:
+Each data set is split at random (80/10/10, one split for each seed). Its
+training graphs are condensed to a fraction of the bytes of their tensors:
 
-* mirage-shared: `MirageCondense(share=True)`, herded graphs whose computation
-  trees are stored once,
-* mirage: `MirageCondense()`, the same choice of graphs, each with its distinct
-  trees as nodes,
+* mirage-shared: `MirageCondense(share=True)`, herded graphs with computation
+  trees that are stored once,
+* mirage: `MirageCondense()`, the same order of graphs, with the distinct trees
+  of each graph as nodes,
 * patterns: `MirageCondense(selection='patterns')`, the recipe of the paper,
-* random-shared: graphs chosen at random, stored as in mirage-shared,
-* herded: the choice of mirage, stored as the plain graphs they are,
-* random: plain graphs chosen at random.
+* random-shared: random graphs, stored as in mirage-shared,
+* herded: the same order of graphs as in mirage, stored as plain graphs,
+* random: random plain graphs.
 
-Rivals that need no graphs at all: an untrained network (the assignment of its
-outputs to classes is chosen on validation graphs), and the number of nodes or
-edges alone (logistic regression on it and its logarithm, all training graphs).
+Three rivals need no graphs: an untrained model (validation graphs choose the
+assignment of its outputs to classes), and the number of nodes or of edges
+alone (logistic regression on it and its logarithm, all training graphs).
 
-Networks have two layers of 64 channels, a pooling and a hidden layer, and are
-trained for `--num_steps` steps of Adam whatever the data set. Printed are
-ROC-AUC (accuracy, if there are more than two classes) on test graphs at the
-best validation result and after the last step, and the gain: the share of what
-lies between the best of these rivals and full training. Graphs that are stored
-differently but hold the same trees have the same gradients, and training runs
-on shared trees for all but GPS, which reads plain graphs.
+Models have two layers of 64 channels, a pooling and a hidden layer. They take
+`--num_steps` steps of Adam on every data set. The table holds ROC-AUC
+(accuracy for more than two classes) on test graphs, at the best validation
+result and after the last step. The gain is 0 for the best rival and 1 for full
+training. Training runs on shared trees, since other ways to store the same
+trees have the same gradients. GPS is the exception, which reads plain graphs.
 """
 
 import argparse
@@ -48,14 +47,13 @@ from torch_geometric.nn import GATConv, GCNConv, GINConv, GPSConv, SAGEConv
 from torch_geometric.utils import degree
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.data.trees_to_graphs import unshare_graphs
+from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import RootAggregation
 from torch_geometric_ext.transforms import (
     MirageCondense,
     ShareComputationTrees,
 )
-from torch_geometric_ext.transforms.mirage.select_graphs import herding_order
 
 NUM_LAYERS = 2
 EVERY = 20  # Steps between evaluations.
@@ -80,7 +78,7 @@ class Split(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Of one training run."""
+    """The result of a training run."""
 
     test: float
     last: float
@@ -162,8 +160,8 @@ def load(root: str, name: str) -> Any:
 
 
 def share(dataset: Any, kind: str) -> SharedTrees:
-    """The trees that a kind of layer reads. Graphs know their position, their
-    size, and their bytes as plain graphs: features, edges and label.
+    """Return the trees that a kind of layer reads. The attributes of graphs
+    are their position, their size, and their bytes as plain graphs.
     """
     transform = ShareComputationTrees(
         NUM_LAYERS,
@@ -173,7 +171,7 @@ def share(dataset: Any, kind: str) -> SharedTrees:
         degree_labels=True,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Some sets share little.
+        warnings.simplefilter('ignore')  # Some data sets share little.
         shared = transform(dataset)
     num_nodes = torch.tensor([data.num_nodes for data in dataset])
     num_edges = torch.tensor([data.num_edges for data in dataset])
@@ -199,13 +197,12 @@ def split(shared: SharedTrees, seed: int) -> Split:
 def condense(
     train: SharedTrees, kind: str, method: str, budget: int, seed: int
 ) -> SharedTrees:
-    """The graphs that fit into the budget as the method stores them. Here,
-    they are stored as shared trees.
+    """Return the graphs that fit into the budget as the method stores them,
+    here as shared trees.
     """
-    labels = {key: train.graph_attrs[key] for key in ['y']}
+    y, position = train.graph_attrs['y'], torch.arange(len(train))
 
-    def run(**kwargs: Any) -> Any:
-        # No more than labels is kept beside the trees, and counted:
+    def run(attrs: Dict[str, Tensor], **kwargs: Any) -> Any:
         condense = MirageCondense(
             NUM_LAYERS,
             gcn_norm=kind == 'GCN',
@@ -214,20 +211,25 @@ def condense(
             seed=seed,
             **kwargs,
         )
-        return condense(replace(train, graph_attrs=labels))
+        return condense(replace(train, graph_attrs=attrs))
 
-    if method == 'random':  # As the split is.
-        order = torch.arange(len(train))
+    if method == 'random':  # The split is random.
+        order = position
     elif method == 'herded':
-        order = herding_order(train, train.graph_attrs['y'])
+        attrs = {'y': y, 'position': position}
+        herded = run(attrs, num_graphs=len(train), share=True)
+        order = herded.graph_attrs['position']
     else:
         selection = 'herding'
         if method in ['patterns', 'random-shared']:
             selection = method.split('-')[0]
+        attrs = {'y': y}  # The budget counts all attributes.
         if method.endswith('-shared'):
-            return run(num_bytes=budget, selection=selection, share=True)
-        size = len(run(num_bytes=budget, selection=selection))
-        return run(num_graphs=size, selection=selection, share=True)
+            return run(
+                attrs, num_bytes=budget, selection=selection, share=True
+            )
+        size = len(run(attrs, num_bytes=budget, selection=selection))
+        return run(attrs, num_graphs=size, selection=selection, share=True)
     size = int(
         (train.graph_attrs['num_bytes'][order].cumsum(0) <= budget).sum()
     )
@@ -235,7 +237,7 @@ def condense(
 
 
 def measure(out: Tensor, y: Tensor) -> float:
-    """ROC-AUC of two classes, accuracy of more."""
+    """Return ROC-AUC for two classes, accuracy for more."""
     if out.size(1) > 2:
         return float((out.argmax(dim=1) == y).double().mean())
     score = out.double().softmax(dim=1)[:, 1]
@@ -263,7 +265,7 @@ class Batches:
 
 
 class Task:
-    """A data set, split by a seed, as a kind of network reads it."""
+    """A random split of a data set, for a kind of layer."""
 
     def __init__(
         self, dataset: Any, shared: SharedTrees, kind: str, seed: int
@@ -284,7 +286,7 @@ class Task:
     def plain_loader(self, part: SharedTrees, batches: Any) -> Any:
         plain = [self.dataset[i] for i in part.graph_attrs['idx'].tolist()]
         for data in plain:
-            if data.x is None:  # As the trees have it:
+            if data.x is None:  # The features of shared trees:
                 num = degree(data.edge_index[1], data.num_nodes, torch.long)
                 data.x = num.view(-1, 1)
         return DataLoader(plain, batch_sampler=batches)
@@ -301,7 +303,7 @@ class Task:
         if self.kind == 'GPS' and method in ['full', 'herded', 'random']:
             loader = self.plain_loader(part, batches)
         elif self.kind == 'GPS':
-            loader = DataLoader(unshare_graphs(part), batch_sampler=batches)
+            loader = DataLoader(trees_to_graphs(part), batch_sampler=batches)
         best, test, seconds = -1.0, 0.0, 0.0
         start = time.perf_counter()
         for step, batch in enumerate(loader, 1):
@@ -333,7 +335,7 @@ class Task:
         return measure(outs[1][:, best], self.test.y)
 
     def size_alone(self, key: str) -> float:
-        """What the number of nodes or edges tells."""
+        """Return the result of the number of nodes or edges alone."""
         model = make_pipeline(StandardScaler(), LogisticRegression())
         x, y = [], []
         for part in [self.data.train, self.data.test]:
@@ -371,7 +373,7 @@ def run(dataset: Any, name: str, kind: str, args: Any) -> None:
             if len(part) == 0:
                 continue
             everything = len(part) == len(train) and method != 'patterns'
-            if kind == 'GPS':  # Attention tells these graphs from plain ones.
+            if kind == 'GPS':  # Attention reads all nodes of plain graphs.
                 everything = False
             results[key].append(
                 full if everything else task.train(part, method, args)

@@ -2,22 +2,22 @@ r"""
 Condense a data set to its computation trees
 ============================================
 
-A data set that is a twentieth in size is easier to ship, to keep on a device,
-and to train many models on. Which twentieth? Molecules at random lose most of
-what there is to learn. Methods that *train* synthetic graphs take longer than
-the training they save, and bind the result to the architecture they used.
+A data set of a twentieth of the bytes is easier to ship, to keep on a device,
+and to train many models on. A random twentieth of the molecules loses most of
+the accuracy. Methods that *train* synthetic graphs take longer than the
+training they save, and their result depends on one architecture.
 
-:class:`~torch_geometric_ext.transforms.MirageCondense` trains nothing. With
-:math:`L` layers, a message-passing network sees of a graph which computation
-trees it holds, and how often (:doc:`plot_shared_trees`). It is these that are
-chosen, and stored once.
+:class:`~torch_geometric_ext.transforms.MirageCondense` trains no model. A
+message-passing model of :math:`L` layers reads a graph as a multiset of
+computation trees of depth :math:`L` (:doc:`plot_shared_trees`). Mirage selects
+graphs by their trees, and stores each distinct tree once.
 """
 
 # %%
-# A few trees are nearly everywhere
-# ---------------------------------
-# Here are 1,025 real molecules in three classes of solubility. What a GIN
-# reads of them are atoms and edges:
+# A few trees cover many nodes
+# ----------------------------
+# The example has 1,025 real molecules in three classes of solubility. A GIN
+# reads their atoms and edges:
 import tempfile
 import warnings
 
@@ -42,8 +42,9 @@ from torch_geometric_ext.transforms import (
 )
 
 root = tempfile.mkdtemp()
-# We care for bytes here, and know that a few molecules share little time:
-warnings.filterwarnings('ignore', '.* pay')
+# This tutorial is about bytes. Ignore the hint that small data sets share too
+# few trees to save time:
+warnings.simplefilter('ignore', UserWarning)
 
 
 def load(split):
@@ -56,7 +57,7 @@ def load(split):
 train_dataset, test_dataset = load('train'), load('test')
 
 # %%
-# How many of the trees does it take to cover their nodes?
+# The figure shows the nodes that the most frequent trees cover:
 plt.figure()
 for num_layers in [1, 2, 3]:
     trees = ShareComputationTrees(num_layers)(train_dataset)
@@ -67,46 +68,46 @@ for num_layers in [1, 2, 3]:
     plt.plot(rank, 100 * covered, label=f'depth {num_layers}')
 plt.xscale('log')
 plt.xlabel('most frequent trees')
-plt.ylabel('share of all nodes [%]')
+plt.ylabel('covered nodes [%]')
 plt.legend()
 plt.show()
 
 # %%
 # A twentieth of the 4,005 trees of depth 2 covers nearly half of the nodes.
-# The deeper the trees, the rarer each of them: condensing is for networks of
-# few layers.
+# Deeper trees repeat less often: condense for models of few layers.
 #
 # Condense
 # --------
-# One line, and some hundredths of a second. :obj:`ratio` is a share of the
-# bytes of *all* tensors of the data set: leave out what the model does not
-# read first, as we did above, or it counts as if you had saved it.
+# Condensing is one line, and takes some hundredths of a second. :obj:`ratio`
+# limits the bytes of the result, relative to the bytes of *all* tensors of the
+# data set. Remove attributes that the model does not read first, as above:
+# they would make the budget larger.
 condense = MirageCondense(num_layers=2, ratio=0.05)
 small = condense(train_dataset)
 print(condense.report())
 
 # %%
-# Graphs are chosen by herding: the mean number of each tree in the graphs that
-# are kept is, as closely as possible, that in their class. Each of them holds
-# its distinct trees as roots, with how often they occur (:obj:`root_count`),
-# and further nodes only where a child of a root is no root itself:
+# Herding selects the graphs: the mean (logarithmic) count of each tree in the
+# selected graphs approximates the mean in their class. Each condensed graph
+# has its distinct trees as roots, with their counts in :obj:`root_count`. It
+# has further nodes only for children of roots that are no roots themselves:
 print(small[0])
 
 # %%
-# Within a molecule, most atoms differ, so that these graphs are not much
-# smaller than the molecules. Trees repeat *across* molecules. To store each of
-# them once, ask for shared trees. The same bytes then hold several times as
-# many graphs:
+# Most atoms of a molecule have different trees, so that these graphs are not
+# much smaller than the molecules. Trees repeat *across* molecules. With
+# :obj:`share=True`, equal trees of several graphs are stored once, and the
+# same bytes hold several times as many graphs:
 condense = MirageCondense(num_layers=2, ratio=0.05, share=True)
 shared = condense(train_dataset)
 print(condense.report())
 
 # %%
-# Train on the one, predict the other
-# -----------------------------------
-# :class:`~torch_geometric_ext.nn.RootAggregation` pools roots where there are
-# any, and all nodes where not. One model trains on condensed graphs and
-# predicts plain ones:
+# Train on condensed graphs, predict plain graphs
+# -----------------------------------------------
+# :class:`~torch_geometric_ext.nn.RootAggregation` pools the roots of condensed
+# graphs and all nodes of plain graphs. The same model trains on condensed
+# graphs and predicts plain graphs:
 
 
 class Net(torch.nn.Module):
@@ -128,9 +129,9 @@ class Net(torch.nn.Module):
 
 
 # %%
-# Classes take turns while the budget is filled, so that a condensed data set
-# holds as many graphs of a rare class as of a frequent one. The :obj:`weight`
-# of its graphs tells what a class really makes up:
+# Classes take turns until the budget is full, so that a condensed data set has
+# as many graphs of a rare class as of a frequent class. The weights of the
+# graphs of a class sum to the fraction of the class in the original data set:
 loader = DataLoader(small, batch_size=len(small))
 batch = next(iter(loader))
 for label in range(3):
@@ -138,20 +139,20 @@ for label in range(3):
     print(f'class {label}: {len(part)} graphs, weight {part.sum():.2f}')
 
 # %%
-# There are two ways to use it, and one not to: if rare classes matter as much
-# as others to you, ignore it. Draw graphs in proportion to their weight,
+# Ignore :obj:`weight` if all classes are equally important. Otherwise, there
+# are two ways to use it. The first one samples graphs by weight:
 num_draws = 20 * 64
 sampler = WeightedRandomSampler(small.weight, num_draws)
 loader = DataLoader(small, batch_size=64, sampler=sampler)
 
-# Shared trees hold it among the attributes of their graphs:
+# Shared trees have it among the attributes of graphs:
 sampler = WeightedRandomSampler(shared.graph_attrs['weight'], num_draws)
 shared_loader = SharedTreeLoader(shared, batch_size=64, sampler=sampler)
 
 # %%
-# or weigh the loss, which has less variance. That is what is done here, with
-# the same number of steps for all, lest a small data set is punished by few
-# updates:
+# The second one weights the loss, which has less variance. The tutorial does
+# so. All data sets get the same number of steps, since fewer updates would put
+# small data sets at a disadvantage:
 
 
 def train(part, seed, num_steps=100, batch_size=128):
@@ -186,10 +187,10 @@ print(f'shared trees, 5 % of bytes: {train(shared, seed=0):.1f} %')
 # %%
 # Accuracy against bytes
 # ----------------------
-# The rival to beat is the simplest: molecules at random, of the same bytes.
-# :obj:`selection="random"` tells what remains of the gain if it is only about
-# storing trees once. The data set may be given as shared trees, so that they
-# are found only once for all budgets:
+# The simplest rival is a set of random molecules of the same bytes. Shared
+# trees with :obj:`selection="random"` show the gain of storing trees once,
+# without the gain of herding. All budgets condense the same shared trees, so
+# that trees are found once:
 trees = ShareComputationTrees(num_layers=2)(train_dataset)
 sizes = [sum(x.nbytes for _, x in data) for data in train_dataset]
 sizes = torch.tensor(sizes)
@@ -227,42 +228,42 @@ for method in ['Mirage, shared', 'Mirage', 'random, shared', 'random']:
 full = sum(train(trees, seed) for seed in seeds) / len(seeds)
 plt.axhline(full, color='gray', label='all molecules')
 plt.xscale('log')
-plt.xlabel('share of bytes [%]')
+plt.xlabel('bytes [%]')
 plt.ylabel('test accuracy [%]')
 plt.legend()
 plt.show()
 
 # %%
-# Two seeds on 257 test molecules: differences of some points are chance.
-# :doc:`../benchmarks` has more data sets, more seeds and more networks.
+# With two seeds and 257 test molecules, differences of a few points are noise.
+# :doc:`../benchmarks` has more data sets, more seeds and more models.
 #
 # Patterns
 # --------
-# The paper mines *sets* of trees that occur together in many graphs of a class
-# and makes a graph of each. These are at hand, too. Their weight is in
-# proportion to their support:
+# The paper mines *sets* of trees that occur together in many graphs of a
+# class, and makes a graph of each set. :obj:`selection="patterns"` does the
+# same. The weight of a pattern is proportional to its support:
 condense = MirageCondense(num_layers=2, ratio=0.05, selection='patterns')
 patterns = condense(train_dataset)
 print(condense.report())
 print(f'patterns, 5 % of bytes: {train(patterns, seed=0):.1f} %')
 
 # %%
-# They are not the default. A set forgets how often a tree occurs, and a
-# pattern is far smaller than the molecules it occurs in: a network that
-# adds up nodes then learns from sizes that few test molecules have:
+# Patterns are not the default. A set loses the counts of trees, and a pattern
+# is far smaller than the molecules that hold it. A model with sum pooling then
+# trains on sizes that few test molecules have:
 mean = patterns.root_count.sum() / len(patterns)
 plain = sum(data.num_nodes for data in train_dataset) / len(train_dataset)
 print(f'roots of a pattern: {mean:.1f}, atoms of a molecule: {plain:.1f}')
 
 # %%
-# What to keep in mind
-# --------------------
-# * Condense for as many layers as the model has, and for what it reads:
-#   ``edge_attr=False`` shares more if it reads no edge attributes,
-#   ``gcn_norm=True`` is for :class:`~torch_geometric.nn.conv.GCNConv`.
-# * Embeddings of roots are exact. *Batch normalization* is not on condensed
-#   plain graphs, where it counts each node once; with ``share=True``, it is
+# Rules of use
+# ------------
+# * Condense for the number of layers of the model. Set ``edge_attr=False`` if
+#   the model reads no edge attributes: more trees are equal without. Set
+#   ``gcn_norm=True`` for :class:`~torch_geometric.nn.conv.GCNConv`.
+# * Embeddings of roots are exact. *Batch normalization* on condensed plain
+#   graphs is not, since it counts each node once. With ``share=True``, use
 #   :class:`~torch_geometric_ext.nn.TreeBatchNorm` within
-#   :func:`~torch_geometric_ext.nn.shared_batch`.
-# * Condensing saves bytes. A step costs what the nodes of its mini-batch cost;
-#   with ``share=True``, distinct trees are computed once.
+#   :func:`~torch_geometric_ext.nn.shared_batch`, which is exact.
+# * Condensing saves bytes. The time of a step depends on the nodes of its
+#   mini-batch. With ``share=True``, each distinct tree is computed once.

@@ -13,7 +13,7 @@ from torch_geometric_ext.data import IndexedDataset
 
 
 class FileLikeDataset(Dataset):
-    """Hands out the same objects again and again."""
+    """Returns the same objects at every access."""
 
     def __init__(self, data_list):
         super().__init__()
@@ -27,7 +27,7 @@ class FileLikeDataset(Dataset):
 
 
 def make_graphs(num_graphs=10):
-    # The feature of a graph tells which one it is:
+    # The feature of a graph is its number:
     return [
         Data(
             x=torch.full((2, 1), float(i)), edge_index=torch.tensor([[0], [1]])
@@ -107,7 +107,7 @@ def test_indexed_dataset(name, tmp_path):
         assert [data.graph_idx.item() for data in part] == [0, 1]
         assert [data.x[0, 0] for data in part] == identity[1:3]
 
-    if 'disk' not in name:  # Database connections do not travel.
+    if 'disk' not in name:  # Database connections cannot be pickled.
         other = pickle.loads(pickle.dumps(indexed))
         assert other[1].graph_idx.tolist() == [1]
         assert other[1].x[0, 0] == identity[1]
@@ -119,7 +119,7 @@ def test_indexed_dataset_of_one_graph():
 
 
 def test_indexed_dataset_with_transform():
-    def forget(data):  # Gives an object without the attributes of `data`.
+    def forget(data):  # Returns an object without `graph_idx`.
         return Data(x=data.x + 1, num_nodes=data.num_nodes)
 
     for transform in [Constant(), forget]:
@@ -129,7 +129,7 @@ def test_indexed_dataset_with_transform():
             assert indexed[i].graph_idx.tolist() == [i]
             assert torch.equal(indexed[i].x, dataset[i].x)
 
-    # A transform that is set later is heeded as well:
+    # A transform that is set later is applied, too:
     dataset = FakeDataset(num_graphs=4)
     indexed = IndexedDataset(dataset)
     dataset.transform = forget

@@ -1,5 +1,8 @@
+import copy
 import dataclasses
+import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ from torch_geometric.testing import withCUDA
 from torch_geometric_ext.data import SharedTreeBatch, SharedTrees
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.transforms import ShareComputationTrees
+
+FILES = Path(__file__).with_name('files')
 
 
 @pytest.fixture
@@ -82,20 +87,21 @@ def test_save_and_load(shared, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['trees.pt']
 
 
-def test_failed_save_leaves_the_old_file(shared, tmp_path, monkeypatch):
-    path = tmp_path / 'trees.pt'
-    shared.save(path)
-    content = path.read_bytes()
+def test_files_and_pickles_of_version_0_1(shared):
+    assert_same_trees(SharedTrees.load(FILES / 'shared_trees.pt'), shared)
+    content = (FILES / 'shared_trees.pickle').read_bytes()
+    assert_same_trees(pickle.loads(content), shared)
 
-    def fail(state, file):
-        file.write(b'half')
-        raise OSError('disk full')
 
-    monkeypatch.setattr(torch, 'save', fail)
-    with pytest.raises(OSError, match='disk full'):
-        shared.save(path)
-    assert path.read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == ['trees.pt']
+def test_copies(shared):
+    assert_same_trees(SharedTrees.from_dict(shared.to_dict()), shared)
+    assert_same_trees(pickle.loads(pickle.dumps(shared)), shared)
+    assert_same_trees(copy.deepcopy(shared), shared)
+
+
+def test_arguments_are_keywords(shared):
+    with pytest.raises(TypeError, match='positional'):
+        SharedTrees(*shared.to_dict().values())
 
 
 def test_load_something_else(tmp_path):
@@ -112,16 +118,8 @@ def test_load_something_else(tmp_path):
 
 
 def test_save_into_missing_folder(shared, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}/a' is not"):
+    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}/a' does"):
         shared.save(tmp_path / 'a' / 'trees.pt')
-
-
-def test_save_without_the_tensor_of_a_view(shared, tmp_path):
-    shared.save(tmp_path / 'trees.pt')
-    y = torch.arange(400_000).view(4, -1)[:, 0]
-    dataclasses.replace(shared, graph_attrs={'y': y}).save(tmp_path / 'y.pt')
-    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
-    assert max(sizes) == min(sizes)
 
 
 def test_comparison(shared):

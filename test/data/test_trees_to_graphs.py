@@ -1,4 +1,4 @@
-"""Networks see condensed graphs as they see the original ones."""
+"""Models embed the roots of condensed graphs as the original nodes."""
 
 import copy
 import warnings
@@ -19,10 +19,8 @@ from torch_geometric.nn import (
 )
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.data.trees_to_graphs import (
-    unshare_graphs,
-    unshared_bytes,
-)
+from torch_geometric_ext.data.storage import graph_bytes
+from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import RootAggregation
 from torch_geometric_ext.transforms import (
@@ -89,7 +87,7 @@ class Net(torch.nn.Module):
         ).double()
 
     def condensed(self):
-        """The network that sees condensed graphs as this one plain ones."""
+        """Returns the model for condensed graphs with the same weights."""
         out = copy.deepcopy(self)
         for conv in out.convs:
             if isinstance(conv, GCNConv):
@@ -237,8 +235,8 @@ def test_nodes_that_are_needed():
     assert out.root_mask.tolist() == [True, True]
     assert out.root_count.tolist() == [2, 2]
     assert out.edge_index.tolist() == [[1, 0, 1], [0, 1, 1]]
-    # Without self-loops, the inner node gets a twin, which is read one
-    # layer deep, where its two neighbors are the same:
+    # Without self-loops, the inner node gets a copy. One layer reads the
+    # copy, for which its two neighbors are equal:
     out = MirageCondense(2, num_graphs=1, self_loops='remove')([data])[0]
     assert out.root_mask.tolist() == [True, True, False]
     assert out.root_count.tolist() == [2, 2, 0]
@@ -272,28 +270,30 @@ def test_wide_gcn_weights():
 
 @settings(max_examples=10)
 @given(seed=st.integers(0, 10**6), gcn_norm=st.booleans())
-def test_unshared_bytes(seed, gcn_norm):
+def test_graph_bytes(seed, gcn_norm):
     graphs = random_graphs(seed)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Random graphs share little.
         shared = ShareComputationTrees(2, gcn_norm)(graphs)
-    out = unshare_graphs(shared)
+    out = trees_to_graphs(shared)
     expected = [
         sum(x.numel() * x.element_size() for x in data.to_dict().values())
         for data in out
     ]
-    assert unshared_bytes(out).tolist() == expected
+    assert graph_bytes(out).tolist() == expected
 
 
 @withCUDA
 @pytest.mark.parametrize('self_loops', [False, True])
-def test_unshare_graphs_on_device(self_loops, device):
+def test_trees_to_graphs_on_device(self_loops, device):
     graphs = random_graphs(1)
     on_device = [copy.copy(data).to(device) for data in graphs]
+    share = ShareComputationTrees(2)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        expected = unshare_graphs(ShareComputationTrees(2)(graphs), self_loops)
-        out = unshare_graphs(ShareComputationTrees(2)(on_device), self_loops)
+        warnings.simplefilter('ignore')  # Random graphs share little.
+        shared, moved = share(graphs), share(on_device)
+    expected = trees_to_graphs(shared, self_loops)
+    out = trees_to_graphs(moved, self_loops)
     for data, other in zip(out, expected):
         assert data.x.device == on_device[0].x.device
         for key, value in data.to_dict().items():

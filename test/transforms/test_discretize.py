@@ -112,7 +112,7 @@ def test_state_dict():
     other = Discretize(num_bins=4)
     other.load_state_dict(transform.state_dict())
     assert torch.equal(other(graphs[0]).x, transform(graphs[0]).x)
-    with pytest.raises(ValueError, match='4 bins|of 5 bins'):
+    with pytest.raises(ValueError, match='5 bins .got 4'):
         Discretize(num_bins=5).load_state_dict(transform.state_dict())
 
 

@@ -12,9 +12,7 @@ from torch_geometric.datasets import FakeDataset
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.data import IndexedDataset
-from torch_geometric_ext.data.merge_trees import (
-    merge_shared_trees,
-)
+from torch_geometric_ext.data.merge_trees import merge_trees
 from torch_geometric_ext.ops import computation_tree_ids
 from torch_geometric_ext.transforms import ShareComputationTrees
 
@@ -156,7 +154,7 @@ def test_known_trees_keep_their_ids(seed, gcn_norm, edge_attr):
         assert torch.equal(level.child[:num_children], other.child)
     for key, value in known.node_attrs.items():
         assert torch.equal(out.node_attrs[key][: value.size(0)], value)
-    # The same graphs once more need nothing new, in the same ids:
+    # The same graphs have the same trees with the same ids:
     again = share(graphs[:8], known=known, gcn_norm=gcn_norm)
     assert_same_trees(again, known)
     # New trees do not depend on the order of graphs:
@@ -378,18 +376,18 @@ def test_result_owns_its_memory():
 
 
 def test_time_is_linear_in_the_number_of_graphs(monkeypatch):
-    # All trees are known soon, after which only graphs are added:
+    # The first chunk has all trees; later chunks only add graphs:
     rows = []
 
     def merge(parts, known=None):
         rows.append(sum(part.tree.numel() for part in parts))
-        return merge_shared_trees(parts, known)
+        return merge_trees(parts, known)
 
-    module = 'torch_geometric_ext.transforms.share_computation_trees'
-    monkeypatch.setattr(f'{module}.merge_shared_trees', merge)
+    module = 'torch_geometric_ext.transforms.share_graphs'
+    monkeypatch.setattr(f'{module}.merge_trees', merge)
     graphs = 64 * make_graphs(4)
     shared = share(graphs, chunk_size=4)
-    assert sum(rows) <= 8 * shared.tree.numel()  # log2(64) + 1, and the last.
+    assert sum(rows) <= 8 * shared.tree.numel()  # log2(64) + 2 merges.
 
 
 def test_known_of_other_settings():
@@ -451,12 +449,12 @@ def run_rank(path):
     rank = torch.distributed.get_rank()
     shared = share(make_graphs(25), distributed=True, chunk_size=4)
     shared.save(f'{path}/{rank}.pt')
-    one = share(make_graphs(1), distributed=True)  # Less than one a rank.
+    one = share(make_graphs(1), distributed=True)  # Fewer graphs than ranks.
     assert len(one) == 1
     graphs = make_graphs(4)
     graphs[3].edge_index = torch.tensor([[9], [9]])
     graphs[3].edge_attr = graphs[0].x[:1, :1]
-    # Of the last rank, but all of them tell:
+    # All ranks raise the error of the last rank:
     with pytest.raises(ValueError, match="'edge_index' of graph 3"):
         share(graphs, distributed=True)
 

@@ -1,3 +1,4 @@
+import io
 import os
 import uuid
 from pathlib import Path
@@ -8,12 +9,17 @@ from torch import Tensor
 
 
 def atomic_save(state: Any, path: Union[str, Path]) -> None:
-    """Writes tensors in dictionaries and lists to a file, which is complete or
-    not there.
+    """Save dictionaries and lists of tensors to a file.
+
+    The file is replaced at once: it never holds a part of the state, even if
+    the process stops.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder '{path.parent}' is not there")
+        raise FileNotFoundError(f"the folder '{path.parent}' does not exist")
     temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
     try:
         with open(temporary, 'xb') as file:
@@ -25,28 +31,16 @@ def atomic_save(state: Any, path: Union[str, Path]) -> None:
 
 
 def file_bytes(state: Any) -> int:
-    """The number of bytes that :func:`atomic_save` writes."""
-    counter = _Counter()
-    torch.save(without_views(state), counter)  # type: ignore[arg-type]
-    return counter.num_bytes
-
-
-class _Counter:
-    """A file that forgets what it is given."""
-
-    num_bytes = 0
-
-    def write(self, data: bytes) -> int:
-        """Counts."""
-        self.num_bytes += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """Does nothing."""
+    """Return the size of the file that :func:`atomic_save` writes."""
+    buffer = io.BytesIO()
+    torch.save(without_views(state), buffer)
+    return buffer.tell()
 
 
 def without_views(value: Any) -> Any:
-    """Copies tensors that would take larger ones with them into a file."""
+    """Clone tensors that are views, since :func:`torch.save` writes the whole
+    storage behind a view.
+    """
     if isinstance(value, dict):
         return {key: without_views(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -59,3 +53,14 @@ def without_views(value: Any) -> Any:
             else value.clone()
         )
     return value
+
+
+def tensor_bytes(value: Any) -> int:
+    """Return the number of bytes of all tensors in dictionaries and lists."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(tensor_bytes(item) for item in value)
+    return 0

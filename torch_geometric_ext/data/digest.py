@@ -8,9 +8,11 @@ from torch_geometric import EdgeIndex
 
 
 def digest(*values: Any) -> str:
-    """Tells values from others: tensors by their types, shapes and elements,
-    and so what dictionaries, sequences and iterators hold, all else by how it
-    is written.
+    """Return the SHA-256 hash of values, as a hexadecimal string.
+
+    Tensors are hashed by type, shape and elements, whatever their device and
+    layout. Dictionaries (in the order of their keys), lists, tuples and
+    iterators are hashed by their items, and other values by their `repr`.
     """
     out = hashlib.sha256()
     for value in values:

@@ -5,41 +5,50 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from torch_geometric.data import Data, InMemoryDataset, OnDiskDataset
 from torch_geometric.data import Dataset as PyGDataset
+from torch_geometric.data import InMemoryDataset
 from torch_geometric.data.data import BaseData
+
+from torch_geometric_ext.data.storage import (
+    add_graph_attr,
+    get_graphs,
+    get_items,
+    read_storage,
+)
 
 Index = Union[slice, Tensor, np.ndarray, List[int], List[bool]]
 
 
 class IndexedDataset(Dataset):
-    r"""Stamps each graph of a data set with its position, so that a sampler
-    recognizes it in a mini-batch.
+    r"""Add the index of each graph to its data object, so that a sampler
+    recognizes the graph in a mini-batch.
 
-    Every item carries :obj:`graph_idx`, an :obj:`torch.int64` tensor of shape
-    :obj:`[1]`, which :class:`torch_geometric.loader.DataLoader` collates to
-    :obj:`batch.graph_idx` of shape :obj:`[batch_size]`. It is always the
-    position in *this* object: slicing an :class:`IndexedDataset` gives a new
-    one that counts from zero, and an attribute of that name in the wrapped
-    data set is replaced. Items are shallow copies: the wrapped data set stays
-    as it is. Wrap a data set when its tensors are complete: what is assigned
-    to the storage of an :class:`~torch_geometric.data.InMemoryDataset` later
-    is not seen (its :obj:`transform` is).
+    Every item has the attribute :obj:`graph_idx`, a :obj:`torch.int64` tensor
+    of shape :obj:`[1]`. :class:`torch_geometric.loader.DataLoader` collates it
+    to :obj:`batch.graph_idx` of shape :obj:`[batch_size]`. The index is the
+    position in *this* object: a slice of an :class:`IndexedDataset` counts
+    from zero again. An attribute :obj:`graph_idx` of the wrapped data set is
+    replaced. Items are shallow copies, so that the wrapped data set does not
+    change.
+
+    Complete the tensors of an :class:`~torch_geometric.data.InMemoryDataset`
+    before you wrap it. Later changes of its :obj:`transform` have an effect,
+    later changes of its storage have none.
 
     .. note::
-        Wrap the subset, not the other way round: items of
-        :obj:`Subset(IndexedDataset(dataset), indices)` carry positions in
-        :obj:`dataset`, while a sampler draws positions in the subset.
-        :obj:`IndexedDataset(Subset(dataset, indices))` is right.
+        Wrap the subset: :obj:`IndexedDataset(Subset(dataset, indices))` is
+        right. Items of :obj:`Subset(IndexedDataset(dataset), indices)` carry
+        positions in :obj:`dataset`, while a sampler draws positions in the
+        subset.
 
     Args:
-        dataset (Dataset or Sequence): Any data set of graphs: a
+        dataset (Dataset or Sequence): A data set of graphs: a
             :class:`torch_geometric.data.Dataset` (in memory, on disk, with
             transforms), a :class:`torch.utils.data.Subset` or a list.
 
     Raises:
-        TypeError: If :obj:`dataset` has no length or no items by position, or
-            (on access) an item is not a graph.
+        TypeError: If :obj:`dataset` has no length or no integer indexing. On
+            access, if an item is not a graph.
 
     .. code-block:: python
 
@@ -68,7 +77,7 @@ class IndexedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, idx: Union[int, Index]) -> Any:
-        r"""Returns a graph, or the :class:`IndexedDataset` of a selection."""
+        r"""Return a graph, or the :class:`IndexedDataset` of several."""
         if isinstance(idx, (int, np.integer)) or (
             isinstance(idx, Tensor) and idx.dim() == 0
         ):
@@ -83,23 +92,11 @@ class IndexedDataset(Dataset):
         return self.__class__(self._select(idx))
 
     def __getitems__(self, indices: List[int]) -> List[BaseData]:
-        r"""Returns the graphs of a mini-batch at once."""
+        r"""Return the graphs of a mini-batch."""
         dataset, stamped = self.dataset, self._stamped
         if stamped is not None and dataset.transform is None:
-            # What `stamped[i]` does, less its checks for every graph:
-            positions, cache = stamped.indices(), stamped._data_list
-            return [
-                stamped.get(i) if cache[i] is None else copy.copy(cache[i])
-                for i in map(positions.__getitem__, indices)
-            ]
-
-        if isinstance(dataset, OnDiskDataset):  # One query to its database.
-            positions = dataset.indices()
-            items = dataset.multi_get([positions[i] for i in indices])
-        elif hasattr(dataset, '__getitems__'):
-            items = dataset.__getitems__(indices)
-        else:
-            items = [dataset[i] for i in indices]
+            return get_graphs(stamped, indices)
+        items = get_items(dataset, indices)
         graph_idx = torch.tensor(indices).split(1)
         return [self._stamp(*pair) for pair in zip(items, graph_idx)]
 
@@ -108,7 +105,7 @@ class IndexedDataset(Dataset):
             yield self[idx]
 
     def __getattr__(self, name: str) -> Any:
-        # `num_classes`, `num_features`, ... of the data set underneath:
+        # `num_classes`, `num_features`, ... of the wrapped data set:
         if name.startswith('num_'):
             dataset = self.dataset
             while isinstance(dataset, Subset):
@@ -120,7 +117,7 @@ class IndexedDataset(Dataset):
 
     def _select(self, idx: Index) -> Any:
         if isinstance(idx, list) and idx and isinstance(idx[0], bool):
-            idx = torch.tensor(idx)  # A mask, not the positions 0 and 1.
+            idx = torch.tensor(idx)  # A mask, no positions.
         if isinstance(self.dataset, PyGDataset):
             return self.dataset[idx]
         if isinstance(idx, Tensor):
@@ -147,28 +144,15 @@ class IndexedDataset(Dataset):
 
 
 def _stamp_storage(dataset: Any) -> Optional[InMemoryDataset]:
-    """The same graphs with their positions as one more collated attribute,
-    which spares to stamp them one by one. None where the storage of a data
-    set is not all there is to an item.
+    """Return a data set with its positions as a collated attribute, which is
+    faster than to stamp graphs one by one, or `None` where this is wrong.
     """
-    if (
-        not isinstance(dataset, InMemoryDataset)
-        or type(dataset).get is not InMemoryDataset.get
-        or type(dataset).__getitem__ is not InMemoryDataset.__getitem__
-        or not isinstance(dataset._data, Data)
-        or dataset.slices is None
-    ):
+    storage = read_storage(dataset)
+    if storage is None:
         return None
-    positions = torch.tensor(dataset.indices(), dtype=torch.long)
+    positions = storage.positions
     if positions.unique().numel() < positions.numel():
-        return None  # The same graph has several positions.
-
+        return None  # A repeated graph has several positions.
     graph_idx = torch.full((dataset.len(),), -1)
     graph_idx[positions] = torch.arange(positions.numel())
-    out = copy.copy(dataset)
-    out._data = copy.copy(dataset._data)
-    out._data['graph_idx'] = graph_idx
-    out.slices = dict(dataset.slices)
-    out.slices['graph_idx'] = torch.arange(graph_idx.numel() + 1)
-    out._data_list = graph_idx.numel() * [None]
-    return out
+    return add_graph_attr(dataset, 'graph_idx', graph_idx)

@@ -3,18 +3,25 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.data.shared_trees import SharedTrees, to_int32
 from torch_geometric_ext.ops import unique_rows, unique_trees
 from torch_geometric_ext.ops.computation_tree_ids import TreeLevel
 from torch_geometric_ext.ops.ragged import row_ptr
 
 
-def merge_shared_trees(
+def merge_trees(
     parts: Sequence[SharedTrees],
     known: Optional[SharedTrees] = None,
 ) -> SharedTrees:
-    """The shared trees of several data sets one behind the other. Trees of
-    :obj:`known` keep their ids; its graphs are not part of the result.
+    """Concatenate data sets of shared trees, and store equal trees once.
+
+    Args:
+        parts (Sequence[SharedTrees]): The data sets.
+        known (SharedTrees, optional): Trees that keep their ids. Its graphs
+            are not part of the result. (default: :obj:`None`)
+
+    Raises:
+        ValueError: If attributes, their types or their shapes differ.
     """
     if len(parts) == 1 and known is None:
         return parts[0]
@@ -22,15 +29,46 @@ def merge_shared_trees(
     for name in ['node_attrs', 'edge_attrs']:
         _check_same([getattr(part, name) for part in tables], name)
     graph_attrs = _merge_graph_attrs([part.graph_attrs for part in parts])
+    node_attrs, edge_attrs, levels, ids = _merge_levels(
+        tables, keep_first=known is not None
+    )
+    return SharedTrees(
+        num_layers=parts[0].num_layers,
+        gcn_norm=parts[0].gcn_norm,
+        has_self_loops=any(part.has_self_loops for part in tables),
+        node_attrs=node_attrs,
+        edge_attrs=edge_attrs,
+        levels=levels,
+        graph_ptr=row_ptr(
+            torch.cat([part.graph_ptr.diff() for part in parts])
+        ),
+        tree=_relabel([part.tree for part in parts], ids[-len(parts) :]).int(),
+        count=torch.cat([part.count for part in parts]),
+        graph_attrs=graph_attrs,
+        num_nodes=sum(part.num_nodes for part in parts),
+        num_edges=sum(part.num_edges for part in parts),
+        num_bytes=sum(part.num_bytes for part in parts),
+    )
 
-    keep = known is not None
-    node_attrs, ids = _merge_labels([part.node_attrs for part in tables], keep)
+
+def _merge_levels(
+    tables: Sequence[SharedTrees],
+    keep_first: bool,
+) -> Tuple[
+    Dict[str, Tensor], Dict[str, Tensor], List[TreeLevel], Sequence[Tensor]
+]:
+    """Return the distinct labels of nodes and edges, the distinct trees, and
+    the new ids of the trees of the highest level of each table.
+    """
+    node_attrs, ids = _merge_labels(
+        [table.node_attrs for table in tables], keep_first
+    )
     edge_attrs, edge_ids = _merge_labels(
-        [part.edge_attrs for part in tables], keep
+        [table.edge_attrs for table in tables], keep_first
     )
     levels = []
-    for level in zip(*(part.levels for part in tables)):
-        # The trees of all parts, in terms of the merged level below:
+    for level in zip(*(table.levels for table in tables)):
+        # Trees of all tables, with the new ids of the level below:
         own = _relabel([part.own for part in level], ids)
         child = _relabel([part.child for part in level], ids)
         ptr = row_ptr(torch.cat([part.ptr.diff() for part in level]))
@@ -38,40 +76,20 @@ def merge_shared_trees(
         if edge_attrs:
             edge_label = _relabel([p.edge_label for p in level], edge_ids)
         sizes = [part.own.numel() for part in level]
-        out = unique_trees(
-            own, ptr, child, edge_label, num_known=sizes[0] if keep else 0
-        )
-        levels.append(compact(TreeLevel(own[out.representative], *out[2:])))
+        num_known = sizes[0] if keep_first else 0
+        out = unique_trees(own, ptr, child, edge_label, num_known=num_known)
+        levels.append(to_int32(TreeLevel(own[out.representative], *out[2:])))
         ids = out.ids.split(sizes)
-
-    return SharedTrees(
-        parts[0].num_layers,
-        parts[0].gcn_norm,
-        any(part.has_self_loops for part in tables),
-        node_attrs,
-        edge_attrs,
-        levels,
-        row_ptr(torch.cat([part.graph_ptr.diff() for part in parts])),
-        _relabel([part.tree for part in parts], ids[-len(parts) :]).int(),
-        torch.cat([part.count for part in parts]),
-        graph_attrs,
-        sum(part.num_nodes for part in parts),
-        sum(part.num_edges for part in parts),
-        sum(part.num_bytes for part in parts),
-    )
-
-
-def compact(level: TreeLevel) -> TreeLevel:
-    """The same level, with ids of 32 bits."""
-    own, ptr, child, edge_label = level
-    return TreeLevel(own.int(), ptr, child.int(), edge_label.int())
+    return node_attrs, edge_attrs, levels, ids
 
 
 def _merge_labels(
     tables: List[Dict[str, Tensor]],
     keep_first: bool,
 ) -> Tuple[Dict[str, Tensor], Sequence[Tensor]]:
-    """The distinct rows of tables of labels, and the new ids of each table."""
+    """Return the distinct rows of tables of labels, and the new ids of each
+    table.
+    """
     if not tables[0]:
         return {}, []
     table = {k: torch.cat([t[k] for t in tables]) for k in tables[0]}
@@ -89,8 +107,8 @@ def _merge_labels(
 def _merge_graph_attrs(
     tables: Sequence[Dict[str, Tensor]],
 ) -> Dict[str, Tensor]:
-    """What all graphs have one row of: in a part of graphs with one node each,
-    what belongs to nodes looks the same.
+    """Concatenate the attributes that all tables have. The others belong to
+    nodes: in a table of graphs with one node each, they have one row a graph.
     """
     keys = [key for key in tables[0] if all(key in t for t in tables)]
     if any('y' in table for table in tables) and 'y' not in keys:

@@ -4,31 +4,35 @@ from torch_geometric.data import Data
 
 
 class SharedTreeBatch(Data):
-    r"""The distinct computation trees of a mini-batch of graphs, as an
-    ordinary graph: one node for each tree and level, with edges from children
-    to parents.
+    r"""A mini-batch of the distinct computation trees of graphs, as a plain
+    graph: one node for each tree of each level, with edges from children to
+    parents.
 
-    The trees of the highest level, which are those of the nodes of the graphs,
-    come first, those of level 0 last. Beside :obj:`x`, :obj:`edge_index`,
-    what edges carry, and what graphs carry (:obj:`y`, …), it holds
+    Nodes are sorted by level. The first nodes are the trees of the highest
+    level, which are the trees of the nodes of the graphs. The last nodes are
+    the trees of level 0. The attributes are :obj:`x`, :obj:`edge_index`, the
+    attributes of edges and graphs (:obj:`y`, …), and
 
     * :obj:`graph_idx` :math:`(B)`: the positions of the graphs in the data
       set,
-    * :obj:`root` :math:`(R)` and :obj:`root_count` :math:`(R)`: the distinct
-      trees of each graph as rows of :obj:`x`, and how often the graph holds
-      each, one graph after the other, with boundaries :obj:`root_ptr`
-      :math:`(B + 1)`, and :obj:`num_roots`, the number of nodes of the graphs,
-    * :obj:`own` :math:`(M)`: each tree one level less deep (those of level 0
-      themselves),
+    * :obj:`root` :math:`(R)`: the distinct trees of each graph, as rows of
+      :obj:`x`,
+    * :obj:`root_count` :math:`(R)`: the number of nodes of the graph with that
+      tree,
+    * :obj:`root_ptr` :math:`(B + 1)`: the boundaries of each graph in
+      :obj:`root`,
+    * :obj:`num_roots`: the number of nodes of the graphs,
+    * :obj:`own` :math:`(M)`: the row of each tree one level below, which is
+      the same tree of one depth less (of level 0, the tree itself),
     * :obj:`num_sampled_nodes` and :obj:`num_sampled_edges`: the number of
-      nodes, and of edges that end, at each level from the highest to the
-      lowest. They mean what they mean in mini-batches of
+      nodes of each level, and of edges that end there, from the highest level
+      to the lowest. They have the meaning of
       :class:`~torch_geometric.loader.NeighborLoader`:
-      :func:`~torch_geometric.utils.trim_to_layer` spares a layer what later
+      :func:`~torch_geometric.utils.trim_to_layer` drops nodes that later
       layers do not read.
 
-    There is no :obj:`batch` vector, since trees are shared between graphs:
-    pool with :class:`~torch_geometric_ext.nn.RootAggregation`.
+    The attribute :obj:`batch` does not exist, since graphs share trees. Pool
+    with :class:`~torch_geometric_ext.nn.RootAggregation`.
     """
 
     @property
@@ -48,13 +52,13 @@ class SharedTreeBatch(Data):
 
     @property
     def batch(self) -> Any:
-        """Raises an :class:`AttributeError`: there is none."""
+        """Raise an :class:`AttributeError`, since graphs share trees."""
         raise AttributeError
 
     def __getattr__(self, key: str) -> Any:
         if key == 'batch':
             raise AttributeError(
-                f"'{self.__class__.__name__}' has no 'batch', its nodes "
-                f"belong to several graphs (pool with 'RootAggregation')"
+                f"'{self.__class__.__name__}' has no 'batch' since graphs "
+                f"share its nodes (pool with 'RootAggregation')"
             )
         return super().__getattr__(key)

@@ -1,92 +1,53 @@
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple, Union
+from typing import Any, Dict, List, Tuple, Union
 
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.data.atomic_save import atomic_save
+from torch_geometric_ext.data.atomic_save import atomic_save, tensor_bytes
+from torch_geometric_ext.data.sharing_report import SharingReport
 from torch_geometric_ext.ops.computation_tree_ids import TreeLevel
 from torch_geometric_ext.ops.ragged import take_rows
 
 
-class SharingReport(NamedTuple):
-    """What :meth:`SharedTrees.report` returns; prints as a table."""
-
-    num_layers: int
-    num_graphs: int
-    num_nodes: int
-    num_edges: int
-    num_bytes: int
-    num_trees: List[int]
-    num_shared_edges: int
-    num_shared_bytes: int
-
-    @property
-    def node_ratio(self) -> float:
-        """Node updates of plain training to those of shared training."""
-        return self.num_nodes / max(sum(self.num_trees), 1)
-
-    @property
-    def tree_ratio(self) -> float:
-        """Embeddings (nodes times layers) to distinct trees: the ratio of node
-        updates where each layer computes its own level only.
-        """
-        return self.num_nodes * self.num_layers / max(sum(self.num_trees), 1)
-
-    def __str__(self) -> str:
-        rows = [
-            ('nodes', self.num_nodes, sum(self.num_trees)),
-            ('edges', self.num_edges, self.num_shared_edges),
-            ('bytes', self.num_bytes, self.num_shared_bytes),
-        ]
-        title = f'{self.num_graphs:,} graphs, {self.num_layers} layers'
-        lines = [f'{title:<32}{"plain":>14}{"shared":>14}{"ratio":>9}']
-        for name, plain, shared in rows:
-            ratio = plain / max(shared, 1)
-            lines.append(f'{name:<32}{plain:>14,}{shared:>14,}{ratio:>8.1f}x')
-        lines.append(
-            f'{"nodes x layers to trees":<32}'
-            f'{self.num_nodes * self.num_layers:>14,}'
-            f'{sum(self.num_trees):>14,}{self.tree_ratio:>8.1f}x'
-        )
-        trees = ', '.join(
-            f'{num:,} (depth {depth})'
-            for depth, num in enumerate(self.num_trees)
-        )
-        return '\n'.join([*lines, f'distinct trees: {trees}'])
-
-
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class SharedTrees:
-    r"""A data set of graphs as its distinct computation trees and how often
-    each graph holds them.
+    r"""A data set of graphs, stored as its distinct computation trees and
+    their counts in each graph.
 
-    Made by :class:`~torch_geometric_ext.transforms.ShareComputationTrees`,
-    loaded from by :class:`~torch_geometric_ext.loader.SharedTreeLoader`.
-    Ids of trees, children and edge labels are of :obj:`torch.int32`.
+    :class:`~torch_geometric_ext.transforms.ShareComputationTrees` makes it and
+    :class:`~torch_geometric_ext.loader.SharedTreeLoader` loads mini-batches
+    from it. Ids of trees, children and edge labels have the type
+    :obj:`torch.int32`.
 
     Args:
         num_layers (int): The depth :math:`L` of the trees.
-        gcn_norm (bool): Whether trees tell the degrees of their leaves.
-        has_self_loops (bool): Whether there were self-loops that have become
-            part of trees.
+        gcn_norm (bool): Whether labels of nodes include their in-degrees.
+        has_self_loops (bool): Whether trees include self-loops of graphs.
         node_attrs (Dict[str, torch.Tensor]): The distinct labels of nodes,
-            which are the trees of depth 0: :obj:`x` :math:`(T_0, F)` and, if
-            :obj:`gcn_norm` is set, :obj:`degree` :math:`(T_0)`.
+            which are the trees of depth 0: :obj:`x` and, if :obj:`gcn_norm` is
+            set, :obj:`degree`.
         edge_attrs (Dict[str, torch.Tensor]): The distinct labels of edges.
         levels (List[TreeLevel]): The distinct trees of depth 1 to :math:`L`.
-        graph_ptr (torch.Tensor): The boundaries of the trees of each graph,
-            :math:`(G + 1)`.
-        tree (torch.Tensor): The trees of depth :math:`L` of all graphs
-            :math:`(R)`.
-        count (torch.Tensor): How often the graph holds each of them
-            :math:`(R)`.
-        graph_attrs (Dict[str, torch.Tensor]): What each graph carries, such as
-            :obj:`y`.
-        num_nodes (int): The number of nodes of the data set.
-        num_edges (int): The number of its edges.
-        num_bytes (int): The number of bytes of its tensors.
+        graph_ptr (torch.Tensor): The boundaries of each graph in :obj:`tree`.
+        tree (torch.Tensor): The distinct trees of depth :math:`L` of each
+            graph.
+        count (torch.Tensor): The number of nodes of the graph with that tree.
+        graph_attrs (Dict[str, torch.Tensor], optional): The attributes of
+            graphs, such as :obj:`y`. (default: :obj:`{}`)
+        num_nodes (int, optional): The number of nodes of the plain graphs.
+            (default: :obj:`0`)
+        num_edges (int, optional): The number of edges of the plain graphs.
+            (default: :obj:`0`)
+        num_bytes (int, optional): The number of bytes of the tensors of the
+            plain graphs. (default: :obj:`0`)
+
+    Shapes:
+        - **input:** :obj:`x` :math:`(T_0, F)`, :obj:`degree` :math:`(T_0)`,
+          :obj:`graph_ptr` :math:`(G + 1)`, :obj:`tree` :math:`(R)`,
+          :obj:`count` :math:`(R)`, each of :obj:`graph_attrs`
+          :math:`(G, *)`
     """
 
     num_layers: int
@@ -113,7 +74,7 @@ class SharedTrees:
         return [num_labels] + [level.own.numel() for level in self.levels]
 
     def report(self) -> SharingReport:
-        """Sizes before and after."""
+        """Return the sizes of the plain graphs and of the shared trees."""
         return SharingReport(
             self.num_layers,
             len(self),
@@ -122,21 +83,21 @@ class SharedTrees:
             self.num_bytes,
             self.num_trees,
             sum(level.child.numel() for level in self.levels),
-            num_bytes(self._state()),
+            tensor_bytes(self.to_dict()),
         )
 
     def index_select(self, graph_idx: Tensor) -> 'SharedTrees':
-        r"""Returns the shared trees of some of the graphs, which are those
-        that :class:`~torch_geometric_ext.transforms.ShareComputationTrees`
-        finds in them: trees that no selected graph holds are left out, the
-        others keep their order.
+        r"""Return the shared trees of some graphs.
 
-        Takes time in proportion to the selected graphs and the number of
-        distinct trees. :obj:`num_bytes` is an estimate in proportion to nodes
-        and edges.
+        The result is what
+        :class:`~torch_geometric_ext.transforms.ShareComputationTrees` returns
+        for these graphs: trees that no selected graph holds are dropped, and
+        the other trees keep their order. :obj:`num_bytes` is an estimate, in
+        proportion to nodes and edges. Time is linear in the selected graphs
+        and the distinct trees.
 
         Args:
-            graph_idx (torch.Tensor): The positions of the graphs (or a mask).
+            graph_idx (torch.Tensor): The positions of the graphs, or a mask.
 
         Shapes:
             - **input:** :obj:`graph_idx` :math:`(G')`, :obj:`torch.int64` or
@@ -150,95 +111,54 @@ class SharedTrees:
             graph_idx.to(device)
         ]
         graph_ptr, entry = take_rows(self.graph_ptr, graph_idx)
-        count = self.count[entry]
-        ids = self.tree[entry].long()
-        degree = self.levels[-1].ptr.diff()[ids]
-        num_nodes, num_edges = int(count.sum()), int((count * degree).sum())
-
-        tree, kept = _renumber(ids, self.num_trees[-1])
-        levels, node_labels, edge_labels = self._select_levels(kept)
-        share = (num_nodes + num_edges) / max(
-            self.num_nodes + self.num_edges, 1
+        graph_attrs = {k: v[graph_idx] for k, v in self.graph_attrs.items()}
+        out = replace_graphs(
+            self, graph_ptr, self.tree[entry], self.count[entry], graph_attrs
         )
-        return replace(
-            self,
-            node_attrs={k: v[node_labels] for k, v in self.node_attrs.items()},
-            edge_attrs={k: v[edge_labels] for k, v in self.edge_attrs.items()},
-            levels=levels,
-            graph_ptr=graph_ptr,
-            tree=tree.int(),
-            count=count,
-            graph_attrs={k: v[graph_idx] for k, v in self.graph_attrs.items()},
-            num_nodes=num_nodes,
-            num_edges=num_edges,
-            num_bytes=round(self.num_bytes * share),
-        )
-
-    def _select_levels(
-        self,
-        kept: Tensor,
-    ) -> Tuple[List[TreeLevel], Tensor, Tensor]:
-        """What trees of the highest level are made of: their levels, and the
-        labels of nodes and edges in them.
-        """
-        levels, edge_labels = [], []
-        for level, size in zip(self.levels[::-1], self.num_trees[-2::-1]):
-            ptr, position = take_rows(level.ptr, kept)
-            own, child = level.own[kept].long(), level.child[position].long()
-            both, kept = _renumber(torch.cat([own, child]), size)
-            own, child = both.split([own.numel(), child.numel()])
-            edge_label = level.edge_label
-            if edge_label.numel() > 0:
-                edge_label = edge_label[position]
-            edge_labels.append(edge_label.long())
-            levels.append(TreeLevel(own.int(), ptr, child.int(), edge_label))
-
-        size = max((len(x) for x in self.edge_attrs.values()), default=0)
-        labels, kept_labels = _renumber(torch.cat(edge_labels), size)
-        sizes = [label.numel() for label in edge_labels]
-        levels = [
-            level._replace(edge_label=label.int())
-            for level, label in zip(levels, labels.split(sizes))
-        ]
-        return levels[::-1], kept, kept_labels
+        return _drop_unused_trees(out)
 
     def save(self, path: Union[str, Path]) -> None:
-        """Writes everything to a file, which is complete or not there.
+        """Save the shared trees to a file, which is replaced at once.
 
         Raises:
-            FileNotFoundError: If its folder does not exist.
+            FileNotFoundError: If the folder does not exist.
         """
-        atomic_save(self._state(), path)
+        atomic_save(self.to_dict(), path)
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> 'SharedTrees':
-        """Reads what :meth:`save` has written.
+        """Load a file written by :meth:`save`.
 
         Raises:
-            ValueError: If the file holds something else.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file does not hold shared trees.
         """
         try:
             state = torch.load(path, weights_only=True)
         except FileNotFoundError:
             raise
-        except Exception as error:  # Whatever unpickling may stumble over.
+        except Exception as error:  # Unpickling can raise anything.
             raise ValueError(
                 f"'{path}' does not hold 'SharedTrees'"
             ) from error
         names = {f.name for f in fields(cls)}
         if not isinstance(state, dict) or set(state) != names:
             raise ValueError(f"'{path}' does not hold 'SharedTrees'")
-        return cls._from_state(state)
+        return cls.from_dict(state)
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Return the arguments of the constructor, with levels as
+        dictionaries. Tensors are not copied.
+        """
+        out = {f.name: getattr(self, f.name) for f in fields(self)}
+        out['levels'] = [level._asdict() for level in self.levels]
+        return out
 
     @classmethod
-    def _from_state(cls, state: Dict[str, Any]) -> 'SharedTrees':
-        levels = [TreeLevel(**level) for level in state['levels']]
-        return cls(**{**state, 'levels': levels})
-
-    def _state(self) -> Dict[str, Any]:
-        state = {f.name: getattr(self, f.name) for f in fields(self)}
-        state['levels'] = [level._asdict() for level in self.levels]
-        return state
+    def from_dict(cls, mapping: Dict[str, Any]) -> 'SharedTrees':
+        """Return the shared trees of a dictionary made by :meth:`to_dict`."""
+        levels = [TreeLevel(**level) for level in mapping['levels']]
+        return cls(**{**mapping, 'levels': levels})
 
     def __repr__(self) -> str:
         return (
@@ -247,23 +167,70 @@ class SharedTrees:
         )
 
 
+def replace_graphs(
+    shared: SharedTrees,
+    graph_ptr: Tensor,
+    tree: Tensor,
+    count: Tensor,
+    graph_attrs: Dict[str, Tensor],
+) -> SharedTrees:
+    """Return other graphs that are made of the same trees. The bytes of the
+    plain graphs are an estimate, in proportion to nodes and edges.
+    """
+    degree = shared.levels[-1].ptr.diff()[tree.long()]
+    num_nodes, num_edges = int(count.sum()), int((count * degree).sum())
+    total = max(shared.num_nodes + shared.num_edges, 1)
+    return replace(
+        shared,
+        graph_ptr=graph_ptr,
+        tree=tree,
+        count=count,
+        graph_attrs=graph_attrs,
+        num_nodes=num_nodes,
+        num_edges=num_edges,
+        num_bytes=round(shared.num_bytes * ((num_nodes + num_edges) / total)),
+    )
+
+
+def to_int32(level: TreeLevel) -> TreeLevel:
+    """Convert the ids of a level to :obj:`torch.int32`."""
+    own, ptr, child, edge_label = level
+    return TreeLevel(own.int(), ptr, child.int(), edge_label.int())
+
+
+def _drop_unused_trees(shared: SharedTrees) -> SharedTrees:
+    """Drop trees and labels that no graph holds, and renumber the others."""
+    tree, used = _renumber(shared.tree.long(), shared.num_trees[-1])
+    levels, edge_labels = [], []
+    for level, size in zip(shared.levels[::-1], shared.num_trees[-2::-1]):
+        ptr, position = take_rows(level.ptr, used)
+        own, child = level.own[used].long(), level.child[position].long()
+        both, used = _renumber(torch.cat([own, child]), size)
+        own, child = both.split([own.numel(), child.numel()])
+        edge_label = level.edge_label
+        if edge_label.numel() > 0:
+            edge_label = edge_label[position]
+        edge_labels.append(edge_label.long())
+        levels.append(TreeLevel(own, ptr, child, edge_label))
+
+    size = max((len(x) for x in shared.edge_attrs.values()), default=0)
+    labels, used_labels = _renumber(torch.cat(edge_labels), size)
+    sizes = [label.numel() for label in edge_labels]
+    levels = [
+        to_int32(level._replace(edge_label=label))
+        for level, label in zip(levels, labels.split(sizes))
+    ]
+    return replace(
+        shared,
+        node_attrs={k: v[used] for k, v in shared.node_attrs.items()},
+        edge_attrs={k: v[used_labels] for k, v in shared.edge_attrs.items()},
+        levels=levels[::-1],
+        tree=tree.int(),
+    )
+
+
 def _renumber(ids: Tensor, num_ids: int) -> Tuple[Tensor, Tensor]:
-    """New ids without gaps, in the same order, and the ids that are left."""
+    """Return consecutive new ids in the same order, and the used old ids."""
     used = torch.zeros(num_ids, dtype=torch.bool, device=ids.device)
     used[ids] = True
     return (used.cumsum(0) - 1)[ids], used.nonzero().view(-1)
-
-
-def num_bytes(value: Any) -> int:
-    """The bytes of all tensors in dictionaries and lists."""
-    return sum(x.numel() * x.element_size() for x in _tensors(value))
-
-
-def _tensors(value: Any) -> List[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [x for item in value for x in _tensors(item)]
-    return []

@@ -1,22 +1,22 @@
-"""What the first graphs of an order take."""
+"""Sizes of growing sets of graphs, to find those that fit into a budget."""
 
 from typing import Dict
 
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.data.shared_trees import SharedTrees
 from torch_geometric_ext.ops.ragged import row_index
 
 
-def shared_bytes(shared: SharedTrees) -> Tensor:
-    """The bytes of :class:`SharedTrees` of the first :math:`k` graphs, for
-    each :math:`k` from 1 on.
+def prefix_bytes(shared: SharedTrees) -> Tensor:
+    """Return the bytes of the shared trees of the first :math:`k` graphs, for
+    each :math:`k` from 1 to the number of graphs.
     """
     num_graphs = len(shared)
     rows = shared.graph_ptr.diff() * 8 + 8  # Ids, counts and a boundary.
     out = rows + _row_bytes(shared.graph_attrs)
-    # A tree is there from the first graph on that needs it:
+    # Charge each tree to the first graph that holds it:
     first = torch.full((shared.num_trees[-1],), num_graphs, device=out.device)
     graph = row_index(shared.graph_ptr)
     first.scatter_reduce_(0, shared.tree.long(), graph, 'amin')
@@ -25,7 +25,7 @@ def shared_bytes(shared: SharedTrees) -> Tensor:
     )
     for level, num_below in zip(shared.levels[::-1], shared.num_trees[-2::-1]):
         child_bytes = 4 + 4 * (level.edge_label.numel() > 0)
-        out = _add(out, first, level.ptr.diff() * child_bytes + 12)
+        out = _charge(out, first, level.ptr.diff() * child_bytes + 12)
         parent = first.repeat_interleave(level.ptr.diff())
         below = torch.full((num_below,), num_graphs, device=out.device)
         below.scatter_reduce_(0, level.own.long(), first, 'amin')
@@ -34,19 +34,20 @@ def shared_bytes(shared: SharedTrees) -> Tensor:
             label = level.edge_label.long()
             first_label.scatter_reduce_(0, label, parent, 'amin')
         first = below
-    for attrs, since in [
+    for attrs, graph in [
         (shared.node_attrs, first),
         (shared.edge_attrs, first_label),
     ]:
-        row = torch.full_like(since, _row_bytes(attrs))
-        out = _add(out, since, row)
-    # Boundaries start with a zero, in each level and before the graphs:
+        row = torch.full_like(graph, _row_bytes(attrs))
+        out = _charge(out, graph, row)
+    # Boundaries of levels and of graphs start with a zero:
     return out.cumsum(0) + 8 * (len(shared.levels) + 1)
 
 
-def min_unshared_bytes(shared: SharedTrees) -> Tensor:
-    """No more than the bytes of the plain graphs that hold the trees of each
-    graph: those of roots and of the edges between them.
+def min_graph_bytes(shared: SharedTrees) -> Tensor:
+    """Return a lower bound of the bytes of each graph that
+    :func:`~torch_geometric_ext.data.trees_to_graphs.trees_to_graphs` returns:
+    those of its roots and of the edges that end in them.
     """
     size = shared.graph_ptr.diff()
     degree = shared.levels[-1].ptr.diff()[shared.tree.long()]
@@ -58,10 +59,10 @@ def min_unshared_bytes(shared: SharedTrees) -> Tensor:
     return size * node + num_edges * edge + _row_bytes(shared.graph_attrs)
 
 
-def _add(out: Tensor, first: Tensor, num_bytes: Tensor) -> Tensor:
-    """Adds what trees take to the graphs that need them first."""
-    used = first < out.numel()
-    return out.index_add(0, first[used], num_bytes[used])
+def _charge(out: Tensor, graph: Tensor, num_bytes: Tensor) -> Tensor:
+    """Add bytes to those of graphs. Trees that no graph holds cost nothing."""
+    used = graph < out.numel()
+    return out.index_add(0, graph[used], num_bytes[used])
 
 
 def _row_bytes(attrs: Dict[str, Tensor]) -> int:

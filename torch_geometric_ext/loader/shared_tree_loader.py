@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from torch_geometric_ext.data import SharedTreeBatch, SharedTrees
+from torch_geometric_ext.data.tree_gcn_norm import tree_gcn_norm
 from torch_geometric_ext.ops import extract_trees
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 
@@ -235,42 +236,18 @@ def _union(shared: SharedTrees) -> _Union:
         torch.cat(labels[::-1]),
         {},
     )
-    if shared.gcn_norm:
-        return _with_gcn_norm(shared, union)
+    if shared.gcn_norm:  # Trees of level 0 are leaves.
+        ptr, child, weight = tree_gcn_norm(
+            shared, union.label, union.ptr, union.child, total - num_labels
+        )
+        return union._replace(
+            ptr=ptr, child=child, edge_attrs={'edge_weight': weight}
+        )
     if shared.edge_attrs:
         edge_label = torch.cat([lv.edge_label for lv in shared.levels[::-1]])
         for key, value in shared.edge_attrs.items():
             union.edge_attrs[key] = value[edge_label]
     return union
-
-
-def _with_gcn_norm(shared: SharedTrees, union: _Union) -> _Union:
-    """Adds a self-loop to each node that has neighbors, and to the nodes above
-    level 0 in any case, and the weights of `gcn_norm`.
-    """
-    size = union.ptr.diff()
-    num_labels = shared.num_trees[0]
-    degree = size.clone()
-    degree[size.numel() - num_labels :] = shared.node_attrs['degree']
-    scale = (degree + 1).to(torch.double).rsqrt()
-
-    size[: size.numel() - num_labels] += 1
-    ptr = row_ptr(size)
-    loop = ptr[1 : ptr.numel() - num_labels] - 1
-    child = union.child.new_empty(int(ptr[-1]))
-    is_loop = torch.zeros(child.numel(), dtype=torch.bool, device=child.device)
-    is_loop[loop] = True
-    child[~is_loop] = union.child
-    child[is_loop] = torch.arange(
-        loop.numel(), dtype=child.dtype, device=child.device
-    )
-    dtype = shared.node_attrs['x'].dtype
-    if not dtype.is_floating_point:
-        dtype = torch.get_default_dtype()
-    weight = (scale[row_index(ptr)] * scale[child]).to(dtype)
-    return union._replace(
-        ptr=ptr, child=child, edge_attrs={'edge_weight': weight}
-    )
 
 
 def _identity(batch: Any) -> Any:

@@ -1,92 +1,94 @@
-"""Reads data sets as a few large graphs instead of many small ones."""
+"""Chunks of data sets as a few large graphs instead of many small ones."""
 
 from typing import Any, Dict, Iterator, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Data
 from torch_geometric.data.collate import collate
+from torch_geometric.data.data import BaseData
 
 from torch_geometric_ext.data import IndexedDataset
+from torch_geometric_ext.data.storage import Storage, get_items, read_storage
 from torch_geometric_ext.ops.computation_tree_ids import check_edges
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 
-STAMP = 'graph_idx'  # Of an `IndexedDataset`; not part of the graphs.
+CHUNK_SIZE = 4096  # Graphs; a choice that limits memory.
+STAMP = 'graph_idx'  # `IndexedDataset` adds this attribute.
 
 
 class Collated(NamedTuple):
-    """Graphs side by side: the tensors of all, the boundaries of each graph
-    in them, and those of its nodes. Edges point to rows of the tensors.
-    """
+    """Collated graphs, with edges that point to rows of the collated nodes."""
 
     attrs: Dict[str, Tensor]
-    ptrs: Dict[str, Tensor]
+    ptrs: Dict[str, Tensor]  # The boundaries of graphs in each attribute.
     node_ptr: Tensor
 
 
-class _Storage(NamedTuple):
-    """A data set in memory, the positions of its graphs in there, and the
-    number of nodes of each.
-    """
-
-    dataset: InMemoryDataset
-    positions: Tensor
-    num_nodes: Tensor
+def check_dataset(dataset: Any, name: str) -> None:
+    """Raise an error for single graphs and empty data sets."""
+    if isinstance(dataset, BaseData) or not hasattr(dataset, '__len__'):
+        raise TypeError(
+            f"'dataset' of '{name}' needs to be a data set of graphs, not a "
+            f"single graph: do not pass '{name}' as a 'transform' (got "
+            f'{type(dataset)})'
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"'dataset' of '{name}' needs at least one graph")
 
 
 def read_chunks(
     dataset: Any,
-    start: int,
-    stop: int,
-    chunk_size: int,
+    chunk_size: int = CHUNK_SIZE,
+    start: int = 0,
+    stop: Optional[int] = None,
 ) -> Iterator[Collated]:
-    """The graphs from `start` to `stop`, at most `chunk_size` at a time."""
-    storage, indexed = _storage(dataset), IndexedDataset(dataset)
+    """Iterate over the graphs of a data set, or a range of them, in chunks.
+
+    Raises:
+        TypeError: If an item is no :class:`torch_geometric.data.Data`.
+        ValueError: If keys or shapes of graphs differ, or edges point outside
+            of their graph.
+    """
+    storage = _find_storage(dataset)
+    stop = len(dataset) if stop is None else stop
     for begin in range(start, stop, chunk_size):
         end = min(begin + chunk_size, stop)
         if storage is not None:
             yield _read_storage(storage, begin, end)
         else:
-            yield _read_items(indexed, begin, end)
+            yield _read_items(dataset, begin, end)
 
 
-def _storage(dataset: Any) -> Optional[_Storage]:
-    """What is below a data set in memory. None where that is not all there is
-    to an item.
+def _find_storage(dataset: Any) -> Optional[Storage]:
+    """Return the collated graphs of a data set, or `None` if items must be
+    read one by one.
     """
     if type(dataset) is IndexedDataset:
-        return _storage(dataset.dataset)
+        return _find_storage(dataset.dataset)
     if type(dataset) is Subset:
-        storage = _storage(dataset.dataset)
+        storage = _find_storage(dataset.dataset)
         if storage is None:
             return None
         index = torch.as_tensor(dataset.indices, dtype=torch.long)
-        below, positions, num_nodes = storage
-        return _Storage(below, positions[index], num_nodes[index])
+        return storage._replace(positions=storage.positions[index])
+    storage = read_storage(dataset)
     if (
-        not isinstance(dataset, InMemoryDataset)
-        or type(dataset).get is not InMemoryDataset.get
-        or type(dataset).__getitem__ is not InMemoryDataset.__getitem__
+        storage is None
+        or type(storage.data) is not Data
+        or storage.num_nodes is None
         or dataset.transform is not None
-        or type(dataset._data) is not Data
-        or not isinstance(dataset.slices, dict)
     ):
         return None
-    num_nodes = dataset._data._store.get('_num_nodes')
-    if 'x' in dataset.slices:
-        num_nodes = torch.as_tensor(dataset.slices['x']).diff()
-    elif not isinstance(num_nodes, list):
-        return None
-    positions = torch.tensor(list(dataset.indices()), dtype=torch.long)
-    return _Storage(dataset, positions, torch.as_tensor(num_nodes)[positions])
+    return storage
 
 
-def _read_storage(storage: _Storage, begin: int, end: int) -> Collated:
-    data, positions = storage.dataset._data, storage.positions[begin:end]
+def _read_storage(storage: Storage, begin: int, end: int) -> Collated:
+    data, positions = storage.data, storage.positions[begin:end]
     _check_layout(data)
     attrs, ptrs = {}, {}
-    for key, slices in storage.dataset.slices.items():
+    for key, slices in storage.slices.items():
         value = data[key]
         if not isinstance(value, Tensor) or not isinstance(slices, Tensor):
             continue
@@ -96,11 +98,12 @@ def _read_storage(storage: _Storage, begin: int, end: int) -> Collated:
             attrs[key] = value
         else:
             attrs[key] = value.index_select(dim, index.to(value.device))
-    return _side_by_side(attrs, ptrs, storage.num_nodes[begin:end], begin)
+    assert storage.num_nodes is not None
+    return _offset_edges(attrs, ptrs, storage.num_nodes[positions], begin)
 
 
-def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
-    items = dataset.__getitems__(list(range(begin, end)))
+def _read_items(dataset: Any, begin: int, end: int) -> Collated:
+    items = get_items(dataset, list(range(begin, end)))
     for position, item in enumerate(items, begin):
         if not isinstance(item, Data):
             raise TypeError(
@@ -109,7 +112,7 @@ def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
             )
         _check_layout(item)
         other = set(item.keys()) ^ set(items[0].keys())
-        if other:
+        if other - {STAMP}:
             raise ValueError(
                 f"'dataset' needs graphs with the same attributes (got "
                 f'{sorted(other)} in only one of the graphs {begin} and '
@@ -117,12 +120,16 @@ def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
             )
     try:
         data, slices, _ = collate(
-            Data, items, increment=False, add_batch=False, exclude_keys=[STAMP]
+            Data,
+            items,
+            increment=False,
+            add_batch=False,
+            exclude_keys=[STAMP],
         )
     except RuntimeError as error:
         raise ValueError(
             f"'dataset' needs graphs whose attributes have the same shapes "
-            f'(got other ones among the graphs {begin} to {end - 1}: {error})'
+            f'(got different ones in the graphs {begin} to {end - 1}: {error})'
         ) from error
     ptrs = {
         key: torch.as_tensor(value)
@@ -131,7 +138,7 @@ def _read_items(dataset: IndexedDataset, begin: int, end: int) -> Collated:
     }
     attrs = {key: data[key] for key in ptrs}
     sizes = torch.tensor([item.num_nodes for item in items])
-    return _side_by_side(attrs, ptrs, sizes, begin)
+    return _offset_edges(attrs, ptrs, sizes, begin)
 
 
 def _check_layout(data: Data) -> None:
@@ -141,13 +148,13 @@ def _check_layout(data: Data) -> None:
         )
 
 
-def _side_by_side(
+def _offset_edges(
     attrs: Dict[str, Tensor],
     ptrs: Dict[str, Tensor],
     num_nodes: Tensor,
     begin: int,
 ) -> Collated:
-    """Lets the edges of each graph point to its own nodes."""
+    """Let the edges of each graph point to its rows of the collated nodes."""
     node_ptr = row_ptr(num_nodes)
     if 'edge_index' in attrs:
         edge_index = attrs['edge_index']

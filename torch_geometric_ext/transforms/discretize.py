@@ -9,17 +9,19 @@ from torch_geometric.transforms import BaseTransform
 
 from torch_geometric_ext.transforms.collated import read_chunks
 
-MAX_SAMPLES = 200_000
+# Numbers that limit the time to fit; choices:
+NUM_GRAPHS = 20_000  # Of larger data sets, fewer than twice as many are read.
+MAX_SAMPLES = 200_000  # Rows of features.
 
 
 @functional_transform('discretize')
 class Discretize(BaseTransform):
-    r"""Makes continuous features categorical: each value is replaced by the
-    mean of its bin (functional name: :obj:`discretize`).
+    r"""Discretize continuous features: replace each value by the mean of its
+    bin (functional name: :obj:`discretize`).
 
-    Bins are those of :class:`sklearn.preprocessing.KBinsDiscretizer`, column
-    by column. A column of no more than :obj:`num_bins` distinct values, such
-    as one of a one-hot encoding, stays as it is.
+    :class:`sklearn.preprocessing.KBinsDiscretizer` finds the bins of each
+    column. A column of at most :obj:`num_bins` distinct values does not
+    change, such as a column of a one-hot encoding.
 
     .. code-block:: python
 
@@ -29,13 +31,13 @@ class Discretize(BaseTransform):
         test_dataset.transform = discretize
 
     Args:
-        strategy (str, optional): How bins are found: :obj:`"quantile"` (as
-            many values in each) or :obj:`"kmeans"` (small distances within
-            each). (default: :obj:`"quantile"`)
+        strategy (str, optional): The strategy to find bins:
+            :obj:`"quantile"` (bins of equally many values) or :obj:`"kmeans"`
+            (bins of close values). (default: :obj:`"quantile"`)
         num_bins (int, optional): The number of bins of each column.
             (default: :obj:`8`)
-        attrs (List[str], optional): The names of the features. Those that a
-            graph does not have are skipped. (default: :obj:`["x"]`)
+        attrs (List[str], optional): The names of the features. Features that
+            a graph does not have are skipped. (default: :obj:`["x"]`)
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -61,28 +63,31 @@ class Discretize(BaseTransform):
         self.strategy = strategy
         self.num_bins = num_bins
         self.attrs = (attrs,) if isinstance(attrs, str) else tuple(attrs)
-        # For each feature, its columns, their inner bin edges, and the means:
+        # The discretized columns of each feature, with the inner edges and
+        # the means of their bins:
         self._bins: Dict[str, Tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def fitted(self) -> bool:
-        """Whether bins are known."""
+        """Whether :meth:`fit` has found bins."""
         return len(self._bins) > 0
 
     def fit(self, dataset: Any) -> 'Discretize':
-        r"""Finds the bins, from up to 200,000 rows of graphs spread evenly
-        over the data set, and returns itself.
+        r"""Find the bins, and return this transform.
+
+        Reads up to 40,000 graphs spread evenly over the data set, and up to
+        200,000 of their rows.
 
         Args:
-            dataset (Dataset or Sequence): The graphs to learn from.
+            dataset (Dataset or Sequence): The training graphs.
 
         Raises:
             ValueError: If no graph has any of the features.
         """
         samples: Dict[str, List[Tensor]] = {key: [] for key in self.attrs}
-        step = max(len(dataset) // 20_000, 1)
+        step = max(len(dataset) // NUM_GRAPHS, 1)
         subset = torch.utils.data.Subset(dataset, range(0, len(dataset), step))
-        for chunk in read_chunks(subset, 0, len(subset), 4096):
+        for chunk in read_chunks(subset):
             for key in self.attrs:
                 if key in chunk.attrs:
                     samples[key].append(chunk.attrs[key])
@@ -99,27 +104,14 @@ class Discretize(BaseTransform):
         return self
 
     def _fit(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        from sklearn.preprocessing import KBinsDiscretizer
-
+        """Return the columns to discretize, their inner edges and means."""
         x = _as_matrix(x).cpu().double()
         x = x[:: x.size(0) // MAX_SAMPLES + 1]
         columns, edges, means = [], [], []
         for column, values in enumerate(x.t()):
             if values.unique().numel() <= self.num_bins:
                 continue
-            model = KBinsDiscretizer(
-                self.num_bins,
-                encode='ordinal',
-                strategy=self.strategy,
-                subsample=None,
-                **_quantile_method(self.strategy),
-            )
-            with warnings.catch_warnings():  # Of quantiles that are equal.
-                warnings.simplefilter('ignore', UserWarning)
-                model.fit(values.view(-1, 1).numpy())
-            bounds = model.bin_edges_[0][1:-1]
-            inner = values.new_full((self.num_bins - 1,), float('inf'))
-            inner[: len(bounds)] = torch.from_numpy(bounds)
+            inner = self._find_edges(values)
             idx = torch.searchsorted(inner, values.contiguous(), right=True)
             count = idx.bincount(minlength=self.num_bins)
             total = idx.bincount(values, minlength=self.num_bins)
@@ -131,8 +123,33 @@ class Discretize(BaseTransform):
             return torch.empty(0, dtype=torch.long), empty[:, 1:], empty
         return torch.tensor(columns), torch.stack(edges), torch.stack(means)
 
+    def _find_edges(self, values: Tensor) -> Tensor:
+        """Return the inner edges of the bins of a column. Missing bins, of
+        equal quantiles, have infinite edges.
+        """
+        from sklearn.preprocessing import KBinsDiscretizer
+
+        model = KBinsDiscretizer(
+            self.num_bins,
+            encode='ordinal',
+            strategy=self.strategy,
+            subsample=None,
+            **_quantile_method(self.strategy),
+        )
+        with warnings.catch_warnings():  # Equal quantiles are fine.
+            warnings.simplefilter('ignore', UserWarning)
+            model.fit(values.view(-1, 1).numpy())
+        bounds = model.bin_edges_[0][1:-1]
+        out = values.new_full((self.num_bins - 1,), float('inf'))
+        out[: len(bounds)] = torch.from_numpy(bounds)
+        return out
+
     def forward(self, data: Data) -> Data:
-        """Replaces the features of a graph."""
+        """Return the graph with discretized features.
+
+        Raises:
+            ValueError: If there are no bins yet, or a feature contains NaN.
+        """
         if not self.fitted:
             raise ValueError(
                 f"'{self.__class__.__name__}' has no bins yet (call 'fit' "
@@ -165,14 +182,18 @@ class Discretize(BaseTransform):
         return out.view_as(x)
 
     def state_dict(self) -> Dict[str, Any]:
-        """Returns the bins."""
+        """Return the bins."""
         return {'num_bins': self.num_bins, 'bins': dict(self._bins)}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Restores the bins."""
+        """Restore the bins.
+
+        Raises:
+            ValueError: If the state has another number of bins.
+        """
         if state['num_bins'] != self.num_bins:
             raise ValueError(
-                f"'state' needs to be of {self.num_bins} bins (got "
+                f"'state' needs to hold {self.num_bins} bins (got "
                 f'{state["num_bins"]})'
             )
         self._bins = dict(state['bins'])
@@ -189,7 +210,7 @@ def _as_matrix(x: Tensor) -> Tensor:
 
 
 def _quantile_method(strategy: str) -> Dict[str, str]:
-    """Names the default, which warns otherwise since scikit-learn 1.7."""
+    """Return an explicit default, since scikit-learn 1.7 warns without."""
     import sklearn
 
     version = tuple(int(part) for part in sklearn.__version__.split('.')[:2])

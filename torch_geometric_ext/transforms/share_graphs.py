@@ -1,11 +1,15 @@
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch_geometric.data import Data
+from tqdm import tqdm
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.data.merge_trees import compact
+from torch_geometric_ext.data.atomic_save import tensor_bytes
+from torch_geometric_ext.data.merge_trees import merge_trees
+from torch_geometric_ext.data.shared_trees import to_int32
 from torch_geometric_ext.ops import unique_rows
 from torch_geometric_ext.ops.computation_tree_ids import (
     check_categorical,
@@ -14,14 +18,18 @@ from torch_geometric_ext.ops.computation_tree_ids import (
     row_labels,
 )
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
-from torch_geometric_ext.transforms.collated import Collated
-from torch_geometric_ext.transforms.discretize import Discretize
+from torch_geometric_ext.transforms.collated import (
+    CHUNK_SIZE,
+    Collated,
+    read_chunks,
+)
+from torch_geometric_ext.transforms.tree_settings import TreeSettings
 
-Labels = Tuple[Tensor, Tensor]  # And the first row of each.
+LARGE_PART = 10_000  # Nodes that suffice to find continuous features.
 
 EDGE_KEYS = ['edge_attr', 'edge_weight', 'edge_type']
 
-# What mini-batches call their own:
+# Attributes of `SharedTreeBatch`:
 RESERVED_KEYS = [
     'own',
     'num_roots',
@@ -33,22 +41,93 @@ RESERVED_KEYS = [
 ]
 
 
-class Settings(NamedTuple):
-    """What tells computation trees apart."""
+def share_graphs(
+    dataset: Any,
+    settings: TreeSettings,
+    known: Optional[SharedTrees] = None,
+    chunk_size: int = CHUNK_SIZE,
+    distributed: bool = False,
+    log: bool = False,
+) -> SharedTrees:
+    """Return the shared trees of a data set, read in chunks.
 
-    num_layers: int
-    gcn_norm: bool
-    self_loops: str
-    edge_attr: bool
-    degree_labels: bool
-    discretizer: Optional[Discretize]
+    Args:
+        dataset (Dataset or Sequence): The graphs.
+        settings (TreeSettings): The settings of trees. Their discretizer is
+            fitted to the graphs if it is not fitted yet.
+        known (SharedTrees, optional): Trees that keep their ids.
+            (default: :obj:`None`)
+        chunk_size (int, optional): The number of graphs to read at a time.
+            (default: :obj:`4096`)
+        distributed (bool, optional): Whether each rank reads a part of the
+            graphs. (default: :obj:`False`)
+        log (bool, optional): Whether to show a progress bar.
+            (default: :obj:`False`)
+    """
+    if settings.discretizer is not None and not settings.discretizer.fitted:
+        settings.discretizer.fit(dataset)
+    if distributed:
+        parts = _share_with_ranks(dataset, settings, chunk_size)
+    else:
+        chunks = read_chunks(dataset, chunk_size)
+        total = (len(dataset) - 1) // chunk_size + 1
+        bar = tqdm(chunks, 'Computation trees', total, disable=not log)
+        parts = _share_chunks(bar, settings)
+    out = merge_trees(parts, known)
+    if known is None:
+        _check_labels(out, settings)
+    return out
 
 
-def share_graphs(chunk: Collated, settings: Settings) -> SharedTrees:
-    """The shared trees of a part of a data set."""
+def _share_with_ranks(
+    dataset: Any,
+    settings: TreeSettings,
+    chunk_size: int,
+) -> List[SharedTrees]:
+    """Return the shared trees of all ranks. Each rank reads its graphs."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    start, stop = ((rank + i) * len(dataset) // world_size for i in range(2))
+    chunks = read_chunks(dataset, chunk_size, start, stop)
+    result: Union[List[SharedTrees], Exception]
+    try:
+        result = _share_chunks(chunks, settings)
+    except Exception as error:  # All ranks raise it below.
+        result = error
+    results: List[Any] = world_size * [None]
+    dist.all_gather_object(results, result)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return [part for result in results for part in result]
+
+
+def _share_chunks(
+    chunks: Iterable[Collated],
+    settings: TreeSettings,
+) -> List[SharedTrees]:
+    """Return the shared trees of chunks in few parts. Neighbors of similar
+    size are merged: memory is linear in the result, and each row is merged
+    O(log) times.
+    """
+    stack: List[SharedTrees] = []
+    for chunk in chunks:
+        part = _share_chunk(chunk, settings)
+        if part.num_nodes >= LARGE_PART:  # Fail early.
+            _check_labels(part, settings)
+        stack.append(part)
+        while len(stack) > 1 and _size(stack[-2]) < 2 * _size(stack[-1]):
+            stack[-2:] = [merge_trees(stack[-2:])]
+    return stack
+
+
+def _size(part: SharedTrees) -> int:
+    return sum(part.num_trees) + part.tree.numel() + len(part)
+
+
+def _share_chunk(chunk: Collated, settings: TreeSettings) -> SharedTrees:
     graph_attrs = _graph_attrs(chunk)
     num_nodes = int(chunk.node_ptr[-1])
-    attrs = _prepare(chunk.attrs, num_nodes, settings)
+    attrs = _preprocess(chunk.attrs, num_nodes, settings)
     edge_index = attrs['edge_index']
 
     node_keys = ['x']
@@ -66,40 +145,40 @@ def share_graphs(chunk: Collated, settings: Settings) -> SharedTrees:
     )
     graph_ptr, tree, count = _count(trees.ids[-1], chunk.node_ptr)
     return SharedTrees(
-        settings.num_layers,
-        settings.gcn_norm,
-        bool((edge_index[0] == edge_index[1]).any()),
-        {key: attrs[key][label_index] for key in node_keys},
-        {key: attrs[key][edge_label_index] for key in edge_keys},
-        [compact(level) for level in trees.levels],
-        graph_ptr,
-        tree,
-        count,
-        graph_attrs,
-        num_nodes,
-        edge_index.size(1),
-        sum(x.numel() * x.element_size() for x in chunk.attrs.values()),
+        num_layers=settings.num_layers,
+        gcn_norm=settings.gcn_norm,
+        has_self_loops=bool((edge_index[0] == edge_index[1]).any()),
+        node_attrs={key: attrs[key][label_index] for key in node_keys},
+        edge_attrs={key: attrs[key][edge_label_index] for key in edge_keys},
+        levels=[to_int32(level) for level in trees.levels],
+        graph_ptr=graph_ptr,
+        tree=tree,
+        count=count,
+        graph_attrs=graph_attrs,
+        num_nodes=num_nodes,
+        num_edges=edge_index.size(1),
+        num_bytes=tensor_bytes(chunk.attrs),
     )
 
 
-def check_labels(shared: SharedTrees, settings: Settings) -> None:
-    """Refuses continuous features that no discretizer has seen to."""
-    seen: Tuple[str, ...] = ()
+def _check_labels(shared: SharedTrees, settings: TreeSettings) -> None:
+    """Raise an error if features are continuous and not discretized."""
+    discretized: Tuple[str, ...] = ()
     if settings.discretizer is not None:
-        seen = settings.discretizer.attrs
-    if 'x' not in seen:
+        discretized = settings.discretizer.attrs
+    if 'x' not in discretized:
         check_categorical(shared.node_attrs['x'], shared.num_nodes, 'x')
     for key, value in shared.edge_attrs.items():
-        if key not in seen:
+        if key not in discretized:
             check_categorical(value, shared.num_edges, key)
 
 
-def _prepare(
+def _preprocess(
     attrs: Dict[str, Tensor],
     num_nodes: int,
-    settings: Settings,
+    settings: TreeSettings,
 ) -> Dict[str, Tensor]:
-    """Discretized features, without self-loops where they go."""
+    """Check and discretize features, and remove self-loops on demand."""
     out = dict(attrs)
     if 'edge_index' not in out:
         out['edge_index'] = torch.empty(2, 0, dtype=torch.long)
@@ -128,16 +207,18 @@ def _prepare(
     for key in EDGE_KEYS:
         check_edges(out['edge_index'], out.get(key))
     if settings.self_loops == 'remove':
-        kept = out['edge_index'][0] != out['edge_index'][1]
+        mask = out['edge_index'][0] != out['edge_index'][1]
         for key in EDGE_KEYS:
             if key in out:
-                out[key] = out[key][kept]
-        out['edge_index'] = out['edge_index'][:, kept]
+                out[key] = out[key][mask]
+        out['edge_index'] = out['edge_index'][:, mask]
     return out
 
 
-def _label(attrs: Dict[str, Tensor]) -> Labels:
-    """One label for several features."""
+def _label(attrs: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
+    """Return a label for each row of features, and the first row of each
+    label.
+    """
     labels = [row_labels(value, key) for key, value in attrs.items()]
     if len(labels) == 1:
         return labels[0]
@@ -145,7 +226,7 @@ def _label(attrs: Dict[str, Tensor]) -> Labels:
 
 
 def _count(ids: Tensor, node_ptr: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-    """The distinct ids of each graph, and how often it holds them."""
+    """Return the distinct ids of each graph, with boundaries and counts."""
     node_ptr = node_ptr.to(ids.device)
     num_ids = int(ids.max()) + 1 if ids.numel() > 0 else 1
     code, count = torch.unique(
@@ -157,15 +238,15 @@ def _count(ids: Tensor, node_ptr: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
 
 
 def _graph_attrs(chunk: Collated) -> Dict[str, Tensor]:
-    """Copies of the attributes with one row for each graph."""
+    """Copy the attributes with one row for each graph."""
     num_graphs = chunk.node_ptr.numel() - 1
     out = {}
     for key, ptr in chunk.ptrs.items():
         value = chunk.attrs[key]
         if key in RESERVED_KEYS:
             raise ValueError(
-                f"'dataset' needs graphs without an attribute '{key}', which "
-                f'mini-batches of trees have'
+                f"'dataset' needs graphs without an attribute '{key}', a name "
+                f"that 'SharedTreeLoader' uses"
             )
         if key in [*EDGE_KEYS, 'x', 'edge_index', 'graph_idx']:
             continue

@@ -70,9 +70,9 @@ def test_patterns_by_brute_force(sets, closed, min_support):
             pattern for pattern, _ in expected
         ]
         total = sum(num for _, num in expected)
-        share = len(rows) / len(sets)
+        fraction = len(rows) / len(sets)
         weight = torch.tensor([row[2] for row in out if row[0] == y])
-        other = torch.tensor([share * num / total for _, num in expected])
+        other = torch.tensor([fraction * num / total for _, num in expected])
         assert torch.allclose(weight, other)
 
 
@@ -108,7 +108,7 @@ def test_min_support(min_support, num_patterns):
     assert [labels.count(y) for y in [0, 1]] == num_patterns
 
 
-def test_share_that_is_hit_exactly():
+def test_fraction_that_is_hit_exactly():
     # 0.07 * 100 is slightly more than 7:
     graphs = make_graphs(7 * [{0}] + 93 * [{1}], 100 * [0])
     assert len(mine(graphs, min_support=0.07)) == 2
@@ -162,7 +162,7 @@ def test_class_without_patterns():
 @pytest.mark.parametrize(
     'min_support, match',
     [
-        (0, r'a share in \(0, 1\] or a positive number .* \(got 0\)'),
+        (0, r'fraction in \(0, 1\] or a positive number .* \(got 0\)'),
         (-1, r'\(got -1\)'),
         (0.0, r'\(got 0.0\)'),
         (1.5, r'\(got 1.5\)'),

@@ -122,7 +122,7 @@ def test_data_set_features():
     assert sizes == [20, 20, 10]
     batch = next(iter(DataLoader(small, batch_size=7)))
     assert batch.root_count.size(0) == batch.num_nodes
-    # Small data sets may be condensed further as lists of plain graphs only:
+    # Condensed graphs cannot be condensed again:
     with pytest.raises(ValueError, match="without an attribute 'root_count'"):
         MirageCondense(2, num_graphs=3)(small)
 
@@ -186,7 +186,7 @@ def test_graphs_without_edges_or_nodes(selection, gcn_norm):
     assert all(data.validate() for data in small)
     assert all(data.num_edges == gcn_norm * data.num_nodes for data in small)
     assert condense.report().classes[0].coverage == 1
-    # There is nothing but graphs without nodes:
+    # All graphs are empty:
     if selection != 'patterns':
         small = condense([graphs[0], graphs[3]])
         assert [data.num_nodes for data in small] == [0, 0]
@@ -218,7 +218,7 @@ def test_input_stays_as_it_is():
 
 @pytest.mark.parametrize('selection', ['herding', 'random', 'patterns'])
 @pytest.mark.parametrize('share_trees', [False, True])
-def test_kinds_of_data_sets(selection, share_trees, monkeypatch):
+def test_kinds_of_data_sets(selection, share_trees):
     graphs = make_graphs(25)
     kwargs = dict(num_graphs=12, selection=selection, share=share_trees)
     expected = MirageCondense(2, **kwargs)(graphs)
@@ -232,11 +232,9 @@ def test_kinds_of_data_sets(selection, share_trees, monkeypatch):
         Subset(graphs + graphs[:3], range(25)),
         Subset(storage, torch.arange(25).tolist()),
         share(graphs),
+        share(graphs, chunk_size=4),
     ]:
         assert_equal(MirageCondense(2, **kwargs)(dataset), expected)
-    condense = MirageCondense(2, **kwargs)
-    monkeypatch.setattr(condense._share_trees, 'chunk_size', 4)
-    assert_equal(condense(graphs), expected)
 
 
 @pytest.mark.parametrize('selection', ['herding', 'random', 'patterns'])

@@ -58,7 +58,7 @@ def test_invalid_arguments(kwargs, match):
 
 def test_invalid_number_of_layers():
     for num_layers in [0, -1, 1.5]:
-        with pytest.raises(ValueError, match="'num_layers' of 'ShareComputa"):
+        with pytest.raises(ValueError, match="'num_layers' of 'MirageCond"):
             MirageCondense(num_layers, num_graphs=2)
 
 

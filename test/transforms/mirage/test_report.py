@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from torch_geometric_ext.data.shared_trees import num_bytes
+from torch_geometric_ext.data.atomic_save import tensor_bytes
 from torch_geometric_ext.transforms import MirageCondense
 
 
@@ -32,8 +32,8 @@ def test_report_of_graphs(graphs):
     condense = MirageCondense(1, num_graphs=3)
     assert len(condense(graphs)) == 3
     report = condense.report()
-    # Depth 1: a node with one neighbor, and the center of a path. All nodes of
-    # class 0 and all nodes of class 3 have a tree of these:
+    # Depth 1: a node with one neighbor, and the center of a path. The kept
+    # graphs have all trees of their class:
     assert report.classes == [(0, 3, 1, 2, None, 1.0), (3, 3, 2, 1, None, 1.0)]
     assert report.num_bytes == BEFORE
     # Graphs have 1, 2 and 1 nodes of 4 + 1 + 8 bytes and as many edges as the
@@ -95,14 +95,16 @@ def test_bytes(graphs, share, tmp_path):
         small.save(tmp_path / 'trees.pt')
         size = (tmp_path / 'trees.pt').stat().st_size
     else:
-        assert report.num_condensed_bytes == num_bytes(small._data.to_dict())
+        assert report.num_condensed_bytes == tensor_bytes(
+            small._data.to_dict()
+        )
         small.save(list(small), tmp_path / 'graphs.pt')
         size = (tmp_path / 'graphs.pt').stat().st_size
     assert report.num_file_bytes == pytest.approx(size, rel=0.2)
 
 
 def test_report_of_shared_patterns(graphs):
-    # Sizes are those of the patterns, not of the data set they are from:
+    # Sizes are those of the patterns, not of the original data set:
     shared = MirageCondense(
         1, selection='patterns', min_support=3, share=True
     )(graphs)

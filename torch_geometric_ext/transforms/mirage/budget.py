@@ -1,25 +1,20 @@
 import math
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from typing import Any, Callable, Dict, NamedTuple, NoReturn, Optional
 
 import torch
 from torch import Tensor
 from torch_geometric.data import InMemoryDataset
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.data.tree_bytes import (
-    min_unshared_bytes,
-    shared_bytes,
-)
-from torch_geometric_ext.data.trees_to_graphs import unshared_bytes
+from torch_geometric_ext.data.storage import graph_bytes
+from torch_geometric_ext.data.tree_bytes import min_graph_bytes, prefix_bytes
 from torch_geometric_ext.transforms.mirage.frequent_patterns import Support
 
-Unshare = Callable[[SharedTrees], InMemoryDataset]
+ToGraphs = Callable[[SharedTrees], InMemoryDataset]
 
 
 class CondenseBudget(NamedTuple):
-    """How much is kept. One of these is given, and all of what has the support
-    is kept if it is that.
-    """
+    """The limit of a condensed data set. Exactly one field is set."""
 
     min_support: Optional[Support]
     num_bytes: Optional[int]
@@ -27,7 +22,7 @@ class CondenseBudget(NamedTuple):
     ratio: Optional[float]
 
     def check(self, name: str) -> None:
-        """Refuses values out of range."""
+        """Raise an error if a value is out of its range."""
         given = self.given()
         if len(given) != 1:
             raise ValueError(
@@ -50,7 +45,7 @@ class CondenseBudget(NamedTuple):
                 )
 
     def given(self) -> Dict[str, Any]:
-        """The values that are set."""
+        """Return the fields that are set."""
         return {k: v for k, v in self._asdict().items() if v is not None}
 
     def num_kept(
@@ -58,10 +53,21 @@ class CondenseBudget(NamedTuple):
         candidates: SharedTrees,
         num_classes: int,
         total_bytes: int,
-        unshare: Optional[Unshare],
+        to_graphs: Optional[ToGraphs],
     ) -> int:
-        """The longest prefix of the candidates within the budget, stored as
-        plain graphs if it is told how.
+        """Return the length of the longest prefix within the budget.
+
+        Args:
+            candidates (SharedTrees): Graphs in the order in which to keep
+                them.
+            num_classes (int): The number of classes. The first graphs are one
+                of each class.
+            total_bytes (int): The bytes of the data set before condensation.
+            to_graphs (callable, optional): The function that stores the result
+                as plain graphs, or :obj:`None` for shared trees.
+
+        Raises:
+            ValueError: If one graph of each class exceeds the budget.
         """
         if self.min_support is not None:
             return len(candidates)
@@ -73,33 +79,37 @@ class CondenseBudget(NamedTuple):
         if self.ratio is not None:
             budget = int(self.ratio * total_bytes)
         assert budget is not None
-        if unshare is None:
-            used = shared_bytes(candidates)
-        else:  # Those that may fit, and one graph of each class.
-            low = min_unshared_bytes(candidates).cumsum(0)
-            size = max(int((low <= budget).sum()), num_classes)
-            head = candidates.index_select(torch.arange(size))
-            used = unshared_bytes(unshare(head)).cumsum(0)
-        return self._fit(used, budget, num_classes, total_bytes)
-
-    def _fit(
-        self,
-        used: Tensor,
-        budget: int,
-        num_classes: int,
-        total_bytes: int,
-    ) -> int:
+        used = _used_bytes(candidates, budget, num_classes, to_graphs)
         out = int((used <= budget).sum())
-        if out < num_classes:
-            needed = int(used[num_classes - 1])
-            if self.ratio is not None:  # Rounded up, so that it is enough.
-                share = math.ceil(1e6 * needed / max(total_bytes, 1) + 1) / 1e6
-                _raise('ratio', self.ratio, num_classes, share)
+        if out >= num_classes:
+            return out
+        needed = int(used[num_classes - 1])
+        if self.ratio is None:
             _raise('num_bytes', budget, num_classes, needed)
-        return out
+        # Round up, so that the ratio in the message is enough:
+        ratio = math.ceil(1e6 * needed / max(total_bytes, 1) + 1) / 1e6
+        _raise('ratio', self.ratio, num_classes, ratio)
 
 
-def _raise(name: str, value: float, num_classes: int, needed: float) -> None:
+def _used_bytes(
+    candidates: SharedTrees,
+    budget: int,
+    num_classes: int,
+    to_graphs: Optional[ToGraphs],
+) -> Tensor:
+    """Return the bytes of prefixes, up to the longest within the budget."""
+    if to_graphs is None:
+        return prefix_bytes(candidates)
+    # Convert only graphs that can fit, and one of each class:
+    low = min_graph_bytes(candidates).cumsum(0)
+    size = max(int((low <= budget).sum()), num_classes)
+    head = candidates.index_select(torch.arange(size))
+    return graph_bytes(to_graphs(head)).cumsum(0)
+
+
+def _raise(
+    name: str, value: Optional[float], num_classes: int, needed: float
+) -> NoReturn:
     raise ValueError(
         f"'{name}' of 'MirageCondense' is too small for one graph of each of "
         f'{num_classes} classes, which takes {needed} (got {value})'

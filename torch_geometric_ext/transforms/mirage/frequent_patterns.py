@@ -1,11 +1,11 @@
 import math
-from dataclasses import replace
 from typing import Dict, List, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
 
 from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.data.shared_trees import replace_graphs
 from torch_geometric_ext.ops import frequent_itemsets, unique_trees
 from torch_geometric_ext.ops.ragged import row_ptr, take_rows
 from torch_geometric_ext.transforms.mirage.class_labels import ClassLabels
@@ -15,14 +15,14 @@ Support = Union[float, int, Dict[int, Union[float, int]]]
 
 
 class MiningSettings(NamedTuple):
-    """Which patterns to mine."""
+    """Settings of pattern mining."""
 
     closed: bool
     exclusive: bool
     max_patterns: int
 
     def check(self, name: str) -> None:
-        """Refuses values out of range."""
+        """Raise an error if a value is out of its range."""
         if self.max_patterns < 1:
             raise ValueError(
                 f"'max_patterns' of '{name}' needs to be positive (got "
@@ -31,12 +31,12 @@ class MiningSettings(NamedTuple):
 
 
 class _Patterns(NamedTuple):
-    """Sets of trees of all classes, class by class."""
+    """Frequent sets of trees."""
 
     ptr: Tensor
     tree: Tensor
-    support: Tensor
-    group: Tensor
+    support: Tensor  # The number of graphs that hold each set.
+    group: Tensor  # The class of each set.
 
 
 def frequent_patterns(
@@ -45,12 +45,21 @@ def frequent_patterns(
     support: List[int],
     settings: MiningSettings,
 ) -> SharedTrees:
-    """The frequent sets of trees of each class as graphs, in descending
-    support within a class, one of each class in turn.
+    """Return the frequent sets of trees of each class as graphs, with their
+    support as weight. Classes take turns, in the order of support.
+
+    Args:
+        shared (SharedTrees): The graphs.
+        classes (ClassLabels): The class of each graph.
+        support (List[int]): The lowest support in each class.
+        settings (MiningSettings): The settings.
+
+    Raises:
+        ValueError: If a class has no frequent pattern.
     """
     patterns = _mine(shared, classes, support, settings)
     if settings.exclusive:
-        patterns = _exclusive(patterns)
+        patterns = _drop_common(patterns)
     size = patterns.group.bincount(minlength=classes.value.numel())
     if bool((size == 0).any()):
         i = int((size == 0).nonzero()[0])
@@ -68,7 +77,16 @@ def resolve_support(
     min_support: Optional[Support],
     classes: ClassLabels,
 ) -> List[int]:
-    """The lowest support of a pattern of each class, as a number of graphs."""
+    """Return the lowest support of each class as a number of graphs.
+
+    Args:
+        min_support (float, int or dict, optional): A fraction of the graphs of
+            a class or a number of graphs, for all classes or for each.
+        classes (ClassLabels): The classes.
+
+    Raises:
+        ValueError: If a value is out of range, or a class has none.
+    """
     values = classes.value.tolist()
     if isinstance(min_support, dict):
         if set(min_support) != set(values):
@@ -81,13 +99,13 @@ def resolve_support(
         given = [1 if min_support is None else min_support] * len(values)
     out = []
     for value, size in zip(given, classes.size.tolist()):
-        is_share = isinstance(value, float)
-        if not (0 < value <= 1 if is_share else 1 <= value):
+        is_fraction = isinstance(value, float)
+        if not (0 < value <= 1 if is_fraction else 1 <= value):
             raise ValueError(
-                f"'min_support' needs to be a share in (0, 1] or a positive "
-                f'number of graphs (got {value})'
+                f"'min_support' needs to be a fraction in (0, 1] or a "
+                f'positive number of graphs (got {value})'
             )
-        if is_share:  # Some products are slightly above the number meant.
+        if is_fraction:  # Tolerate rounding: 0.07 * 100 is above 7.
             value = math.ceil(value * size - 1e-9)
         out.append(max(int(value), 1))
     return out
@@ -122,8 +140,8 @@ def _mine(
     )
 
 
-def _exclusive(patterns: _Patterns) -> _Patterns:
-    """The patterns of one class only."""
+def _drop_common(patterns: _Patterns) -> _Patterns:
+    """Drop patterns that several classes have."""
     label = torch.zeros_like(patterns.support)
     ids = unique_trees(label, patterns.ptr, patterns.tree).ids
     return _take(patterns, (ids.bincount()[ids] == 1).nonzero().view(-1))
@@ -144,18 +162,12 @@ def _as_graphs(
     classes: ClassLabels,
     patterns: _Patterns,
 ) -> SharedTrees:
-    """One graph for each pattern, which holds each of its trees once."""
+    """Return one graph for each pattern, which holds each tree once."""
     y = shared.graph_attrs['y'][classes.first][patterns.group]
-    count = torch.ones_like(patterns.tree, dtype=torch.int)
-    num_edges = int(shared.levels[-1].ptr.diff()[patterns.tree].sum())
-    share = (count.numel() + num_edges) / (shared.num_nodes + shared.num_edges)
-    return replace(
+    return replace_graphs(
         shared,
         graph_ptr=patterns.ptr,
         tree=patterns.tree.int(),
-        count=count,
+        count=torch.ones_like(patterns.tree, dtype=torch.int),
         graph_attrs={'y': y, 'weight': patterns.support.float()},
-        num_nodes=count.numel(),
-        num_edges=num_edges,
-        num_bytes=round(shared.num_bytes * share),  # As `index_select` does.
     )

@@ -1,4 +1,3 @@
-import time
 from typing import Dict, List, NamedTuple, Optional
 
 import torch
@@ -8,21 +7,18 @@ from torch_geometric_ext.ops.ragged import row_index
 from torch_geometric_ext.transforms.mirage.class_labels import ClassLabels
 
 
-class Clock:
-    """Seconds between stops."""
-
-    def __init__(self) -> None:
-        self.seconds: Dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        """Ends a stage."""
-        now = time.perf_counter()
-        self.seconds[stage], self._last = now - self._last, now
-
-
 class ClassReport(NamedTuple):
-    """What happened to the graphs of a class."""
+    """The condensation of the graphs of one class.
+
+    Args:
+        label (int): The class.
+        num_graphs (int): The number of graphs in the data set.
+        num_trees (int): The number of their distinct computation trees.
+        num_patterns (int): The number of condensed graphs.
+        support (int, optional): The lowest support of a pattern, in graphs.
+        coverage (float): The fraction of nodes whose computation tree is part
+            of a condensed graph.
+    """
 
     label: int
     num_graphs: int
@@ -33,14 +29,14 @@ class ClassReport(NamedTuple):
 
 
 class CondenseReport(NamedTuple):
-    """What :meth:`MirageCondense.report` returns; prints as a table.
+    """The result of :meth:`MirageCondense.report`; prints as a table.
 
-    For each class: its label, the numbers of graphs and of distinct trees in
-    the data set, the number of condensed graphs (chosen graphs or patterns),
-    the support (in graphs) of the rarest pattern, and the coverage, which is
-    the share of nodes whose tree the condensed graphs of the class hold. For
-    the whole: bytes of tensors before and after, bytes of a file of the
-    latter, and seconds for each stage.
+    Args:
+        classes (List[ClassReport]): A row for each class.
+        num_bytes (int): The bytes of the tensors of the data set.
+        num_condensed_bytes (int): The bytes of the tensors of the result.
+        num_file_bytes (int): The bytes of a file with the result.
+        seconds (Dict[str, float]): The seconds of each stage.
     """
 
     classes: List[ClassReport]
@@ -51,7 +47,7 @@ class CondenseReport(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """The share of the bytes of tensors that is kept."""
+        """The ratio of bytes after condensation to bytes before."""
         return self.num_condensed_bytes / max(self.num_bytes, 1)
 
     def __str__(self) -> str:
@@ -84,23 +80,23 @@ def report_classes(
     classes: ClassLabels,
     has_support: bool,
 ) -> List[ClassReport]:
-    """Compares the first candidates with all graphs, class by class."""
-    num_classes, num_trees = (
-        classes.value.numel(),
-        max(shared.num_trees[-1], 1),
-    )
+    """Compare the first `num_kept` candidates with all graphs of each class.
+    The weights of candidates are their support if `has_support` is set.
+    """
+    num_classes = classes.value.numel()
+    num_trees = max(shared.num_trees[-1], 1)
     kept = classes.of(candidates.graph_attrs['y'])[:num_kept]
     row = row_index(candidates.graph_ptr[: num_kept + 1])
     code = classes.group[row_index(shared.graph_ptr)] * num_trees + shared.tree
     kept_code = kept[row] * num_trees + candidates.tree[: row.numel()]
 
-    nodes = torch.zeros_like(classes.value)
     group = code // num_trees
-    nodes.index_add_(0, group, shared.count.long())
     covered = torch.isin(code, kept_code) * shared.count
-    kept_nodes = torch.zeros_like(nodes).index_add_(0, group, covered.long())
+    nodes, kept_nodes = (
+        torch.zeros_like(classes.value).index_add_(0, group, count.long())
+        for count in [shared.count, covered]
+    )
     distinct = (code.unique() // num_trees).bincount(minlength=num_classes)
-    size = kept.bincount(minlength=num_classes)
     support: List[Optional[int]] = [None] * num_classes
     if has_support:
         weight = candidates.graph_attrs['weight'][:num_kept].long()
@@ -108,11 +104,12 @@ def report_classes(
             0, kept, weight, 'amin', include_self=False
         )
         support = list(lowest.tolist())
-    coverage = kept_nodes / nodes.clamp(min=1)
-    columns = [classes.value, classes.size, distinct, size, coverage]
-    return [
-        ClassReport(label, num_graphs, num_trees, num_kept, lowest, share)
-        for label, num_graphs, num_trees, num_kept, share, lowest in zip(
-            *(column.tolist() for column in columns), support
-        )
+    columns = [
+        classes.value.tolist(),
+        classes.size.tolist(),
+        distinct.tolist(),
+        kept.bincount(minlength=num_classes).tolist(),
+        support,
+        (kept_nodes / nodes.clamp(min=1)).tolist(),
     ]
+    return [ClassReport(*row) for row in zip(*columns)]

@@ -1,7 +1,7 @@
-"""Orders in which graphs are kept, the most useful ones first."""
+"""Orders of graphs whose prefixes represent a data set."""
 
 from dataclasses import replace
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -11,21 +11,50 @@ from torch_geometric_ext.ops import herding
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 from torch_geometric_ext.transforms.mirage.class_labels import ClassLabels
 
-RESOLUTION = 1024  # Root mean square norm of a level of counts.
-MAX_NORM = 0.99e9  # Of a row, times those of its group: more leaves 64 bits.
+NUM_SAMPLES = 1024  # Graphs of each class to herd at first; a choice.
+RESOLUTION = 1024  # Root mean square norm of the features of a depth.
+MAX_NORM = 0.99e9  # A bound: larger products of norms overflow 64 bits.
 
 
 def interleave(group: Tensor) -> Tensor:
-    """Merges elements that are in the right order within their groups: one of
-    each group in turn, as long as there are any.
+    """Return an order in which groups take turns. Elements of the same group
+    stay in order.
     """
-    return rank_in_group(group).argsort(stable=True)
+    order = group.argsort(stable=True)
+    ptr = row_ptr(group.bincount())
+    turn = torch.empty_like(order)
+    position = torch.arange(order.numel(), device=order.device)
+    turn[order] = position - ptr[group[order]]
+    return turn.argsort(stable=True)
 
 
 def random_order(group: Tensor, generator: torch.Generator) -> Tensor:
-    """A random order of each group, interleaved."""
+    """Return a random order in which groups take turns."""
     order = torch.randperm(group.numel(), generator=generator)
     return order[interleave(group[order])]
+
+
+def herded_graphs(
+    shared: SharedTrees,
+    classes: ClassLabels,
+    num_graphs: Optional[int] = None,
+) -> Iterator[SharedTrees]:
+    """Iterate over prefixes of the herding order, from short to long, since
+    herding takes time for each graph and most budgets are small.
+
+    Args:
+        shared (SharedTrees): The graphs.
+        classes (ClassLabels): The class of each graph.
+        num_graphs (int, optional): The length of the only prefix, if known.
+            (default: :obj:`None`)
+    """
+    num_samples = num_graphs or NUM_SAMPLES
+    while True:
+        order = herding_order(shared, classes.group, num_samples)
+        yield reorder(shared, order)
+        if num_graphs is not None or num_samples >= int(classes.size.max()):
+            return
+        num_samples *= 8
 
 
 def herding_order(
@@ -33,13 +62,18 @@ def herding_order(
     group: Tensor,
     num_samples: Optional[int] = None,
 ) -> Tensor:
-    """An order of each group of graphs whose prefixes have the mean numbers of
-    trees of the group (on a logarithmic scale, of all depths), interleaved. It
-    may end after a number of graphs of each group.
+    """Return an order in which groups take turns, and whose prefixes have the
+    mean :func:`tree_features` of each group.
+
+    Args:
+        shared (SharedTrees): The graphs.
+        group (torch.Tensor): The group of each graph.
+        num_samples (int, optional): The largest number of graphs of each
+            group in the result. (default: :obj:`None`)
     """
     order = group.argsort(stable=True)
     ptr, item, value = tree_features(shared)
-    value = _limit(ptr, value, group)
+    value = _limit_norms(ptr, value, group)
     ptr, position = take_rows(ptr, order)
     chosen = herding(
         ptr,
@@ -52,8 +86,8 @@ def herding_order(
     return order[interleave(group[order])]
 
 
-def _limit(ptr: Tensor, value: Tensor, group: Tensor) -> Tensor:
-    """Lower values in the groups that are too large for exact scores."""
+def _limit_norms(ptr: Tensor, value: Tensor, group: Tensor) -> Tensor:
+    """Scale down the values of groups that are too large for exact scores."""
     row, size = row_index(ptr), group.bincount().double()
     norm = size.new_zeros(group.numel())
     norm = norm.index_add_(0, row, value.double().square()).sqrt()
@@ -64,8 +98,9 @@ def _limit(ptr: Tensor, value: Tensor, group: Tensor) -> Tensor:
 
 
 def tree_features(shared: SharedTrees) -> Tuple[Tensor, Tensor, Tensor]:
-    """The logarithms of the numbers of trees of all depths in each graph, as
-    sparse rows of integers. Each depth has the same mean square norm.
+    """Return the logarithmic counts of the trees of all depths in each graph,
+    as sparse rows of integers: boundaries, trees and values. The root mean
+    square norm of each depth is `RESOLUTION`.
     """
     graph, ids = row_index(shared.graph_ptr), shared.tree.long()
     count = shared.count.long()
@@ -76,7 +111,7 @@ def tree_features(shared: SharedTrees) -> Tuple[Tensor, Tensor, Tensor]:
         code, inverse = (graph * num_ids + ids).unique(return_inverse=True)
         total = torch.zeros_like(code).index_add_(0, inverse, count)
         value = total.double().log1p()
-        # A sum over the few distinct numbers does not depend on threads:
+        # Sum over distinct counts, independent of the number of threads:
         size = total.bincount().double()
         level = torch.arange(size.numel(), device=size.device)
         square = (level.double().log1p().square() * size)[size > 0].sum()
@@ -93,18 +128,10 @@ def tree_features(shared: SharedTrees) -> Tuple[Tensor, Tensor, Tensor]:
     return ptr, torch.cat(items)[order], torch.cat(values)[order]
 
 
-def rank_in_group(group: Tensor) -> Tensor:
-    """The position of each element among those of its group."""
-    order = group.argsort(stable=True)
-    ptr = row_ptr(group.bincount())
-    rank = torch.empty_like(order)
-    position = torch.arange(order.numel(), device=order.device)
-    rank[order] = position - ptr[group[order]]
-    return rank
-
-
 def reorder(shared: SharedTrees, order: Tensor) -> SharedTrees:
-    """All graphs in another order, with equal weights."""
+    """Return graphs in another order, with equal weights. Trees and sizes stay
+    those of all graphs.
+    """
     order = order.to(shared.tree.device)
     graph_ptr, entry = take_rows(shared.graph_ptr, order)
     graph_attrs = {key: x[order] for key, x in shared.graph_attrs.items()}
@@ -122,12 +149,12 @@ def normalize_weights(
     chosen: SharedTrees,
     classes: ClassLabels,
 ) -> SharedTrees:
-    """Lets the weights of each class sum to its share of the data set."""
+    """Scale the weights of each class to sum to its fraction of all graphs."""
     weight = chosen.graph_attrs['weight'].double()
     group = classes.of(chosen.graph_attrs['y'])
-    share = classes.size / classes.group.numel()
-    total = torch.zeros_like(share, dtype=torch.double)
+    fraction = classes.size / classes.group.numel()
+    total = torch.zeros_like(fraction, dtype=torch.double)
     total.index_add_(0, group, weight)
-    weight = weight * (share / total)[group]
+    weight = weight * (fraction / total)[group]
     graph_attrs = {**chosen.graph_attrs, 'weight': weight.float()}
     return replace(chosen, graph_attrs=graph_attrs)

@@ -1,4 +1,6 @@
 import copy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch_geometric_ext.transforms import (
     MirageCondense,
     ShareComputationTrees,
 )
-from torch_geometric_ext.transforms.mirage.fingerprint import fingerprint
+from torch_geometric_ext.transforms.mirage.cache import fingerprint
 
 
 def make_graphs(num_graphs=12):
@@ -37,22 +39,9 @@ def assert_equal(out, expected):
         assert all(torch.equal(data[key], other[key]) for key in data.keys())
 
 
-@pytest.fixture
-def no_work(monkeypatch):
-    """Fails whatever would condense again."""
-
-    def forbid():
-        def fail(self, dataset):
-            raise AssertionError('condensed again')
-
-        monkeypatch.setattr(MirageCondense, '_condense', fail)
-
-    return forbid
-
-
 @pytest.mark.parametrize('selection', ['herding', 'patterns'])
 @pytest.mark.parametrize('shared', [False, True])
-def test_cache(selection, shared, tmp_path, no_work):
+def test_cache(selection, shared, tmp_path):
     graphs, root = make_graphs(), tmp_path / 'a' / 'b'
     if shared:
         graphs = ShareComputationTrees(1)(graphs)
@@ -61,24 +50,25 @@ def test_cache(selection, shared, tmp_path, no_work):
     expected = condense(graphs, root)
     assert_equal(expected, MirageCondense(1, **kwargs)(graphs))
     assert [path.suffix for path in root.iterdir()] == ['.pt']
-    no_work()
     other = MirageCondense(1, **kwargs, log=True)
     out = other(graphs, root=str(root))
     assert isinstance(out, InMemoryDataset)
     assert_equal(out, expected)
     assert_equal(out[[1, 0]], [expected[1], expected[0]])
     assert out.num_classes == 2
-    assert other.report() == condense.report()
+    assert other.report() == condense.report()  # With the same seconds.
     assert str(other.report()) == str(condense.report())
-    with pytest.raises(AssertionError, match='condensed again'):
-        other(graphs, root, force_reload=True)
+    assert_equal(other(graphs, root, force_reload=True), expected)
+    assert other.report().seconds != condense.report().seconds
 
 
-def test_cache_of_shared_trees(tmp_path, no_work):
-    kwargs = dict(num_graphs=6, share=True)
-    expected = MirageCondense(1, **kwargs)(make_graphs(), tmp_path)
-    no_work()
-    out = MirageCondense(1, **kwargs)(make_graphs(), tmp_path)
+def test_cache_of_shared_trees(tmp_path):
+    condense, other = (
+        MirageCondense(1, num_graphs=6, share=True) for _ in range(2)
+    )
+    expected = condense(make_graphs(), tmp_path)
+    out = other(make_graphs(), tmp_path)
+    assert other.report() == condense.report()
     assert str(out) == str(expected) and out.report() == expected.report()
     assert torch.equal(out.tree, expected.tree)
     for key, value in expected.graph_attrs.items():
@@ -149,7 +139,7 @@ def test_other_data_has_other_files(tmp_path):
     assert len(list(tmp_path.iterdir())) == i + 2
 
 
-def test_discretizer_of_a_cached_data_set(tmp_path, no_work):
+def test_discretizer_of_a_cached_data_set(tmp_path):
     graphs = make_graphs()
     generator = torch.Generator().manual_seed(0)
     for data in graphs:
@@ -157,11 +147,12 @@ def test_discretizer_of_a_cached_data_set(tmp_path, no_work):
     first, second = (Discretize(num_bins=3) for _ in range(2))
     condense = MirageCondense(1, num_graphs=4, discretizer=first)
     expected = condense(graphs, tmp_path)
-    no_work()
+    report = condense.report()
     assert_equal(condense(graphs, tmp_path), expected)
     other = MirageCondense(1, num_graphs=4, discretizer=second)
     assert_equal(other(graphs, tmp_path), expected)
-    # It is ready to be used for other data:
+    assert condense.report() == other.report() == report
+    # The discretizer of the cached result is fitted, too:
     assert torch.equal(second(graphs[0]).x, first(graphs[0]).x)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -178,9 +169,30 @@ def test_file_that_is_not_usable(content, tmp_path):
         path.write_bytes(path.read_bytes()[:-100])
     else:
         torch.save(content, path)
-    with pytest.warns(UserWarning, match="_.*.pt' is not usable and is wri"):
+    with pytest.warns(UserWarning, match="_.*.pt' is broken and is wri"):
         assert_equal(condense(graphs, tmp_path), expected)
     assert_equal(condense(graphs, tmp_path), expected)  # Without a warning.
+
+
+@pytest.mark.parametrize('share', [False, True])
+def test_files_of_version_0_1(share, tmp_path):
+    files = Path(__file__).with_name('files')
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    graphs = make_graphs()
+    condense = MirageCondense(1, num_graphs=6, share=share)
+    expected = condense(graphs)
+    report = condense.report()
+    out = condense(graphs, tmp_path)
+    assert condense.report().seconds != report.seconds  # From the file.
+    assert condense.report().classes == report.classes
+    if share:
+        assert out.report() == expected.report()
+        assert torch.equal(out.tree, expected.tree)
+    else:
+        assert_equal(out, expected)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after == before
 
 
 def test_bad_input_writes_nothing(tmp_path):
@@ -199,7 +211,7 @@ def test_fingerprint():
     )
     keys = [fingerprint(graphs, x) for x in [1, 1.0, '1', (1,), None, {1: 1}]]
     assert len({*keys, expected}) == 7
-    # Attributes of other sizes, whose values are the same side by side:
+    # Equal collated values with other boundaries:
     for data in graphs[:2]:
         data.other = torch.ones(1)
     first = fingerprint(graphs[:2])
