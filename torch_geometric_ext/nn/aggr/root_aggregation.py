@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from typing import Any, Tuple, Type, Union
 
 import torch
@@ -17,6 +18,8 @@ from torch_geometric.nn.aggr import (
 from torch_geometric.nn.resolver import aggregation_resolver
 from torch_geometric.utils import scatter
 
+from torch_geometric_ext.nn.shared_batch import current_context
+from torch_geometric_ext.nn.tree_levels import rows_of
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 
 # Aggregations whose result is not that of a multiset:
@@ -103,12 +106,15 @@ class RootAggregation(torch.nn.Module):
         Raises:
             ValueError: If :obj:`h` has not the rows of the mini-batch.
         """
+        context = current_context()
+        with context.tracker.pause() if context else nullcontext():
+            return self._pool(h, batch)
+
+    def _pool(self, h: Tensor, batch: Any) -> Tensor:
         if isinstance(batch, Tensor):
             return self.aggr(h, batch)
         if 'root_ptr' in batch:
-            sizes = batch.num_sampled_nodes
-            _check_rows(h, sizes[0], sum(sizes))
-            return self._pool_trees(h, batch)
+            return self._pool_trees(_highest_level(h, batch), batch)
 
         _check_rows(h, batch.num_nodes, batch.num_nodes)
         index, size = batch.batch, getattr(batch, 'num_graphs', 1)
@@ -179,6 +185,17 @@ def _weighted_sum(
 
 def _as_column(count: Tensor, h: Tensor) -> Tensor:
     return count.view(-1, *[1] * (h.dim() - 1))
+
+
+def _highest_level(h: Tensor, batch: Any) -> Tensor:
+    """Return rows that start with the trees of the highest level."""
+    rows = rows_of(h)
+    if rows is not None and rows.levels.batch.own is batch.own:
+        if not rows.all_levels:
+            return rows.levels.lift(h, rows.level, rows.levels.num_layers)
+    sizes = batch.num_sampled_nodes
+    _check_rows(h, sizes[0], sum(sizes))
+    return h
 
 
 def _check_rows(h: Tensor, low: int, high: int) -> None:
