@@ -4,7 +4,7 @@ import functools
 import inspect
 import itertools
 import logging
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Type
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -293,8 +293,8 @@ class Levelwise:
         return Rows(self.levels, self.levels.num_layers, True)
 
 
-@functools.lru_cache(maxsize=None)
-def _argument_names(conv: Type[Module]) -> List[str]:
+@functools.cache
+def _argument_names(conv: Any) -> List[str]:
     return list(inspect.signature(conv.forward).parameters)[1:]
 
 

@@ -1,5 +1,6 @@
 """Track the level of shared computation trees that rows of tensors hold."""
 
+import itertools
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -10,6 +11,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 MISMATCH = (RuntimeError, IndexError, ValueError)
 METADATA = (int, torch.dtype, torch.device, torch.layout, type(None))
+
+# Frequent functions that return no tensors:
+SIZES = {Tensor.size, Tensor.dim, Tensor.shape.__get__}  # type: ignore
 
 
 class TreeLevels:
@@ -24,17 +28,21 @@ class TreeLevels:
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
-        self.num_layers = len(batch.num_sampled_nodes) - 1
-        self.num_rows = sum(batch.num_sampled_nodes)
+        sizes = batch.num_sampled_nodes
+        self.num_layers = len(sizes) - 1
+        self.num_rows = sum(sizes)
+        self._sizes = sizes[::-1]
+        starts = itertools.accumulate(sizes, initial=0)
+        self._starts = list(starts)[-2::-1]
         self._counts: Dict[int, Tensor] = {}
 
     def size(self, level: int) -> int:
         """Return the number of trees of a level."""
-        return self.batch.num_sampled_nodes[self.num_layers - level]
+        return self._sizes[level]
 
     def start(self, level: int) -> int:
         """Return the first row of a level in tensors of all levels."""
-        return sum(self.batch.num_sampled_nodes[: self.num_layers - level])
+        return self._starts[level]
 
     def edges(self, level: int) -> slice:
         """Return the edges that end at a level."""
@@ -175,7 +183,7 @@ class TrackRows(TorchFunctionMode):
         kwargs: Optional[Dict[str, Any]] = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self.paused:
+        if self.paused or func in SIZES:
             return func(*args, **kwargs)
         found = []
         for x in _tensors([args, kwargs]):

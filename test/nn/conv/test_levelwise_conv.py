@@ -85,11 +85,12 @@ def test_revert():
 
 def test_errors(batch):
     convs = [LevelwiseConv(SAGEConv(1, 1)) for _ in range(2)]
+    trimmed = batch.edge_index[:, :-1]
     with shared_batch(batch):
         with pytest.raises(ValueError, match="'x' .* 9 trees .*got 3"):
             convs[0](batch.x[:3], batch.edge_index)
         with pytest.raises(ValueError, match="'levelwise=False'"):
-            convs[0](batch.x, batch.edge_index[:, :-1])
+            convs[0](batch.x, trimmed)
         h = convs[0](batch.x, batch.edge_index)
         h = convs[1](h, batch.edge_index)
         with pytest.raises(ValueError, match='further than trees of depth 2'):
