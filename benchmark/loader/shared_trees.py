@@ -15,8 +15,9 @@ median over steps times the number of steps: CPU time with one thread, which
 other programs disturb little, wall-clock time with several. Ratios compare
 fresh mini-batches (trees to plain), kept ones (cached to collated) and fresh
 trees with kept plain mini-batches (trees to collated); `!` marks a warning of
-the loader. `rows` is the ratio of `SharedTreeLoader.report()`. `prep.` is the
-preparation in seconds: all transforms from a collated data set.
+the loader. `rows` and `inner` are ratios of
+`SharedTreeLoader.report()`. `prep.` is the preparation in seconds: all
+transforms from a collated data set.
 
 Further parts print ratios over batch sizes, loading times, the peak memory of
 a step on the full batch, and the test metric over epochs and seconds.
@@ -200,7 +201,8 @@ class Run:
 
 def train_step(model: Net, optimizer: Adam, batch: Any) -> Tensor:
     optimizer.zero_grad()
-    y = batch.y.view(-1).long().clamp(max=1)
+    y = batch.y.view(batch.num_graphs, -1)[:, 0]  # The first task.
+    y = y.nan_to_num().long().clamp(max=1)
     loss = F.cross_entropy(model(batch), y)
     loss.backward()
     optimizer.step()
@@ -326,7 +328,7 @@ def print_row(
     report = fresh.loader.report()
     print(
         f'{label}{seconds}{ratios}{report.node_ratio:7.2f}'
-        f'{report.edge_ratio:7.2f}{prepare:7.2f}',
+        f'{report.inner_ratio:7.2f}{prepare:7.2f}',
         flush=True,
     )
 
@@ -459,7 +461,7 @@ def compare_steps(
         print(
             f'{"model, layers":7}{"":1}{"epoch [s]":>18}{"":27}'
             f'{"fresh":>10}{"kept":>11}{"fr./kept":>11}'
-            f'{"rows":>8}{"edges":>7}{"prep.":>7}'
+            f'{"rows":>8}{"inner":>7}{"prep.":>7}'
         )
         print(f'{"batch":>13}' + ''.join(f'{m:>9}' for m in METHODS))
         collated = {

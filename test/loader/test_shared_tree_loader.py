@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch_geometric.data import Data
@@ -161,6 +163,8 @@ def test_report(shared, shuffle):
         if isinstance(x, torch.Tensor)
     )
     assert report.num_cached_bytes == pytest.approx(num_bytes, rel=0.2)
+    assert report.num_inner_rows < report.num_rows
+    assert report.inner_ratio == report.num_nodes / report.num_inner_rows
     assert report.node_ratio == 2 * report.num_nodes / report.num_rows
     assert report.edge_ratio == 2 * report.num_edges / report.num_shared_edges
     assert f'{report.node_ratio:.1f}x' in str(report)
@@ -171,6 +175,21 @@ def test_report(shared, shuffle):
     assert full.node_ratio > report.node_ratio
     with pytest.raises(ValueError, match="needs a 'batch_size'"):
         SharedTreeLoader(shared, batch_sampler=[[0]]).report()
+
+
+def test_warning():
+    shared = ShareComputationTrees(num_layers=2)(make_graphs(200))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        SharedTreeLoader(shared, 8)
+        loader = SharedTreeLoader(shared, 2, cached=True)
+    assert 1 < loader.report().inner_ratio < 1.25  # Extraction takes time.
+    with pytest.warns(UserWarning, match='of 2 graphs .*cached=True'):
+        SharedTreeLoader(shared, 2)
+    other = ShareComputationTrees(num_layers=3)(make_graphs(200))
+    assert SharedTreeLoader(other, 1).report().inner_ratio < 1
+    with pytest.warns(UserWarning, match='of 1 graphs .* fewer layers$'):
+        SharedTreeLoader(other, 1, cached=True)
 
 
 def test_workers(shared):

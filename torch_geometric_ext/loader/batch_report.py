@@ -1,13 +1,13 @@
 from typing import Any, List, NamedTuple
 
+import torch
 from torch import Tensor
 
 
 class BatchReport(NamedTuple):
     r"""The work of layers on mini-batches; prints as a table.
 
-    Returned by :meth:`SharedTreeLoader.report`. Numbers are means over
-    mini-batches.
+    Numbers are means over a sample of mini-batches.
 
     Args:
         num_layers (int): The number of message-passing layers.
@@ -16,6 +16,8 @@ class BatchReport(NamedTuple):
         num_edges (int): The number of their edges.
         num_rows (int): The rows that all layers read and update on trees:
             the trees of each level, and the trees of the level below.
+        num_inner_rows (int): The rows of all layers but the first one, which
+            often has narrow inputs. With one layer, the rows of that layer.
         num_shared_edges (int): The edges that all layers read on trees.
         num_bytes (int): The bytes of a mini-batch of trees.
         num_cached_bytes (int): The bytes of all mini-batches if they are
@@ -27,6 +29,7 @@ class BatchReport(NamedTuple):
     num_nodes: int
     num_edges: int
     num_rows: int
+    num_inner_rows: int
     num_shared_edges: int
     num_bytes: int
     num_cached_bytes: int
@@ -37,14 +40,16 @@ class BatchReport(NamedTuple):
         return self.num_nodes * self.num_layers / max(self.num_rows, 1)
 
     @property
+    def inner_ratio(self) -> float:
+        """Rows of layers after the first, on plain graphs to on trees."""
+        num_layers = max(self.num_layers - 1, 1)
+        return self.num_nodes * num_layers / max(self.num_inner_rows, 1)
+
+    @property
     def edge_ratio(self) -> float:
         """Edges of all layers on plain graphs to edges on trees."""
         num_edges = self.num_edges * self.num_layers
         return num_edges / max(self.num_shared_edges, 1)
-
-    @property
-    def is_slow(self) -> bool:
-        return False
 
     @classmethod
     def from_batches(
@@ -56,56 +61,45 @@ class BatchReport(NamedTuple):
             batches (List[SharedTreeBatch]): The mini-batches.
             num_loaded (int): The number of mini-batches that are cached.
         """
-        sizes = [
-            (
-                batch.num_roots,
-                _num_plain_edges(batch),
-                _num_rows(batch),
-                batch.num_edges,
-                sum(x.nbytes for _, x in batch if isinstance(x, Tensor)),
-            )
-            for batch in batches
-        ]
-        mean = [round(sum(column) / len(batches)) for column in zip(*sizes)]
-        return cls(
-            batches[0].num_layers,
-            batches[0].num_graphs,
-            *mean,
-            num_cached_bytes=mean[-1] * num_loaded,
-        )
+        sizes = torch.tensor([_sizes(batch) for batch in batches])
+        mean = sizes.double().mean(dim=0).round().long().tolist()
+        first = batches[0].num_layers, batches[0].num_graphs
+        return cls._make([*first, *mean, mean[-1] * num_loaded])
 
     def __str__(self) -> str:
-        layers = self.num_layers
-        title = f'{self.num_graphs:,} graphs, {layers} layers'
+        title = f'{self.num_graphs:,} graphs, {self.num_layers} layers'
         lines = [f'{title:<32}{"plain":>14}{"shared":>14}{"ratio":>9}']
-        for name, plain, shared, ratio in [
-            (
-                'rows of all layers',
-                self.num_nodes,
-                self.num_rows,
-                self.node_ratio,
-            ),
-            (
-                'edges of all layers',
-                self.num_edges,
-                self.num_shared_edges,
-                self.edge_ratio,
-            ),
+        for name, plain, shared in [
+            ('rows', self.num_nodes, self.num_rows),
+            ('edges', self.num_edges, self.num_shared_edges),
         ]:
+            plain *= self.num_layers
             lines.append(
-                f'{name:<32}{plain * layers:>14,}{shared:>14,}{ratio:>8.1f}x'
+                f'{f"{name} of all layers":<32}{plain:>14,}{shared:>14,}'
+                f'{plain / max(shared, 1):>8.1f}x'
             )
+        lines.append(f'{"bytes":<46}{self.num_bytes:>14,}')
+        if self.num_cached_bytes > 0:
+            lines.append(f'{"cached bytes":<46}{self.num_cached_bytes:>14,}')
         return '\n'.join(lines)
+
+
+def _sizes(batch: Any) -> List[int]:
+    """Return the numbers of a report, in its order."""
+    levels = batch.num_sampled_nodes
+    rows = [above + below for above, below in zip(levels, levels[1:])]
+    return [
+        batch.num_roots,
+        _num_plain_edges(batch),
+        sum(rows),
+        sum(rows[:-1] or rows),
+        batch.num_edges,
+        sum(x.nbytes for _, x in batch if isinstance(x, Tensor)),
+    ]
 
 
 def _num_plain_edges(batch: Any) -> int:
     """Return the number of edges of the graphs of a mini-batch."""
-    stop = batch.num_sampled_edges[0]
-    size = batch.num_sampled_nodes[0]
-    degree = batch.edge_index[1, :stop].bincount(minlength=size)
+    target = batch.edge_index[1, : batch.num_sampled_edges[0]]
+    degree = target.bincount(minlength=batch.num_sampled_nodes[0])
     return int((degree[batch.root] * batch.root_count).sum())
-
-
-def _num_rows(batch: Any) -> int:
-    sizes = batch.num_sampled_nodes
-    return sum(a + b for a, b in zip(sizes[:-1], sizes[1:]))

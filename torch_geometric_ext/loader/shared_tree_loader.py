@@ -4,15 +4,25 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
-from torch.utils.data import SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from torch_geometric_ext.data import SharedTreeBatch, SharedTrees
 from torch_geometric_ext.loader.batch_report import BatchReport
 from torch_geometric_ext.ops import extract_trees
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 
-NUM_SAMPLES = 8  # Mini-batches that a report looks at, a choice.
+NUM_SAMPLES = 8  # Mini-batches in a report, a choice.
+
+# A bound: layers after the first read fewer rows than on plain graphs.
+MIN_RATIO = 1.0
+# Extraction takes a part of each step, as benchmark/loader/shared_trees.py
+# measured against mini-batches of plain graphs that are collated once.
+MIN_FRESH_RATIO = 1.25
 
 
 class SharedTreeLoader(DataLoader):
@@ -98,7 +108,7 @@ class SharedTreeLoader(DataLoader):
         super().__init__(_BatchDataset(shared), collate_fn=_identity, **kwargs)
         self._warn_if_slow()
 
-    def __iter__(self) -> Iterator[SharedTreeBatch]:
+    def __iter__(self) -> Any:
         return self._iter_cached() if self.cached else super().__iter__()
 
     def _iter_cached(self) -> Iterator[SharedTreeBatch]:
@@ -151,11 +161,18 @@ class SharedTreeLoader(DataLoader):
         if self.batch_size is None or size == 0:
             return
         report = self.report()
-        if report.is_slow:
-            warnings.warn(
-                f'Mini-batches of {report.num_graphs} graphs hardly pays',
-                stacklevel=3,
-            )
+        is_kept = self.cached or self.batch_size >= size
+        if report.inner_ratio >= (MIN_RATIO if is_kept else MIN_FRESH_RATIO):
+            return
+        advice = '' if is_kept else ', and to extract them once (cached=True)'
+        warnings.warn(
+            f'Mini-batches of {report.num_graphs} graphs hold '
+            f'{report.num_rows} rows of trees for all layers in place of '
+            f'{report.num_nodes * report.num_layers} rows of nodes, which '
+            f'hardly pays: training may be slower than on plain graphs. It '
+            f'helps to use larger mini-batches or fewer layers{advice}',
+            stacklevel=3,
+        )
 
 
 class _Union(NamedTuple):

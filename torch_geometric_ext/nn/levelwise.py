@@ -4,7 +4,7 @@ import functools
 import inspect
 import itertools
 import logging
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -88,7 +88,7 @@ class Levelwise:
         hooked: bool = False,
     ) -> Tuple[Tuple, Dict[str, Any]]:
         """Return the arguments of a convolution for its level."""
-        names = _argument_names(type(conv))
+        names = _argument_names(type(conv).forward)
         named = {**dict(zip(names, args)), **kwargs}
         call = Call(conv, self._all_rows(), named, named, hooked)
         self.call, self.tracker.paused = call, True
@@ -294,8 +294,8 @@ class Levelwise:
 
 
 @functools.cache
-def _argument_names(conv: Any) -> List[str]:
-    return list(inspect.signature(conv.forward).parameters)[1:]
+def _argument_names(forward: Callable[..., Any]) -> List[str]:
+    return list(inspect.signature(forward).parameters)[1:]
 
 
 def _is_exact(conv: Module, args: Dict[str, Any], edge: List[str]) -> bool:
