@@ -1,17 +1,26 @@
-"""What training costs on plain graphs and on shared computation trees.
+"""Compare the costs of training on plain graphs and on shared trees.
 
 Trains GIN, GCN, GraphSAGE and GAT (hidden 128, sum over nodes, Adam) in one
 process, one mini-batch of each method in turn:
 
-* plain: PyG's `DataLoader` (for the full batch, collated once beforehand),
-* shared: `SharedTreeLoader`, with the same modules,
-* level-wise: the same with `LevelwiseConv`.
+* plain: PyG's `DataLoader`,
+* collated: mini-batches of plain graphs, collated once and loaded in a new
+  order in each epoch,
+* trees: `SharedTreeLoader`,
+* cached: `SharedTreeLoader(cached=True)`,
+* all lev.: the same with `shared_batch(levelwise=False)`.
 
 Loading, forward, backward and optimizer count. The time of an epoch is the
-median over steps times the number of steps. Prints seconds per epoch, ratios
-to plain, and the ratio over ten epochs with the preparation (all transforms
-from a collated data set) included; then the peak memory of a step on the full
-batch, and the test metric over epochs and over seconds.
+median over steps times the number of steps: CPU time with one thread, which
+other programs disturb little, wall-clock time with several. Ratios compare
+fresh mini-batches (trees to plain), kept ones (cached to collated) and fresh
+trees with kept plain mini-batches (trees to collated); `!` marks a warning of
+the loader. `rows` and `inner` are ratios of
+`SharedTreeLoader.report()`. `prep.` is the preparation in seconds: all
+transforms from a collated data set.
+
+Further parts print ratios over batch sizes, loading times, the peak memory of
+a step on the full batch, and the test metric over epochs and seconds.
 """
 
 import argparse
@@ -20,7 +29,8 @@ import multiprocessing
 import resource
 import time
 import warnings
-from typing import Any, Dict, Iterator, List, Optional
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,16 +44,12 @@ from torch_geometric.utils import degree
 
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.loader import SharedTreeLoader
-from torch_geometric_ext.nn import (
-    LevelwiseConv,
-    RootAggregation,
-    shared_batch,
-)
+from torch_geometric_ext.nn import RootAggregation, shared_batch
 from torch_geometric_ext.transforms import ShareComputationTrees
 
 HIDDEN = 128
 MODELS = ['GIN', 'GCN', 'SAGE', 'GAT']
-MOLECULES = ['HIV']
+MOLECULES = ['HIV', 'Tox21']
 
 
 def load(root: str, name: str) -> InMemoryDataset:
@@ -71,8 +77,10 @@ class Net(torch.nn.Module):
         in_channels: int,
         num_layers: int,
         plain: bool = True,
+        levelwise: bool = True,
     ) -> None:
         super().__init__()
+        self.levelwise = levelwise
         sizes = [in_channels] + num_layers * [HIDDEN]
         self.name = name
         self.convs = torch.nn.ModuleList(
@@ -98,15 +106,15 @@ class Net(torch.nn.Module):
         if not h.is_floating_point():  # Of molecules: up to some hundred.
             h = h.float().log1p()
         args = (batch.edge_weight,) if 'edge_weight' in batch else ()
-        with shared_batch(batch):
+        with shared_batch(batch, self.levelwise):
             for conv in self.convs:
                 h = conv(h, batch.edge_index, *args).relu()
         return self.head(self.aggr(h, batch))
 
 
 def compare_sizes(root: str, names: List[str], sizes: List[int]) -> None:
-    """Nodes for each tree in mini-batches."""
-    print('\nnodes for each tree of a mini-batch (!: the loader warns)')
+    """Print the rows of all layers on plain graphs to rows on trees."""
+    print('\nrows of all layers, plain to shared (!: the loader warns)')
     labels = ''.join(f'{size or "full":>8} ' for size in sizes)
     print(f'{"":24}{labels}')
     for name in names:
@@ -119,15 +127,28 @@ def compare_sizes(root: str, names: List[str], sizes: List[int]) -> None:
                     if size > len(dataset):
                         cells += ' ' * 9
                         continue
-                    with warnings.catch_warnings(record=True) as caught:
-                        warnings.simplefilter('always')
-                        loader = SharedTreeLoader(
-                            shared, size or len(dataset), shuffle=True
-                        )
-                    batch = next(iter(loader))
-                    ratio = batch.num_roots / batch.num_nodes
-                    cells += f'{ratio:8.2f}{"!" if caught else " "}'
+                    trees = make_loader(shared, size or len(dataset))
+                    ratio = trees.loader.report().node_ratio
+                    cells += f'{ratio:8.2f}{trees.mark}'
                 print(f'{name:12}{num_layers} layers {kind:4}{cells}')
+
+
+class Trees(NamedTuple):
+    """A loader, and `!` if it warned."""
+
+    loader: SharedTreeLoader
+    mark: str
+
+
+def make_loader(
+    shared: SharedTrees, batch_size: int, cached: bool = False
+) -> Trees:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        loader = SharedTreeLoader(
+            shared, batch_size, shuffle=True, cached=cached, drop_last=True
+        )
+    return Trees(loader, '!' if caught else ' ')
 
 
 def compare_loading(dataset: InMemoryDataset, name: str) -> None:
@@ -136,9 +157,7 @@ def compare_loading(dataset: InMemoryDataset, name: str) -> None:
     print(f'\n{name}: seconds to load an epoch')
     print(f'{"batch":>6}{"plain":>10}{"shared":>10}{"ratio":>9}')
     for batch_size in [32, 512]:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            trees = SharedTreeLoader(shared, batch_size, shuffle=True)
+        trees = make_loader(shared, batch_size).loader
         loaders = [DataLoader(dataset, batch_size, shuffle=True), trees]
         seconds: List[List[float]] = [[], []]
         for _ in range(3):
@@ -152,7 +171,7 @@ def compare_loading(dataset: InMemoryDataset, name: str) -> None:
 
 
 class Run:
-    """Trains for ever; `step` gives the seconds of a step."""
+    """Train on and on, and time each step."""
 
     def __init__(self, model: Net, loader: Any) -> None:
         self.model, self.loader = model, loader
@@ -161,23 +180,29 @@ class Run:
         self.seconds: List[float] = []
 
     def step(self) -> None:
-        start = time.perf_counter()
+        clock = (
+            time.process_time
+            if torch.get_num_threads() == 1
+            else time.perf_counter
+        )
+        start = clock()
         batch = next(self.batches, None)
         if batch is None:
             self.batches = iter(self.loader)
-            start = time.perf_counter()
+            start = clock()
             batch = next(self.batches)
         train_step(self.model, self.optimizer, batch)
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(clock() - start)
 
     def median(self) -> float:
-        # The first step warms up, if there are others.
-        return float(torch.tensor(self.seconds[1:] or self.seconds).median())
+        # Leave out warm-up steps, if there are others.
+        return float(torch.tensor(self.seconds[2:] or self.seconds).median())
 
 
 def train_step(model: Net, optimizer: Adam, batch: Any) -> Tensor:
     optimizer.zero_grad()
-    y = batch.y.view(-1).long().clamp(max=1)
+    y = batch.y.view(batch.num_graphs, -1)[:, 0]  # The first task.
+    y = y.nan_to_num().long().clamp(max=1)
     loss = F.cross_entropy(model(batch), y)
     loss.backward()
     optimizer.step()
@@ -200,63 +225,119 @@ def share(dataset: InMemoryDataset, name: str, num_layers: int) -> SharedTrees:
         return transform(dataset)
 
 
+class Collated:
+    """Mini-batches of plain graphs, collated once."""
+
+    def __init__(self, dataset: InMemoryDataset, batch_size: int) -> None:
+        loader = DataLoader(dataset, batch_size, shuffle=True, drop_last=True)
+        self.batches = list(loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for i in torch.randperm(len(self.batches)).tolist():
+            yield self.batches[i]
+
+
+METHODS = ['plain', 'collated', 'trees', 'cached', 'all lev.']
+
+
 def compare(
     dataset: InMemoryDataset,
     num_layers: int,
-    batch_sizes: List[int],
+    collated: Dict[int, Collated],
     budget: float,
 ) -> None:
-    full: Optional[Batch] = None
     for name in MODELS:
         start = time.perf_counter()
         shared = share(dataset, name, num_layers)
         prepare = time.perf_counter() - start
-        plain_model = Net(name, dataset.num_features, num_layers)
-        shared_model = Net(name, dataset.num_features, num_layers, plain=False)
-        shared_model.load_state_dict(plain_model.state_dict())
-        for batch_size in batch_sizes:
-            if 0 < len(dataset) <= batch_size:
-                continue
-            if batch_size > 0:
-                loader: Any = DataLoader(
+        for batch_size, batches in collated.items():
+            fresh = make_loader(shared, batch_size)
+            cached = make_loader(shared, batch_size, cached=True)
+            for _ in cached.loader:
+                pass
+            plain = Net(name, dataset.num_features, num_layers)
+            loaders = {
+                'plain': DataLoader(
                     dataset, batch_size, shuffle=True, drop_last=True
-                )
-            else:
-                batch_size = len(dataset)
-                full = collate(dataset) if full is None else full
-                loader = [full]
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                trees = SharedTreeLoader(
-                    shared, batch_size, shuffle=True, drop_last=True
-                )
-            levelwise = LevelwiseConv.convert(copy.deepcopy(shared_model))
-            runs = [
-                Run(copy.deepcopy(plain_model), loader),
-                Run(copy.deepcopy(shared_model), trees),
-                Run(levelwise, trees),  # type: ignore[arg-type]
-            ]
-            start = time.perf_counter()
-            while (len(runs[0].seconds) < 2 and sum(runs[0].seconds) < 8) or (
-                time.perf_counter() - start < budget
-                and len(runs[0].seconds) < 20
-            ):
-                runs[0].step()
-                for _ in range(3):  # Short steps need more of them.
-                    runs[1].step()
-                    runs[2].step()
+                ),
+                'collated': batches,
+                'trees': fresh.loader,
+                'cached': cached.loader,
+                'all lev.': cached.loader,
+            }
+            if batch_size == len(dataset):
+                del loaders['plain'], loaders['trees']
+            runs = {}
+            for method, loader in loaders.items():
+                model = plain
+                if method not in ['plain', 'collated']:
+                    levelwise = method != 'all lev.'
+                    sizes = dataset.num_features, num_layers
+                    model = Net(name, *sizes, plain=False, levelwise=levelwise)
+                    model.load_state_dict(plain.state_dict())
+                runs[method] = Run(copy.deepcopy(model), loader)
+            train(runs, budget)
             num_steps = len(dataset) / batch_size
-            epoch = [run.median() * num_steps for run in runs]
-            ratio = epoch[0] / epoch[1]
-            with_prepare = 10 * epoch[0] / (10 * epoch[1] + prepare)
-            label = f'{batch_size}' if num_steps > 1 else 'full'
-            print(
-                f'{name:5}{num_layers:2}{label:>6}{epoch[0]:10.3f}'
-                f'{epoch[1]:9.4f}{epoch[2]:9.4f}{ratio:9.2f}x'
-                f'{epoch[0] / epoch[2]:9.2f}x{with_prepare:9.2f}x'
-                f'{prepare:9.2f}',
-                flush=True,
+            epoch = {k: run.median() * num_steps for k, run in runs.items()}
+            print_row(
+                f'{name:5}{num_layers:2}'
+                f'{batch_size if num_steps > 1 else "full":>6}',
+                epoch,
+                fresh,
+                cached,
+                prepare,
             )
+
+
+def train(runs: Dict[str, Run], budget: float) -> None:
+    """Take steps of all methods in turn; short steps need more of them."""
+    start = time.perf_counter()
+    num_rounds = 0
+    while num_rounds < 3 or (
+        time.perf_counter() - start < budget and num_rounds < 25
+    ):
+        for method, run in runs.items():
+            for _ in range(1 if method in ['plain', 'collated'] else 2):
+                run.step()
+        num_rounds += 1
+        if time.perf_counter() - start > 20 * budget:
+            break
+
+
+def print_row(
+    label: str,
+    epoch: Dict[str, float],
+    fresh: Trees,
+    cached: Trees,
+    prepare: float,
+) -> None:
+    seconds = ''.join(
+        f'{epoch[method]:9.4f}' if method in epoch else f'{"":9}'
+        for method in METHODS
+    )
+    ratios = ''
+    for method, rival, mark in [
+        ('trees', 'plain', fresh.mark),
+        ('cached', 'collated', cached.mark),
+        ('trees', 'collated', fresh.mark),
+    ]:
+        if method in epoch and rival in epoch:
+            ratios += f'{epoch[rival] / epoch[method]:9.2f}x{mark}'
+        else:
+            ratios += f'{"":11}'
+    report = fresh.loader.report()
+    print(
+        f'{label}{seconds}{ratios}{report.node_ratio:7.2f}'
+        f'{report.inner_ratio:7.2f}{prepare:7.2f}',
+        flush=True,
+    )
+
+
+def cpu_name() -> str:
+    for line in Path('/proc/cpuinfo').read_text().splitlines():
+        if line.startswith('model name'):
+            return line.split(':')[1].strip()
+    return 'unknown CPU'
 
 
 def peak_memory(root: str, name: str, shared: bool, queue: Any) -> None:
@@ -372,18 +453,24 @@ def compare_steps(
         torch.set_num_threads(threads)
         print(
             f'\n{name}: {len(dataset):,} graphs, {threads} thread(s), '
-            f'PyTorch {torch.__version__}'
+            f'{cpu_name()}, PyTorch {torch.__version__}'
         )
         if threads == args.threads[0]:
             for num_layers in args.num_layers:
                 print(share(dataset, 'GIN', num_layers).report())
         print(
-            f'{"model, layers":7}{"batch":>6}{"plain [s]":>10}'
-            f'{"shared":>9}{"levelw.":>9}{"shared":>10}{"levelw.":>10}'
-            f'{"10 epochs":>10}{"prep.":>9}'
+            f'{"model, layers":7}{"":1}{"epoch [s]":>18}{"":27}'
+            f'{"fresh":>10}{"kept":>11}{"fr./kept":>11}'
+            f'{"rows":>8}{"inner":>7}{"prep.":>7}'
         )
+        print(f'{"batch":>13}' + ''.join(f'{m:>9}' for m in METHODS))
+        collated = {
+            size: Collated(dataset, size)
+            for size in [s or len(dataset) for s in args.batch_sizes]
+            if size <= len(dataset)
+        }
         for num_layers in args.num_layers:
-            compare(dataset, num_layers, args.batch_sizes, args.budget)
+            compare(dataset, num_layers, collated, args.budget)
 
 
 def main() -> None:
@@ -392,7 +479,7 @@ def main() -> None:
     parser.add_argument(
         '--datasets',
         nargs='+',
-        default=['NCI1', 'HIV', 'MUTAG', 'AIDS', 'PROTEINS', 'IMDB-MULTI'],
+        default=['NCI1', 'Tox21', 'DHFR', 'PROTEINS', 'IMDB-MULTI', 'HIV'],
     )
     parser.add_argument('--threads', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--num_layers', type=int, nargs='+', default=[2, 3])

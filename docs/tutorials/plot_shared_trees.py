@@ -2,15 +2,15 @@ r"""
 Train on every distinct computation tree once
 =============================================
 
-A message-passing network with :math:`L` layers sees of a node what lies within
-:math:`L` hops: its *computation tree*. Nodes with the same tree get the same
-embedding, and in real data most trees repeat, within a graph and across
-graphs: a carbon between two carbons of a ring looks the same everywhere. A
-plain mini-batch computes the same embedding again and again.
+The embedding of a node after :math:`L` layers of message passing depends on
+its *computation tree*: the nodes and edges within :math:`L` hops. Nodes with
+equal trees get equal embeddings. In real data most trees repeat, within a
+graph and across graphs: a carbon between two carbons of a ring looks the same
+everywhere. A plain mini-batch computes the same embedding again and again.
 
-This tutorial finds the distinct trees of a data set, looks at what is shared,
-and trains a GIN on every tree once. The loss and all gradients are those of
-plain training; only the time is not.
+This tutorial finds the distinct trees of a data set and trains a GIN on every
+tree once. The loss and all gradients are those of plain training. An epoch
+takes less time.
 """
 
 # %%
@@ -18,7 +18,6 @@ plain training; only the time is not.
 # ----------------------
 # Propanol, C-C-C-O, and butane, C-C-C-C, with the element as the feature of
 # each heavy atom:
-import copy
 import tempfile
 import time
 
@@ -31,7 +30,6 @@ from torch_geometric.nn import GIN
 from torch_geometric_ext.datasets import Solubility
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import (
-    LevelwiseConv,
     RootAggregation,
     TreeBatchNorm,
     check_exact,
@@ -50,12 +48,11 @@ shared = ShareComputationTrees(num_layers=2)(4 * [propanol, butane])
 print(shared.report())
 
 # %%
-# Among the 32 atoms of these eight molecules, there are only five distinct
-# trees of depth 2. A mini-batch holds one node for each distinct tree of each
-# level, and edges from children to parents. It is an ordinary graph: :obj:`L`
-# layers of a convolution give the nodes of the highest level just the
-# embeddings that the atoms have. What a molecule is, tell the counts: it is a
-# multiset of trees.
+# The 32 atoms of these eight molecules have only five distinct trees of depth
+# 2. A mini-batch holds one node for each distinct tree of each level, and
+# edges from children to parents. It is an ordinary graph: :obj:`L` layers of a
+# convolution give the nodes of the highest level the embeddings of the atoms.
+# A molecule is a multiset of trees: each graph counts its trees.
 batch = next(iter(SharedTreeLoader(shared, batch_size=2)))
 print(batch)
 
@@ -102,14 +99,15 @@ def draw(batch, names):
 draw(batch, names)
 
 # %%
-# Both ends of butane and the first carbon of propanol are one tree already;
-# with thousands of molecules, most trees are shared.
+# Both ends of butane and the first carbon of propanol share a tree. With
+# thousands of molecules, most trees are shared.
 #
 # Same loss, same gradients
 # -------------------------
-# The model is written as always, with two changes:
+# The model needs two changes.
 # :class:`~torch_geometric_ext.nn.RootAggregation` pools plain graphs and
-# shared trees alike, and within :func:`~torch_geometric_ext.nn.shared_batch`,
+# shared trees alike. Within :func:`~torch_geometric_ext.nn.shared_batch`,
+# layer :math:`l` updates the trees of depth :math:`l` only, and
 # :class:`~torch_geometric_ext.nn.TreeBatchNorm` counts each tree as often as
 # it occurs.
 dataset = Solubility(tempfile.mkdtemp(), 'train')
@@ -134,12 +132,12 @@ shared = ShareComputationTrees(num_layers=2, edge_attr=False)(dataset)
 print(shared.report())
 
 # %%
-# Is a model made of layers for which this is exact? If not, this tells which
-# one is in the way, and what to do about it:
+# :func:`~torch_geometric_ext.nn.check_exact` raises an error if a layer is
+# not exact, with the reason and the remedy:
 check_exact(model.gnn, shared)
 
 # %%
-# Here is one step on all 1,025 molecules, with plain graphs and with trees:
+# Compare one step on all 1,025 molecules, with plain graphs and with trees:
 plain_batch = Batch.from_data_list(list(dataset))
 tree_batch = next(iter(SharedTreeLoader(shared, batch_size=len(shared))))
 
@@ -158,16 +156,27 @@ print(f'loss:  {loss:.12f} and {tree_loss:.12f}')
 print(f'largest difference of gradients: {(grad - tree_grad).abs().max():.1e}')
 
 # %%
-# Layer by layer
+# Level by level
 # --------------
-# By default, every layer updates the trees of all levels, although layer
-# :math:`l` is only needed for those of depth :math:`l`.
-# :class:`~torch_geometric_ext.nn.LevelwiseConv` wraps the convolutions of a
-# model so that each computes its own level:
-levelwise = copy.deepcopy(model)
-LevelwiseConv.convert(levelwise.gnn)
-_, levelwise_grad = gradients(levelwise, tree_batch)
-print(f'largest difference: {(grad - levelwise_grad).abs().max():.1e}')
+# The highest level comes first in the output, so that :obj:`h` has fewer rows
+# than the mini-batch. Residual connections and jumping knowledge are exact,
+# too. A convolution that does not pass an equivalence check (one that reads
+# two hops, for example) runs on the trees of all levels, and
+# :obj:`fallbacks` gives the reason:
+with shared_batch(tree_batch) as run:
+    h = model.gnn(tree_batch.x.double(), tree_batch.edge_index)
+print(f'rows: {h.size(0):,} of {tree_batch.num_nodes:,}')
+print(f'on all levels: {run.fallbacks}')
+
+# %%
+# Set :obj:`levelwise=False` to update the trees of all levels in each layer:
+
+
+class AllLevels(Net):
+    def forward(self, batch):
+        with shared_batch(batch, levelwise=False):
+            h = self.gnn(batch.x.to(self.head.weight), batch.edge_index)
+        return self.head(self.aggr(h, batch))
 
 
 def seconds(model, batch, num_steps=10):
@@ -179,12 +188,16 @@ def seconds(model, batch, num_steps=10):
 
 
 base = seconds(model, plain_batch)
-for name, net in [('shared', model), ('shared, level-wise', levelwise)]:
+for name, net in [
+    ('level by level', model),
+    ('all levels', AllLevels().double()),
+]:
     print(f'{name}: {base / seconds(net, tree_batch):.1f} times faster')
 
 # %%
-# How much is shared depends on the data, on the number of layers, and on the
-# size of mini-batches: more graphs share more.
+# The speed-up depends on the data, on the number of layers, and on the size of
+# mini-batches: more graphs share more. The report of a loader compares the
+# work of layers at its batch size:
 depths, sizes = [1, 2, 3, 4], [32, 128, 512, len(dataset)]
 ratios = []
 for num_layers in depths:
@@ -192,10 +205,10 @@ for num_layers in depths:
     trees = transform(dataset)
     ratios.append([])
     for size in sizes:
-        loader = SharedTreeLoader(trees, size, shuffle=True, drop_last=True)
-        parts = [(b.root_count.sum(), b.num_nodes) for b in loader]
-        plain, own = torch.tensor(parts).sum(dim=0)
-        ratios[-1].append(float(plain * num_layers / own))
+        loader = SharedTreeLoader(trees, size, shuffle=True)
+        ratios[-1].append(loader.report().node_ratio)
+    if num_layers == 2:
+        print(SharedTreeLoader(trees, 128, shuffle=True).report())
 
 plt.figure()
 for size, ratio in zip(sizes, zip(*ratios)):
@@ -204,34 +217,32 @@ plt.axhline(1, color='gray', linewidth=1)
 plt.xticks(depths)
 plt.yscale('log')
 plt.xlabel('layers')
-plt.ylabel('embeddings for each distinct tree')
+plt.ylabel('rows of all layers, plain to shared')
 plt.legend()
 plt.show()
 
 # %%
 # These molecules are small and diverse, and each atom has nine features: a
-# hard case. On NCI1 with two layers, there are 56 embeddings for each distinct
-# tree, and a step on the full data set takes a fiftieth of the time
-# (:doc:`../benchmarks`). Ask
-# :class:`~torch_geometric_ext.transforms.ShareComputationTrees` for a
-# :meth:`~torch_geometric_ext.data.SharedTrees.report` first: where sharing
-# does not pay, it says so.
+# hard case. NCI1 shares far more (:doc:`../benchmarks`). Print the
+# :meth:`~torch_geometric_ext.loader.SharedTreeLoader.report` of your loader
+# before you train: a warning tells where shared trees hardly pay. Set
+# :obj:`cached=True` to extract mini-batches only once; then, each epoch loads
+# the same mini-batches in a new order.
 #
-# What is not exact
-# -----------------
-# :func:`~torch_geometric_ext.nn.check_exact` refuses what follows.
+# Layers that are not exact
+# -------------------------
+# :func:`~torch_geometric_ext.nn.check_exact` refuses these layers:
 #
 # * *Dropout* draws once for each distinct tree instead of once for each node.
-#   It is still dropout, with more correlated masks: pass ``dropout=True`` if
-#   that is what you want.
+#   Masks of equal trees are then equal: pass ``dropout=True`` to accept that.
 # * *GCN* normalizes by the degree of the neighbor, which a leaf of a tree does
 #   not show. ``ShareComputationTrees(..., gcn_norm=True)`` keeps these
-#   degrees and hands :class:`~torch_geometric.nn.conv.GCNConv` its weights.
-#   Others with that normalization hidden inside (SGC, ClusterGCN, GCN2), and
-#   convolutions over several hops (TAG, Cheb, APPNP), are not supported.
-# * *Self-loops* are children like any other. Convolutions that replace them by
-#   their own, such as :class:`~torch_geometric.nn.conv.GATConv`, need
-#   ``self_loops='remove'`` if there are any in the data.
+#   degrees and gives :class:`~torch_geometric.nn.conv.GCNConv` its weights.
+#   Convolutions with that normalization inside (SGC, GCN2) and convolutions
+#   over several hops (TAG, Cheb, APPNP) are not supported.
+# * *Self-loops* are children like any other. Convolutions that replace them,
+#   such as :class:`~torch_geometric.nn.conv.GATConv`, need
+#   ``self_loops='remove'`` if the data has some.
 # * *Norms, attention and virtual nodes that mix the nodes of a graph* (graph
-#   norm, pair norm, GPS) see each tree once, which is something else.
+#   norm, pair norm, GPS) weigh each tree once.
 # * *LSTM aggregation* depends on the order of neighbors.

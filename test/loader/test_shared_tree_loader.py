@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch_geometric.data import Data
@@ -116,6 +118,78 @@ def test_loader_arguments(shared):
     assert [batch.graph_idx.tolist() for batch in loader] == [[1, 2], [4]]
     with pytest.raises(TypeError, match="'shared' .* 'SharedTrees' .*got"):
         SharedTreeLoader(make_graphs())
+
+
+def test_cached_batches(shared):
+    generator = torch.Generator().manual_seed(0)
+    loader = SharedTreeLoader(
+        shared, 6, shuffle=True, cached=True, generator=generator
+    )
+    next(iter(loader))  # Not a whole epoch.
+    epochs = [list(loader) for _ in range(4)]
+    order = [[tuple(b.graph_idx.tolist()) for b in epoch] for epoch in epochs]
+    assert sorted(i for part in order[0] for i in part) == list(range(20))
+    assert all(sorted(o) == sorted(order[0]) for o in order)
+    assert len({tuple(o) for o in order}) > 1  # In another order.
+    for batch in epochs[1]:
+        (first,) = (b for b in epochs[0] if b.graph_idx.equal(batch.graph_idx))
+        assert first is not batch
+        assert first.x.data_ptr() == batch.x.data_ptr()
+    in_order = SharedTreeLoader(shared, 6, cached=True)
+    for _ in range(2):
+        index = [i for b in in_order for i in b.graph_idx.tolist()]
+        assert index == list(range(20))
+    for kwargs in [dict(sampler=range(20)), dict(batch_sampler=[[0]])]:
+        with pytest.raises(ValueError, match="'cached' .* stay the same"):
+            SharedTreeLoader(shared, 6, cached=True, **kwargs)
+
+
+@pytest.mark.parametrize('shuffle', [True, False])
+def test_report(shared, shuffle):
+    loader = SharedTreeLoader(shared, 5, shuffle=shuffle, cached=True)
+    report, batches = loader.report(), list(loader)
+    assert (report.num_layers, report.num_graphs) == (2, 5)
+    assert report.num_nodes == pytest.approx(shared.num_nodes / 4, abs=3)
+    assert report.num_edges == pytest.approx(shared.num_edges / 4, abs=6)
+    if not shuffle:
+        sizes = torch.tensor([b.num_sampled_nodes for b in batches])
+        num_rows = (sizes[:, :-1] + sizes[:, 1:]).sum() / 4
+        assert report.num_rows == round(float(num_rows))
+        assert report.num_nodes == round(shared.num_nodes / 4)
+    num_bytes = sum(
+        x.nbytes
+        for batch in batches
+        for _, x in batch
+        if isinstance(x, torch.Tensor)
+    )
+    assert report.num_cached_bytes == pytest.approx(num_bytes, rel=0.2)
+    assert report.num_inner_rows < report.num_rows
+    assert report.inner_ratio == report.num_nodes / report.num_inner_rows
+    assert report.node_ratio == 2 * report.num_nodes / report.num_rows
+    assert report.edge_ratio == 2 * report.num_edges / report.num_shared_edges
+    assert f'{report.node_ratio:.1f}x' in str(report)
+    full = SharedTreeLoader(shared, 20).report()
+    assert full.num_cached_bytes == 0
+    assert full.num_nodes == shared.num_nodes
+    assert full.num_edges == shared.num_edges
+    assert full.node_ratio > report.node_ratio
+    with pytest.raises(ValueError, match="needs a 'batch_size'"):
+        SharedTreeLoader(shared, batch_sampler=[[0]]).report()
+
+
+def test_warning():
+    shared = ShareComputationTrees(num_layers=2)(make_graphs(200))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        SharedTreeLoader(shared, 8)
+        loader = SharedTreeLoader(shared, 2, cached=True)
+    assert 1 < loader.report().inner_ratio < 1.25  # Extraction takes time.
+    with pytest.warns(UserWarning, match='of 2 graphs .*cached=True'):
+        SharedTreeLoader(shared, 2)
+    other = ShareComputationTrees(num_layers=3)(make_graphs(200))
+    assert SharedTreeLoader(other, 1).report().inner_ratio < 1
+    with pytest.warns(UserWarning, match='of 1 graphs .* fewer layers$'):
+        SharedTreeLoader(other, 1, cached=True)
 
 
 def test_workers(shared):

@@ -50,7 +50,8 @@ def test_exact(model):
         (nn.ChebConv(4, 8, K=2), 'one hop'),
         (nn.APPNP(2, 0.1), 'one hop'),
         (nn.SGConv(4, 8), 'one hop'),
-        (nn.ClusterGCNConv(4, 8), 'one hop'),
+        (nn.MixHopConv(4, 8), 'one hop'),
+        (nn.GatedGraphConv(8, num_layers=2), 'one hop'),
         (nn.GCN2Conv(8, 0.1), 'one hop'),
         (nn.GPSConv(8, nn.GINConv(torch.nn.Linear(8, 8))), 'mixes the nodes'),
         (nn.GCN(4, 8, 2), "'normalize=False'"),
@@ -116,14 +117,59 @@ def test_with_trees():
         check_exact(gat, share(loop=True))
 
 
-def test_levelwise_jumping_knowledge():
-    model = nn.GIN(4, 8, 2, jk='cat')
+class OwnConv(nn.MessagePassing):
+    """A convolution that no list knows."""
+
+    def __init__(self, num_hops=1, order=False, width=4):
+        super().__init__(aggr='sum')
+        self.in_channels, self.num_hops = width, num_hops
+        self.order = order
+        self.lin = torch.nn.Linear(4, 4)
+
+    def forward(self, x, edge_index, edge_weight=None):
+        for _ in range(self.num_hops):
+            x = self.propagate(edge_index, x=self.lin(x)).tanh()
+        return x
+
+    def message(self, x_j, index):
+        if self.order:  # The last neighbor counts twice.
+            last = torch.zeros(index.numel() + 1, 1, dtype=x_j.dtype)
+            position = torch.arange(index.numel())
+            end = torch.full((int(index.max()) + 1,), index.numel())
+            end = end.scatter(0, index, position)
+            last[end] = 1
+            return x_j * (1 + last[:-1])
+        return x_j
+
+
+def test_convolutions_of_your_own():
+    check_exact(OwnConv())
+    for conv in [OwnConv(num_hops=2), OwnConv(order=True)]:
+        with pytest.raises(ValueError, match='reads more than one hop'):
+            check_exact(conv)
+        check_exact(conv, allow=[OwnConv])
+    conv = OwnConv()
+    conv.lin = torch.nn.Identity()  # Does not tell the width.
+    check_exact(conv)
+    conv.forward = None
+    with pytest.raises(ValueError, match='does not run on inputs guessed'):
+        check_exact(OwnConv(width='any', num_hops='many'))
+
+
+def test_model_and_random_numbers_stay_as_they_are():
+    model = nn.GIN(4, 8, 2, norm='layer_norm', norm_kwargs={'mode': 'node'})
+    state = copy.deepcopy(model.state_dict())
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
     check_exact(model)
-    with pytest.raises(ValueError, match="'JumpingKnowledge' needs"):
-        check_exact(LevelwiseConv.convert(model))
+    assert torch.equal(torch.rand(3), expected)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key])
+    assert model.training and all(p.grad is None for p in model.parameters())
 
 
-def test_all_reasons_are_told():
+def test_all_reasons_are_listed():
     model = nn.GIN(4, 8, 2, norm='graph_norm', dropout=0.5)
     with pytest.raises(ValueError) as error:
         check_exact(model)

@@ -6,36 +6,8 @@ from torch.nn import Module
 from torch_geometric.nn.aggr import Aggregation
 
 from torch_geometric_ext.nn.aggr.root_aggregation import ORDERED_AGGRS
-from torch_geometric_ext.nn.conv import LevelwiseConv
 from torch_geometric_ext.nn.norm import TreeBatchNorm
-
-# Convolutions that read one hop, aggregate a multiset, and normalize by
-# nothing but what the target sees:
-EXACT_CONVS: Tuple[Type[Module], ...] = (
-    pyg.AGNNConv,
-    pyg.CGConv,
-    pyg.EdgeConv,
-    pyg.FeaStConv,
-    pyg.FiLMConv,
-    pyg.GATConv,
-    pyg.GATv2Conv,
-    pyg.GCNConv,
-    pyg.GENConv,
-    pyg.GINConv,
-    pyg.GINEConv,
-    pyg.GMMConv,
-    pyg.GeneralConv,
-    pyg.GraphConv,
-    pyg.LEConv,
-    pyg.MFConv,
-    pyg.NNConv,
-    pyg.PNAConv,
-    pyg.ResGatedGraphConv,
-    pyg.RGCNConv,
-    pyg.SAGEConv,
-    pyg.SimpleConv,
-    pyg.TransformerConv,
-)
+from torch_geometric_ext.nn.one_hop import guess_inputs, reads_one_hop
 
 MIXING_NORMS: Tuple[Type[Module], ...] = (
     pyg.DiffGroupNorm,
@@ -59,18 +31,21 @@ def check_exact(
     num_hops: Optional[int] = None,
     allow: Iterable[Type[Module]] = (),
 ) -> None:
-    r"""Checks that a model computes the same on shared computation trees as on
-    plain graphs, and raises an error that tells why if not.
+    r"""Check that a model is exact on shared computation trees.
 
-    Refused are
+    Each convolution passes an equivalence check: on a random graph, its
+    outputs and gradients have to be those on computation trees of depth 1, in
+    double precision, with other weights and with neighbors in another order.
+    An error lists all layers that are not exact, with the reason:
 
     * convolutions that read several hops
       (:class:`~torch_geometric.nn.conv.TAGConv`,
       :class:`~torch_geometric.nn.conv.ChebConv`,
-      :class:`~torch_geometric.nn.conv.APPNP`, …), that normalize by what only
-      neighbors see (:class:`~torch_geometric.nn.conv.SGConv`,
-      :class:`~torch_geometric.nn.conv.ClusterGCNConv`,
-      :class:`~torch_geometric.nn.conv.GCN2Conv`, …), or that are unknown,
+      :class:`~torch_geometric.nn.conv.APPNP`, …), or that normalize by what
+      only neighbors see (:class:`~torch_geometric.nn.conv.SGConv`,
+      :class:`~torch_geometric.nn.conv.GCN2Conv`, …),
+    * convolutions that do not run on any of the inputs that their attributes
+      suggest,
     * :class:`~torch_geometric.nn.conv.GCNConv` that normalizes by itself,
     * convolutions that replace self-loops, if :obj:`shared` has kept some,
     * more convolutions than the trees of :obj:`shared` are deep,
@@ -79,24 +54,24 @@ def check_exact(
       normalization of messages,
     * dropout, which draws once for each distinct tree.
 
-    Only modules are seen: not that a convolution is called several times, nor
-    what :meth:`forward` does by functions, such as
-    :func:`torch.nn.functional.dropout`.
+    The check reads modules only. Functions in :meth:`forward`, such as
+    :func:`torch.nn.functional.dropout`, and repeated calls of a convolution
+    are not seen.
 
     Args:
-        model (torch.nn.Module): The layers that work on nodes. Leave out what
-            comes after pooling: it may do anything.
+        model (torch.nn.Module): The layers that work on nodes. Leave out the
+            layers after pooling: they may do anything.
         shared (SharedTrees, optional): The trees that it is to be trained on.
             (default: :obj:`None`)
-        dropout (bool, optional): If set to :obj:`True`, dropout is let
-            through. (default: :obj:`False`)
-        num_hops (int, optional): How far the model reads.
+        dropout (bool, optional): If set to :obj:`True`, dropout is accepted.
+            (default: :obj:`False`)
+        num_hops (int, optional): The receptive field of the model.
             (default: its number of convolutions)
-        allow (Iterable[type], optional): Classes to let through unseen, such
-            as convolutions of your own. (default: :obj:`()`)
+        allow (Iterable[type], optional): Classes of modules to accept without
+            a check. (default: :obj:`()`)
 
     Raises:
-        ValueError: If anything is refused.
+        ValueError: If a layer is not exact.
 
     .. code-block:: python
 
@@ -120,13 +95,6 @@ def check_exact(
         for reason in filter(None, found):
             reasons.append(f'{label}({module.__class__.__name__}) {reason}')
         num_convs += isinstance(module, pyg.MessagePassing)
-    modules = list(model.modules())
-    if any(isinstance(module, LevelwiseConv) for module in modules):
-        if any(isinstance(m, pyg.JumpingKnowledge) for m in modules):
-            reasons.append(
-                "'JumpingKnowledge' needs the outputs of all layers, of which "
-                "'LevelwiseConv' computes one level each"
-            )
     if num_hops is None:
         num_hops = num_convs
     if shared is not None and num_hops > shared.num_layers:
@@ -148,7 +116,7 @@ def _walk(
     outer: Optional[Module],
     allowed: Tuple[Type[Module], ...],
 ) -> Iterator[Tuple[str, Module, Optional[Module]]]:
-    """All modules, with the convolution or aggregation that they are in."""
+    """Iterate over modules, with the convolution or aggregation around."""
     if isinstance(module, allowed):
         return
     yield name, module, outer
@@ -166,11 +134,6 @@ def _conv(
 ) -> Optional[str]:
     if not isinstance(module, pyg.MessagePassing):
         return None
-    if type(module) not in EXACT_CONVS:
-        return (
-            'is not known to read one hop only and to normalize by nothing '
-            "but what the target sees (put it into 'allow' if it does)"
-        )
     if module.flow != 'source_to_target':
         return "needs 'flow' to be 'source_to_target'"
     is_gcn = isinstance(module, pyg.GCNConv)
@@ -179,24 +142,50 @@ def _conv(
             "needs 'normalize=False', 'add_self_loops=False', and trees with "
             "'gcn_norm=True'"
         )
+    if any(isinstance(child, ORDERED_AGGRS) for child in module.modules()):
+        return None  # '_order' gives the reason.
+    if outer is None:
+        is_exact = _is_exact(module)
+        if is_exact is None:
+            return (
+                'does not run on inputs guessed from its attributes (put it '
+                "into 'allow' if it reads one hop only)"
+            )
+        if not is_exact:
+            return (
+                'reads more than one hop, or normalizes by what only '
+                'neighbors see'
+            )
     return None if shared is None else _trees(module, shared)
 
 
+def _is_exact(conv: Module, loops: bool = False) -> Optional[bool]:
+    """Return the result of the equivalence check on inputs that fit."""
+    for inputs in guess_inputs(conv):
+        found = reads_one_hop(conv, inputs, loops=loops)
+        if found is not None:
+            return found
+    return None
+
+
 def _trees(module: Module, shared: Any) -> Optional[str]:
-    """What a convolution needs of the trees."""
+    """Return why a convolution needs other trees."""
     is_gcn = isinstance(module, pyg.GCNConv)
     if shared.gcn_norm != is_gcn:
         return f"needs trees with 'gcn_norm={is_gcn}'"
-    replaces = isinstance(module, (pyg.AGNNConv, pyg.FeaStConv))
-    replaces = not is_gcn and getattr(module, 'add_self_loops', replaces)
-    if replaces and shared.has_self_loops:
+    if shared.has_self_loops and _is_exact(module, loops=True) is False:
         return 'replaces self-loops, needs trees with \'self_loops="remove"\''
-    reads = isinstance(module, (pyg.GINEConv, pyg.GMMConv, pyg.NNConv))
-    reads = reads or getattr(module, 'edge_dim', None) is not None
-    reads = reads or (isinstance(module, pyg.CGConv) and module.dim > 0)
-    if reads and 'edge_attr' not in shared.edge_attrs:
+    if _reads_edges(module) and 'edge_attr' not in shared.edge_attrs:
         return "reads 'edge_attr', which the trees do not have"
     return None
+
+
+def _reads_edges(conv: Module) -> bool:
+    if isinstance(conv, (pyg.GINEConv, pyg.GMMConv, pyg.NNConv)):
+        return True
+    if isinstance(conv, pyg.CGConv):
+        return conv.dim > 0
+    return getattr(conv, 'edge_dim', None) is not None
 
 
 def _norm(

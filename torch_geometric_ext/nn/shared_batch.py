@@ -1,125 +1,153 @@
-import itertools
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any, Iterator, Literal, Optional, Union
+from typing import Any, Dict, Iterator, Literal, Optional, Set, Tuple, Union
+from weakref import WeakSet
 
-import torch
-from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch_geometric.nn import MessagePassing
 
-
-class SharedContext:
-    """What layers need to know about the mini-batch of shared trees that they
-    work on. Rows of trees of `level`, of which `count` tells how often they
-    occur, come first in every tensor.
-    """
-
-    def __init__(self, batch: Any) -> None:
-        self.batch = batch
-        self.num_layers = len(batch.num_sampled_nodes) - 1
-        self.level = self.num_layers
-        self.num_convs = 0  # Level-wise ones, so far.
-        self._count: Optional[Tensor] = None
-
-    @property
-    def count(self) -> Tensor:
-        """How often each tree of the level occurs in the mini-batch."""
-        if self._count is None:
-            start = self.start(self.level)
-            stop = start + self.size(self.level)
-            self._count = self._all_counts()[start:stop]
-        return self._count
-
-    def size(self, level: int) -> int:
-        """The number of trees of a level."""
-        return self.batch.num_sampled_nodes[self.num_layers - level]
-
-    def start(self, level: int) -> int:
-        """The first row of a level in the mini-batch."""
-        return sum(self.batch.num_sampled_nodes[: self.num_layers - level])
-
-    def is_nodes(self, num_rows: int) -> bool:
-        """Whether a tensor may hold the trees of the level and, behind them,
-        those of levels below.
-        """
-        sizes = self.batch.num_sampled_nodes[self.num_layers - self.level :]
-        return num_rows in itertools.accumulate(sizes)
-
-    def edges(self, level: int) -> slice:
-        """The edges that end at a level."""
-        sizes = self.batch.num_sampled_edges
-        start = sum(sizes[: self.num_layers - level])
-        return slice(start, start + sizes[self.num_layers - level])
-
-    def enter(self, level: int) -> None:
-        """From here on, tensors hold the trees of a level and below."""
-        if level != self.level:
-            self.level, self._count = level, None
-
-    def _all_counts(self) -> Tensor:
-        batch = self.batch
-        count = torch.zeros_like(batch.own)
-        count.index_add_(0, batch.root, batch.root_count)
-        for level in range(self.num_layers, self.level, -1):
-            start = self.start(level)
-            stop = start + self.size(level)
-            own, above = batch.own[start:stop], count[start:stop].clone()
-            count.index_add_(0, own, above)
-        return count
-
+from torch_geometric_ext.nn.levelwise import Levelwise
 
 # The innermost mini-batch of shared trees, False for one of plain graphs, None
 # outside of `shared_batch`.
-_current: ContextVar[Union[SharedContext, Literal[False], None]] = ContextVar(
+_current: ContextVar[Union[Levelwise, Literal[False], None]] = ContextVar(
     'shared_batch', default=None
 )
 
+# Convolutions that have run within `shared_batch`. They get hooks on entry,
+# since a hook that is added during a call does not see its inputs.
+_seen: 'WeakSet[Module]' = WeakSet()
+
 
 @contextmanager
-def shared_batch(batch: Any) -> Iterator[None]:
-    r"""Tells layers that what they work on are shared computation trees.
+def shared_batch(
+    batch: Any, levelwise: bool = True
+) -> Iterator[Optional[Levelwise]]:
+    r"""Run the layers of a block on shared computation trees, level by level.
 
-    Needed by :class:`~torch_geometric_ext.nn.TreeBatchNorm` in training, and
-    by :class:`~torch_geometric_ext.nn.LevelwiseConv`, which is the plain
-    layer outside of it.
+    Layer :math:`l` of a model updates the trees of depth :math:`l` only.
+    The output holds the trees of the highest level, for
+    :class:`~torch_geometric_ext.nn.RootAggregation`. Losses and gradients are
+    those of unmodified layers, which update the trees of all levels in each
+    layer. Batch normalization by
+    :class:`~torch_geometric_ext.nn.TreeBatchNorm` counts each tree as often as
+    it occurs.
 
     .. code-block:: python
 
-        with shared_batch(batch):
+        with shared_batch(batch) as run:
             h = gnn(batch.x, batch.edge_index)
+        out = aggr(h, batch)
+        print(run.fallbacks)  # Empty if all layers ran level by level.
+
+    Residual connections, jumping knowledge and other row-wise operations
+    between layers are exact: rows of a lower level are repeated for the trees
+    of a higher one. A convolution falls back to all levels if
+
+    * it does not pass an equivalence check, which runs once for each
+      convolution and tells whether it reads one hop,
+    * it reads other edges than :obj:`batch.edge_index`, or features of nodes
+      other than :obj:`x`, or returns more than embeddings,
+    * it reads the output of a layer that has fallen back,
+    * it is called for the first time, and directly instead of by a module
+      that is called within the block.
+
+    :obj:`run.fallbacks` lists such convolutions with the reason, and the
+    logger of :mod:`torch_geometric_ext.nn.levelwise` reports them.
 
     .. note::
-        Activation checkpointing computes layers again during
-        :obj:`backward()`, which then has to be called inside of it, too.
+        Set :obj:`levelwise=False` for models that trim layers
+        (:func:`~torch_geometric.utils.trim_to_layer`), that have fewer layers
+        than trees are deep, that use several blocks for one mini-batch, or
+        that rely on the number of rows. Activation checkpointing computes
+        layers again during :obj:`backward()`, which then has to be called
+        within the block, too.
 
     Args:
         batch (SharedTreeBatch): A mini-batch of
-            :class:`~torch_geometric_ext.loader.SharedTreeLoader`. Mini-batches
-            of plain graphs are let through, so that one model serves both.
+            :class:`~torch_geometric_ext.loader.SharedTreeLoader`. A mini-batch
+            of plain graphs has no effect, so that one model serves both.
+        levelwise (bool, optional): If set to :obj:`False`, each layer updates
+            the trees of all levels. (default: :obj:`True`)
 
     Raises:
-        ValueError: If there are layers of
-            :class:`~torch_geometric_ext.nn.LevelwiseConv`, but fewer than
-            trees are deep: their output is not that of the nodes.
+        ValueError: If fewer convolutions ran than trees are deep, or more.
     """
-    context = SharedContext(batch) if 'root_ptr' in batch else None
+    context = Levelwise(batch) if 'root_ptr' in batch else None
     token = _current.set(context or False)
     try:
-        yield
+        with ExitStack() as stack:
+            if context is not None:
+                stack.enter_context(context.tracker)
+                if levelwise:
+                    stack.enter_context(_Hooks())
+            yield context
     finally:
         _current.reset(token)
-    if context is not None and 0 < context.num_convs < context.num_layers:
-        raise ValueError(
-            f"'LevelwiseConv' needs as many layers as trees are deep (got "
-            f'{context.num_convs} layers on trees of depth '
-            f'{context.num_layers})'
-        )
+    if context is not None:
+        context.check_depth()
 
 
-def current_context() -> Optional[SharedContext]:
-    """The innermost mini-batch of shared trees, if any."""
+def current_context() -> Optional[Levelwise]:
+    """Return the innermost mini-batch of shared trees, if any."""
     return _current.get() or None
 
 
 def is_inside() -> bool:
-    """Whether layers have been told what they work on."""
+    """Return whether a block of `shared_batch` is open."""
     return _current.get() is not None
+
+
+class _Hooks(ExitStack):
+    """Forward hooks on the convolutions that run within a block."""
+
+    def __enter__(self) -> '_Hooks':
+        self.modules: Set[Module] = set()
+        handle = register_module_forward_pre_hook(self._find)
+        self.callback(handle.remove)
+        for conv in list(_seen):
+            self._attach(conv)
+        return self
+
+    def _find(self, module: Module, args: Tuple) -> Any:
+        """Attach hooks to the convolutions in a module that is called."""
+        context = current_context()
+        if context is None or context.call is not None:
+            return None
+        if module in self.modules:
+            return None
+        if isinstance(module, MessagePassing):
+            self._attach(module)
+            return context.begin_first(module, args)
+        self.modules.add(module)
+        for child in module.modules():
+            if isinstance(child, MessagePassing):
+                self._attach(child)
+        return None
+
+    def _attach(self, conv: Module) -> None:
+        if conv in self.modules:
+            return
+        _seen.add(conv)
+        self.modules.add(conv)
+        before = conv.register_forward_pre_hook(_before, with_kwargs=True)
+        after = conv.register_forward_hook(_after, always_call=True)
+        self.callback(before.remove)
+        self.callback(after.remove)
+
+
+def _before(conv: Module, args: Tuple, kwargs: Dict[str, Any]) -> Any:
+    context = current_context()
+    if context is None or context.call is not None:
+        return None
+    return context.begin(conv, args, kwargs, hooked=True)
+
+
+def _after(conv: Module, args: Tuple, out: Any) -> Any:
+    context = current_context()
+    if context is None or context.call is None:
+        return None
+    if context.call.conv is conv and context.call.hooked:
+        return context.end(out)
+    return None

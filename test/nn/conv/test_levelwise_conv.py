@@ -85,24 +85,32 @@ def test_revert():
 
 def test_errors(batch):
     convs = [LevelwiseConv(SAGEConv(1, 1)) for _ in range(2)]
+    trimmed = batch.edge_index[:, :-1]
     with shared_batch(batch):
-        with pytest.raises(ValueError, match="'x' .* 9 trees in layer 1"):
+        with pytest.raises(ValueError, match="'x' .* 9 trees .*got 3"):
             convs[0](batch.x[:3], batch.edge_index)
-        with pytest.raises(ValueError, match="'edge_index' .* mini-batch"):
-            convs[0](batch.x, batch.edge_index[:, 1:])
+        with pytest.raises(ValueError, match="'levelwise=False'"):
+            convs[0](batch.x, trimmed)
         h = convs[0](batch.x, batch.edge_index)
-        with pytest.raises(ValueError, match="'x' .* 3 trees in layer 2"):
-            convs[1](batch.x, batch.edge_index)
-        convs[1](h, batch.edge_index)
-        with pytest.raises(NotImplementedError, match="'x' .*tuple"):
-            convs[0]((batch.x, batch.x), batch.edge_index)
-    with pytest.raises(ValueError, match='1 layers on trees of depth 2'):
+        h = convs[1](h, batch.edge_index)
+        with pytest.raises(ValueError, match='further than trees of depth 2'):
+            convs[1](h, batch.edge_index)
+    with pytest.raises(ValueError, match='got 1 for trees of depth 2'):
         with shared_batch(batch):
             convs[0](batch.x, batch.edge_index)
+
+
+def test_other_outputs_run_on_all_levels(batch):
     gat = LevelwiseConv(GATConv(1, 4))
-    with pytest.raises(NotImplementedError, match='node embeddings only'):
-        with shared_batch(batch):
-            gat(batch.x, batch.edge_index, return_attention_weights=True)
+    with shared_batch(batch) as run:
+        out, (edge_index, _) = gat(
+            batch.x, batch.edge_index, return_attention_weights=True
+        )
+    expected, _ = gat.conv(
+        batch.x, batch.edge_index, return_attention_weights=True
+    )
+    assert len(run.fallbacks) == 1 and torch.allclose(out, expected)
+    assert edge_index.size(1) == batch.num_edges + batch.num_nodes
 
 
 @withCUDA

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from typing import Any, Tuple, Type, Union
 
 import torch
@@ -17,9 +18,11 @@ from torch_geometric.nn.aggr import (
 from torch_geometric.nn.resolver import aggregation_resolver
 from torch_geometric.utils import scatter
 
+from torch_geometric_ext.nn.shared_batch import current_context
+from torch_geometric_ext.nn.tree_levels import rows_of
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 
-# Aggregations whose result is not that of a multiset:
+# Aggregations that depend on the order of nodes:
 ORDERED_AGGRS: Tuple[Type[torch.nn.Module], ...] = (
     EquilibriumAggregation,
     GRUAggregation,
@@ -31,28 +34,27 @@ ORDERED_AGGRS: Tuple[Type[torch.nn.Module], ...] = (
 
 
 class RootAggregation(torch.nn.Module):
-    r"""Pools nodes to graphs, whatever mini-batches are made of: plain graphs,
-    condensed graphs, or shared computation trees. One model serves all.
+    r"""Pool nodes to graphs on plain graphs, condensed graphs, and shared
+    computation trees.
 
-    * With a mini-batch of
+    * For a mini-batch of
       :class:`~torch_geometric_ext.loader.SharedTreeLoader`, each graph pools
       its distinct trees as often as it holds them.
-    * With a mini-batch of graphs that have a :obj:`root_mask` (bool, per node)
-      and, optionally, a :obj:`root_count` (per node), each graph pools its
-      roots as often as that.
-    * With any other mini-batch, or the usual index vector, it is
-      :obj:`aggr`.
+    * For a mini-batch of graphs with a :obj:`root_mask` (bool, per node) and,
+      optionally, a :obj:`root_count` (per node), each graph pools its roots
+      as often as :obj:`root_count` states.
+    * For any other mini-batch, or an index vector, it is :obj:`aggr`.
 
     Sums and means are products with the sparse matrix of counts. Other
-    aggregations, :obj:`"max"` among them, see every row as often as it counts,
-    which makes them exact down to the gradients of ties, and costs as much as
-    on the plain nodes (far less than the layers below).
+    aggregations, such as :obj:`"max"`, read every row as often as it counts:
+    they are exact down to the gradients of ties, and cost as much as on the
+    plain nodes.
 
     Args:
         aggr (str or Aggregation, optional): The aggregation.
             (default: :obj:`"sum"`)
-        **kwargs (optional): Arguments of the aggregation, if it is given by
-            its name.
+        **kwargs (optional): Arguments of an aggregation that is set by its
+            name.
 
     Raises:
         ValueError: If :obj:`aggr` depends on the order of nodes.
@@ -60,8 +62,7 @@ class RootAggregation(torch.nn.Module):
     Shapes:
         - **input:** node embeddings :math:`(M, F)` and a mini-batch of
           :math:`B` graphs (or an index vector :math:`(M)`)
-        - **output:** graph embeddings :math:`(B, F)`, as :obj:`aggr` gives
-          them
+        - **output:** graph embeddings :math:`(B, F)`
 
     .. code-block:: python
 
@@ -88,27 +89,34 @@ class RootAggregation(torch.nn.Module):
                 )
 
     def reset_parameters(self) -> None:
-        """Resets the parameters of the aggregation, if it has any."""
+        """Reset the parameters of the aggregation."""
         self.aggr.reset_parameters()
 
     def forward(self, h: Tensor, batch: Any) -> Tensor:
-        r"""Returns one embedding for each graph.
+        r"""Return one embedding for each graph.
 
         Args:
-            h (torch.Tensor): The node embeddings. For shared trees, those of
-                the highest level, which come first, are enough.
+            h (torch.Tensor): The node embeddings. For shared trees, the rows
+                of the highest level are enough. Rows of a lower level, which
+                inner layers return within
+                :func:`~torch_geometric_ext.nn.shared_batch`, are repeated for
+                the highest one.
             batch (Data or torch.Tensor): The mini-batch, or the graph of each
                 node.
 
         Raises:
-            ValueError: If :obj:`h` has not the rows of the mini-batch.
+            ValueError: If the rows of :obj:`h` are not nodes of the
+                mini-batch.
         """
+        context = current_context()
+        with context.tracker.pause() if context else nullcontext():
+            return self._pool(h, batch)
+
+    def _pool(self, h: Tensor, batch: Any) -> Tensor:
         if isinstance(batch, Tensor):
             return self.aggr(h, batch)
         if 'root_ptr' in batch:
-            sizes = batch.num_sampled_nodes
-            _check_rows(h, sizes[0], sum(sizes))
-            return self._pool_trees(h, batch)
+            return self._pool_trees(_highest_level(h, batch), batch)
 
         _check_rows(h, batch.num_nodes, batch.num_nodes)
         index, size = batch.batch, getattr(batch, 'num_graphs', 1)
@@ -129,7 +137,7 @@ class RootAggregation(torch.nn.Module):
             return out / _as_column(
                 row_ptr(count)[ptr].diff().clamp(min=1), out
             )
-        # The number of rows is known, which spares a synchronization.
+        # A known number of rows avoids a synchronization.
         total = batch.num_roots
         index = row_index(ptr, batch.root.numel())
         index = index.repeat_interleave(count, output_size=total)
@@ -146,7 +154,7 @@ class RootAggregation(torch.nn.Module):
         kind = type(self.aggr)
         if kind is SumAggregation or kind is MeanAggregation:
             weight = _as_column(count, h)
-            kept = h.masked_fill(weight == 0, 0)  # Whatever it holds.
+            kept = h.masked_fill(weight == 0, 0)  # It may hold NaN.
             out = scatter(kept * weight, index, dim_size=size)
             if kind is SumAggregation:
                 return out
@@ -163,8 +171,8 @@ class RootAggregation(torch.nn.Module):
 def _weighted_sum(
     h: Tensor, row: Tensor, ptr: Tensor, count: Tensor
 ) -> Tensor:
-    # A product with a sparse matrix, without the need to build one. Half
-    # precision does not hold large counts:
+    # An embedding bag multiplies by a sparse matrix without building it. Half
+    # precision is too coarse for large counts:
     dtype = torch.promote_types(h.dtype, torch.float)
     out = F.embedding_bag(
         row,
@@ -179,6 +187,17 @@ def _weighted_sum(
 
 def _as_column(count: Tensor, h: Tensor) -> Tensor:
     return count.view(-1, *[1] * (h.dim() - 1))
+
+
+def _highest_level(h: Tensor, batch: Any) -> Tensor:
+    """Return rows that start with the trees of the highest level."""
+    rows = rows_of(h)
+    if rows is not None and rows.levels.batch.own is batch.own:
+        if not rows.all_levels:
+            return rows.levels.lift(h, rows.level, rows.levels.num_layers)
+    sizes = batch.num_sampled_nodes
+    _check_rows(h, sizes[0], sum(sizes))
+    return h
 
 
 def _check_rows(h: Tensor, low: int, high: int) -> None:

@@ -7,25 +7,24 @@ from torch_geometric_ext.nn.shared_batch import current_context, is_inside
 
 
 class TreeBatchNorm(torch.nn.BatchNorm1d):
-    r"""Batch normalization over the nodes of a mini-batch, also where each
-    distinct computation tree occurs once.
+    r"""Batch normalization over the nodes of a mini-batch of shared trees.
 
-    Within :func:`~torch_geometric_ext.nn.shared_batch`, where it has to be in
-    training, a tree counts as often as it occurs in the mini-batch: outputs,
-    gradients and running statistics are those of
-    :class:`torch.nn.BatchNorm1d` on the plain graphs, up to rounding. With
-    mini-batches of plain graphs, and in evaluation, it is
+    In training, it has to run within
+    :func:`~torch_geometric_ext.nn.shared_batch`. A tree counts as often as it
+    occurs in the mini-batch: outputs, gradients and running statistics are
+    those of :class:`torch.nn.BatchNorm1d` on the plain graphs, up to rounding.
+    On mini-batches of plain graphs, and in evaluation, it is
     :class:`torch.nn.BatchNorm1d`.
 
     .. note::
         It normalizes nodes. Leave a normalization of graphs, after pooling,
-        as it is: the statistics of graphs are what they are. Do not normalize
-        messages with it: edges occur in other numbers than nodes.
+        as it is. Do not normalize messages with it: edges occur in other
+        numbers than nodes.
 
     Args:
         num_features (int): The number of channels.
         **kwargs (optional): Other arguments of
-            :class:`torch.nn.BatchNorm1d`, and the same meaning.
+            :class:`torch.nn.BatchNorm1d`.
 
     Shapes:
         - **input:** :math:`(M, F)`
@@ -34,9 +33,10 @@ class TreeBatchNorm(torch.nn.BatchNorm1d):
 
     @classmethod
     def convert(cls, module: torch.nn.Module) -> torch.nn.Module:
-        r"""Replaces each :class:`torch.nn.BatchNorm1d` in a module (also those
-        in :class:`torch_geometric.nn.BatchNorm`), in place, with parameters,
-        statistics and hooks kept, and returns the module.
+        r"""Replace each :class:`torch.nn.BatchNorm1d` in a module, in-place.
+
+        This includes those in :class:`torch_geometric.nn.BatchNorm`.
+        Parameters, statistics and hooks stay. Returns the module.
 
         Args:
             module (torch.nn.Module): The layers that work on nodes.
@@ -49,12 +49,13 @@ class TreeBatchNorm(torch.nn.BatchNorm1d):
         return module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the normalized nodes.
+        """Return the normalized nodes.
 
         Raises:
             RuntimeError: In training, outside of
                 :func:`~torch_geometric_ext.nn.shared_batch`.
-            ValueError: If :obj:`x` has not the rows of the mini-batch.
+            ValueError: If the rows of :obj:`x` are not trees of the
+                mini-batch.
         """
         context = current_context()
         use_batch_stats = self.training or self.running_mean is None
@@ -65,18 +66,16 @@ class TreeBatchNorm(torch.nn.BatchNorm1d):
             )
         if context is None or not use_batch_stats:
             return super().forward(x)
-        if x.dim() != 2 or not context.is_nodes(x.size(0)):
+        count = context.count_of(x) if x.dim() == 2 else None
+        if count is None:
             raise ValueError(
                 f"'x' of '{self.__class__.__name__}' needs one row for each "
-                f'tree of the mini-batch (got {list(x.shape)}, expected '
-                f'{context.size(context.level)} rows of the highest level, '
-                f'and those of levels below)'
+                f'tree of a level, and of levels below (got {list(x.shape)})'
             )
         with torch.autocast(x.device.type, enabled=False):
-            # As in plain batch normalization, statistics are never in half
-            # precision, which does not hold large counts, either:
+            # Half precision is too coarse for statistics and large counts:
             dtype = torch.promote_types(x.dtype, torch.float)
-            return self._normalize(x.to(dtype), context.count).to(x.dtype)
+            return self._normalize(x.to(dtype), count).to(x.dtype)
 
     def _normalize(self, x: Tensor, count: Tensor) -> Tensor:
         nodes, count = x[: count.numel()], count.to(x.dtype)
@@ -97,7 +96,7 @@ class TreeBatchNorm(torch.nn.BatchNorm1d):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum: Any = self.momentum
-        if momentum is None:  # A cumulative average.
+        if momentum is None:  # Cumulative average:
             momentum = 1 / self.num_batches_tracked
         unbiased = var * (size / (size - 1).clamp(min=1))
         self.running_mean.lerp_(mean.to(self.running_mean), momentum)
