@@ -1,12 +1,10 @@
 import copy
-import inspect
 from typing import Any, Collection, List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
-from torch_geometric.data import Data
 
 from torch_geometric_ext.full_batch.cached_convs import speed_up
 from torch_geometric_ext.full_batch.receptive_field import find_num_hops
@@ -17,7 +15,6 @@ from torch_geometric_ext.full_batch.static_graph import (
     KnownGraph,
     View,
     call,
-    edge_kwargs,
 )
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 from torch_geometric_ext.lottery.task import Task
@@ -41,7 +38,7 @@ class Targets(NamedTuple):
     def loss(self, out: Tensor) -> Tensor:
         """The cross-entropy."""
         out = out if self.nodes is None else out[self.nodes]
-        return F.cross_entropy(out, self.probs)
+        return F.cross_entropy(out, self.probs.to(out.dtype))
 
 
 class NodeTask(Task):
@@ -185,58 +182,3 @@ class NodeTask(Task):
             if not torch.allclose(out, whole[mask], rtol=0, atol=tolerance):
                 return False
         return True
-
-
-def check_node_task(data: Any, model: Module, weight_sparsity: float) -> None:
-    """Raises if a graph or a model lacks what a classification of its nodes
-    needs.
-    """
-    if not isinstance(data, Data):
-        raise ValueError(
-            f"a loader as 'data' needs 'loss_fn' and 'evaluate' (got "
-            f'{type(data)})'
-        )
-    kwargs = edge_kwargs(model, data)
-    try:
-        inspect.signature(model.forward).bind(None, None, **kwargs)
-    except TypeError as error:
-        raise ValueError(
-            f"'model' needs to be called with 'x' and 'edge_index' (and "
-            f"'edge_weight' and 'edge_attr', if 'data' holds them); for any "
-            f"other, give 'loss_fn' and 'evaluate' ({error})"
-        ) from error
-    missing: List[str] = [
-        key
-        for key in ['x', 'edge_index', 'y', 'train_mask', 'val_mask']
-        if data.get(key) is None
-    ]
-    if missing:
-        raise ValueError(
-            f"'data' needs to hold {missing} to classify its nodes ('adj_t' "
-            f"is no 'edge_index'); for any other task, give 'loss_fn' and "
-            f"'evaluate' (got {data})"
-        )
-    layout = getattr(data.x, 'layout', type(data.x))
-    if weight_sparsity > 0 and layout != torch.strided:
-        raise ValueError(
-            f"'x' of 'data' needs to be dense where weights are pruned "
-            f"('to_dense' makes it so, and its zeros are skipped all the "
-            f'same; got {layout})'
-        )
-    y = data.y
-    if y.dim() != 1 or y.is_floating_point() or y.size(0) != data.num_nodes:
-        raise ValueError(
-            f"'y' of 'data' needs to hold one class for each of the "
-            f"{data.num_nodes} nodes; for any other task, give 'loss_fn' and "
-            f"'evaluate' (got {list(y.shape)} of {y.dtype})"
-        )
-    for key in ['train_mask', 'val_mask']:
-        mask = data[key]
-        if mask.dtype != torch.bool or mask.shape != y.shape:
-            raise ValueError(
-                f"'{key}' of 'data' needs to be of torch.bool and of shape "
-                f'{list(y.shape)}, one split (got {mask.dtype} and '
-                f'{list(mask.shape)})'
-            )
-        if not mask.any():
-            raise ValueError(f"'{key}' of 'data' selects no node")
