@@ -58,9 +58,10 @@ class WeightPruner:
         self.target = round((1 - sparsity) * self.num_weights)
         if self.target < len(names):
             raise ValueError(
-                f"'weight_sparsity={sparsity}' leaves {self.target} weights, "
-                f'but there are {len(names)} layers that need one each; lower '
-                f'it, or ignore layers'
+                f"'weight_sparsity' of 'GraphLotteryPruner' needs to keep at "
+                f'least one weight for each of {len(names)} layers; lower it, '
+                f'or ignore layers (got {sparsity}, which keeps '
+                f'{self.target} weights)'
             )
         self.channels: Optional[Channels] = None
         self.index: Optional[Index] = None
