@@ -77,15 +77,14 @@ class GraphLotteryPruner(Settings):
         ticket = pruner.fit(data)
         small_model, small_data = ticket.apply(model, data)
 
-    Any model of linear and :class:`~torch_geometric.nn.conv.MessagePassing`
-    layers can be searched; the search does not change it. Pruned edges are
-    removed from the graph, not multiplied by zero. :doc:`/develop/lottery`
-    describes the algorithm and its deviations from the papers.
+    The model may hold any linear and message passing layers, and is not
+    changed. Pruned edges are removed from the graph, not multiplied by zero.
+    :doc:`/develop/lottery` describes the algorithm and its deviations from
+    the papers.
 
     .. warning::
         Distilled tickets overfit the nodes seen in training: on unseen nodes
-        they are less accurate than the dense model. Measure tickets on unseen
-        nodes if they are to serve such nodes.
+        they are less accurate than the dense model.
 
     Args:
         model (torch.nn.Module): The model, which may be lazy.
@@ -173,7 +172,7 @@ class GraphLotteryPruner(Settings):
 
     @property
     def settings(self) -> Settings:
-        """Return the arguments that define the search, without the model."""
+        """Return the arguments of the search, other than the model."""
         names = [argument.name for argument in fields(Settings)]
         return Settings(**{name: getattr(self, name) for name in names})
 
@@ -201,9 +200,10 @@ class GraphLotteryPruner(Settings):
             evaluate (Callable, optional): Returns the validation metric, the
                 higher the better, of a model on the (pruned) graph or all
                 mini-batches. (default: :obj:`None`)
-            callbacks (Sequence[Callable], optional): Functions that receive
-                :obj:`stage`, :obj:`epoch`, :obj:`num_epochs`, :obj:`metric`
-                and :obj:`best` after each evaluation. (default: :obj:`()`)
+            callbacks (Sequence[Callable], optional): Functions to call after
+                each evaluation, with a progress that holds :obj:`stage`,
+                :obj:`epoch`, :obj:`num_epochs`, :obj:`metric` and
+                :obj:`best`. (default: :obj:`()`)
             checkpoint (str or Path, optional): A file to resume from, if it
                 exists, and to save the search to. (default: :obj:`None`)
             checkpoint_every (int, optional): Number of evaluations between

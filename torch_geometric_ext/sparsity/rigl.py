@@ -12,7 +12,7 @@ from torch_geometric_ext.sparsity.recorder import Recorder
 from torch_geometric_ext.sparsity.topology_scheduler import TopologyScheduler
 from torch_geometric_ext.sparsity.weight_scheduler import is_distributed
 
-BLOCK_SIZE = 1 << 22  # Elements of the dense gradient at a time.
+BLOCK_SIZE = 1 << 22  # A bound: elements of the dense gradient at a time.
 
 
 class RigL(TopologyScheduler):
