@@ -1,9 +1,9 @@
-"""Finds a part of a GCN, and of its graph, that is as good as all of it.
+"""Find a winning ticket of a GCN and its graph.
 
-Compares the dense model with a winning ticket, and with the rival to beat: a
-narrow dense model of as many weights, which is trained for as many epochs as
-the search takes in all. All are taken at their best validation accuracy. The
-ticket is written to a file and read again, as one that serves it would do.
+Compares the dense model, the ticket, and the rival to beat: a narrow dense
+model of as many weights, trained for as many epochs as the whole search. Each
+model is tested at its best validation accuracy. The ticket is saved to a file
+and loaded again, as in a deployment.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def gcn(data: Data, hidden_channels: int, dropout: float) -> GCN:
 
 @torch.no_grad()
 def test(model: torch.nn.Module, data: Data) -> Tuple[float, float]:
-    """The accuracy on validation and test nodes."""
+    """Return the accuracy on validation and test nodes."""
     pred = model.eval()(data.x, data.edge_index).argmax(dim=-1)
     correct = (pred == data.y).float()
     val, out = correct[data.val_mask].mean(), correct[data.test_mask].mean()
@@ -45,7 +45,9 @@ def test(model: torch.nn.Module, data: Data) -> Tuple[float, float]:
 
 
 def train(model: GCN, data: Data, epochs: int) -> Tuple[float, float]:
-    """The test accuracy at the best validation accuracy, and seconds."""
+    """Return the test accuracy at the best validation accuracy, and the
+    seconds of the training.
+    """
     start, results = time.perf_counter(), []
     optimizer = torch.optim.Adam(
         model.parameters(), lr=0.01, weight_decay=5e-4
@@ -109,10 +111,10 @@ def main() -> None:
     Path(args.path).parent.mkdir(parents=True, exist_ok=True)
     ticket.save(args.path)
 
-    # Elsewhere, with the file, the model and the graph:
+    # In another process, with the file, the model and the graph:
     ticket = Ticket.load(args.path, model)
     print(ticket)
-    narrow = ticket.narrow_index is not None  # Channels can leave.
+    narrow = ticket.narrow_index is not None  # Channels can be removed.
     small_model, small_data = ticket.apply(
         model, data, sparse=True, narrow=narrow
     )
@@ -124,7 +126,7 @@ def main() -> None:
     )
     dense = train(model, data, args.pretrain_epochs)
     print_row('dense', *dense, model, data)
-    plain_model, _ = ticket.apply(model)  # Ordinary layers, with zeros.
+    plain_model, _ = ticket.apply(model)  # Linear layers with zeros.
     assert abs(test(plain_model, small_data)[1] - accuracy) < 0.2
     print_row('ticket', accuracy, seconds, small_model, small_data)
     width = round((1 - args.weight_sparsity) * args.hidden_channels)

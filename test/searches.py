@@ -1,4 +1,4 @@
-"""Short searches on small graphs, for tests of what they find."""
+"""Short searches on small graphs."""
 
 import torch
 from torch_geometric.data import Data
@@ -38,7 +38,7 @@ def prune(model, data, *args, **kwargs):
 
 
 def equal(ticket, other):
-    """Whether tickets are the same, bit for bit."""
+    """Return whether tickets are equal bit for bit."""
     a, b = vars(ticket).copy(), vars(other).copy()
     for values in [a, b]:
         values.pop('seconds')

@@ -1,37 +1,37 @@
-"""What tickets reach, and what it costs to find them.
+"""Measure the accuracy of lottery tickets, and the time to find them.
 
 Two-layer networks classify the nodes of Cora, CiteSeer and PubMed (public
-split) or of a larger graph (twenty training nodes of each class at random),
-with a share of their weights and of the edges:
+split) or of a larger graph (twenty random training nodes of each class) with
+pruned weights and edges:
 
 * dense: the network on the whole graph, 200 epochs,
-* narrow: a dense network with as many weights, the rival of pruned weights,
+* narrow: a dense network of as many weights, the rival of pruned weights,
 * random, one_shot, imp, fast: the methods of `GraphLotteryPruner` (imp with
   rounds of 200 epochs, as in its paper),
-* learned: one_shot, by scores of edges that are learned.
+* learned: one_shot with learned scores of edges.
 
-A `+` marks training against the predictions of the dense network as `fast`
-always does (80 % of the loss, and all of it while edges alone leave): its
-rivals are shown with it and without. All train in the same way, dense and
-narrow networks too: on the part of the graph that labels depend on, with sums
-of features that are known. What plain loops cost is shown by `--epochs`.
+A `+` marks distillation of the dense network, which `fast` always uses: with
+80 % of the loss, or all of it if only edges are pruned. The table shows the
+rivals with and without distillation. All networks, dense and narrow ones too,
+train on the receptive field of the loss with a cached first aggregation;
+`--epochs` shows the cost of plain loops.
 
-Printed are the test accuracy at the best validation accuracy (mean and
-standard deviation over seeds), its distance to that of the dense network with
-the same seed (mean and standard error), the multiply-adds saved in the
-forward pass, the CPU seconds it took, training of the dense network included,
-and how many times that is of `fast`.
+The table holds the test accuracy at the best validation accuracy (mean and
+standard deviation over seeds), its difference to the dense network of the
+same seed (mean and standard error), the multiply-adds saved in the forward
+pass, the CPU seconds, including the training of the dense network, and their
+ratio to the seconds of `fast`.
 
-With `--unseen`, test nodes and their edges are not part of the graph in
-training, and of the whole graph, with all edges, afterwards.
+With `--unseen`, the graph has no test nodes in training, and all nodes and
+edges in the test.
 
-`--epochs` prints milliseconds of an epoch instead: of a plain loop, of one
-with masks on dense weights, and of the stages of a search (98 % of weights and
-35 % of edges removed; `learned`: the dense stage, while scores of edges are
-learned), and the highest one of `fast` against the plain loop. Then seconds:
-those of `fast` with its default numbers of epochs, and those of 22 trainings
-of 200 epochs with masks, which is iterative pruning to 99 % in plain loops,
-both projected from these epochs.
+`--epochs` prints the milliseconds of an epoch instead: of a plain loop, of a
+plain loop with masks on dense weights, and of the stages of a search (98 % of
+weights and 35 % of edges pruned; `learned` is the dense stage with learned
+scores of edges), and the ratio of the slowest stage of `fast` to the plain
+loop. Two columns of seconds follow, both projected from these epochs: `fast`
+with its default numbers of epochs, and iterative pruning to 99 % in plain
+loops, which takes 22 trainings of 200 epochs with masks.
 """
 
 import argparse
@@ -75,8 +75,8 @@ EPOCHS_HEADER = (
 
 
 class GIN(Module):
-    """Sums of neighbors, with one linear layer each: with more, or with
-    batch normalization, networks do not train on so few labels.
+    """A GIN of one linear layer per convolution: with more layers, or with
+    batch normalization, it does not train on so few labels.
     """
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int):
@@ -89,21 +89,21 @@ class GIN(Module):
         return self.conv2(F.dropout(h, 0.5, self.training), edge_index)
 
 
-def network(name: str, data: Data, share: float = 1.0) -> Module:
-    """A network with a share of its channels."""
+def network(name: str, data: Data, width: float = 1.0) -> Module:
+    """Return a network with a fraction of its channels."""
     size = (data.num_features, int(data.y.max()) + 1)
-    hidden = max(round(share * 512), 1)
+    hidden = max(round(width * 512), 1)
     if name == 'GIN':
         return GIN(size[0], hidden, size[1])
     if name == 'GAT':
-        heads = 8 if share == 1 else 1
+        heads = 8 if width == 1 else 1
         return GAT(size[0], hidden, 2, size[1], heads=heads, dropout=0.5)
     return GCN(size[0], hidden, 2, size[1], dropout=0.5)
 
 
 def load(root: str, name: str) -> Data:
-    """A graph with bags of words, and a split: the public one, or, without
-    one, twenty nodes of each class at random.
+    """Return a graph of bags of words with its public split, or with twenty
+    random training nodes of each class.
     """
     if name in ['Cora', 'CiteSeer', 'PubMed']:
         transform = T.NormalizeFeatures()
@@ -117,7 +117,7 @@ def load(root: str, name: str) -> Data:
 
 
 class Result(NamedTuple):
-    """Of one run."""
+    """The result of one run."""
 
     test: float
     macs: int
@@ -136,8 +136,8 @@ def train(
     whole: Optional[Data] = None,
     teacher: Optional[Module] = None,
 ) -> Tuple[Module, Result]:
-    """A network at its best validation, which is tested on another graph, if
-    there is one.
+    """Return a trained network at its best validation accuracy, and its
+    result on the whole graph, if there is one.
     """
     start = time.process_time()
     task: Task = NodeTask(data)
@@ -249,7 +249,7 @@ def table(name: str, kind: str, args: argparse.Namespace) -> None:
 
 
 def plain_epoch(model: Module, data: Data) -> float:
-    """Seconds of an epoch of a plain loop, validation in every other one."""
+    """Return the seconds of an epoch with validation in every other one."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     times = []
     for epoch in range(13):
@@ -266,7 +266,7 @@ def plain_epoch(model: Module, data: Data) -> float:
 
 
 def masked(model: Module) -> Module:
-    """What is common: dense weights, multiplied by masks."""
+    """Multiply dense weights by masks, as is common."""
     for module in list(model.modules()):
         weight = getattr(module, 'weight', None)
         if isinstance(weight, torch.nn.Parameter) and weight.dim() == 2:
@@ -276,7 +276,7 @@ def masked(model: Module) -> Module:
 
 
 def epochs(name: str, kind: str, args: argparse.Namespace) -> None:
-    """Prints what an epoch of each stage costs."""
+    """Print the time of an epoch of each stage."""
     data = load(args.root, name)
     torch.manual_seed(0)
     model = network(kind, data)

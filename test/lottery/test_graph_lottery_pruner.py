@@ -16,6 +16,7 @@ from torch_geometric.testing import withCUDA
 from searches import equal, flat, graph, prune
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.stage import Stage
+from torch_geometric_ext.utils import GraphLotteryPruner
 
 METHODS = ['fast', 'imp', 'one_shot', 'random']
 EDGE_SCORES = ['degree', 'learned', 'random']
@@ -52,13 +53,13 @@ def test_pruner_counts(method, undirected, sparsities, monkeypatch):
         retrain_epochs=1,
     )
 
-    def num_edges(share):
+    def num_edges(density):
         step = 1 + undirected
         num_loops = int(pairs.is_loop.sum())
-        return num_loops + step * round(share * pairs.num_pairs)
+        return num_loops + step * round(density * pairs.num_pairs)
 
-    def num_weights(share):
-        return round(share * 64) if weight_sparsity > 0 else 0
+    def num_weights(density):
+        return round(density * 64) if weight_sparsity > 0 else 0
 
     target = (num_weights(1 - weight_sparsity), num_edges(1 - edge_sparsity))
     expected = {'dense': (0, data.num_edges), 'retrained': target}
@@ -66,25 +67,25 @@ def test_pruner_counts(method, undirected, sparsities, monkeypatch):
         expected['search'] = target
     number = 1
     while method == 'imp':
-        shares = (
+        densities = (
             max(0.8**number, 1 - weight_sparsity),
             max(0.95**number, 1 - edge_sparsity),
         )
-        current = (num_weights(shares[0]), num_edges(shares[1]))
-        if shares == (1 - weight_sparsity, 1 - edge_sparsity):
+        current = (num_weights(densities[0]), num_edges(densities[1]))
+        if densities == (1 - weight_sparsity, 1 - edge_sparsity):
             break
         number += 1
         expected[f'round {number}'] = current
     assert seen == expected
 
 
-SHARES = st.floats(0, 0.9)
+SPARSITIES = st.floats(0, 0.9)
 
 
 @settings(max_examples=12)
 @example('imp', 1e-300, 0.0, True)
 @example('fast', 0.9, 1e-300, False)
-@given(st.sampled_from(METHODS), SHARES, SHARES, st.booleans())
+@given(st.sampled_from(METHODS), SPARSITIES, SPARSITIES, st.booleans())
 def test_pruner_any_sparsity(method, weight_sparsity, edge_sparsity, both):
     data, model = graph(8, undirected=both), GCN(5, 8, 1, 3)
     assume(weight_sparsity + edge_sparsity > 0)
@@ -109,7 +110,7 @@ def test_pruner_any_sparsity(method, weight_sparsity, edge_sparsity, both):
     between = pairs.pair >= 0
     counts.index_add_(0, pairs.pair[between], ticket.edge_mask[between].long())
     assert ticket.edge_mask[~between].all()
-    size = 1 + pairs.undirected  # Both directions leave together:
+    size = 1 + pairs.undirected  # Both directions are pruned together:
     assert set(counts.tolist()) <= {0, size}
     assert int((counts == size).sum()) == target
 
@@ -146,13 +147,13 @@ def test_pruner_moves(monkeypatch):
     # By a cosine that ends at three quarters of the search:
     expected = [0] * 12
     for i in [3, 6]:
-        share = 0.4 * (1 + math.cos(math.pi * i / 9))
-        expected[i - 1] = round(share * 6)
+        fraction = 0.4 * (1 + math.cos(math.pi * i / 9))
+        expected[i - 1] = round(fraction * 6)
     assert moved == expected == [0, 0, 4, 0, 0, 1] + [0] * 6
 
 
 @pytest.mark.parametrize('method', ['fast', 'imp', 'random'])
-def test_pruner_leaves_inputs(method):
+def test_pruner_does_not_change_inputs(method):
     model, data = GIN(5, 8, 2, 3, norm='batch_norm', dropout=0.5), graph()
     model.train()
     state, before = copy.deepcopy(model.state_dict()), data.clone()
@@ -285,7 +286,7 @@ def test_pruner_progress(capsys):
     assert 'retrained: 100%' in capsys.readouterr().err
 
 
-def test_pruner_softens_weight_decay():
+def test_pruner_scales_weight_decay():
     decays = []
 
     def optimizer(params):
@@ -318,8 +319,8 @@ def test_pruner_default_of_distill(sparsities, distill):
     assert not equal(ticket, prune(model, data, distill=0.9, **kwargs))
 
 
-def test_pruner_crowded_edges():
-    """A third of the edges leaves by degrees, and what is left at random."""
+def test_pruner_degree_products():
+    """Prune a third of the edges by degrees, and all others at random."""
     data = graph()
     data.edge_index = torch.combinations(torch.arange(9)).t()
     path = torch.stack([torch.arange(10, 15), torch.arange(11, 16)])
@@ -361,8 +362,11 @@ def test_pruner_odd_settings():
     assert [len(x) for x in ticket.history.values()] == [1, 1, 1]
     ticket = prune(model, data, evaluate_every=1, patience=1, distill=0.0)
     assert len(ticket.history['dense']) <= 4
-    with pytest.warns(UserWarning, match='no weights will move'):
-        prune(model, data, search_epochs=2)
+    pruner = GraphLotteryPruner(model, weight_sparsity=0.5, search_epochs=6)
+    with pytest.warns(UserWarning, match='no weights will move') as seen:
+        ticket = pruner.fit(data)
+    assert seen[0].filename == __file__
+    assert ticket.weight_sparsity == pytest.approx(0.5, abs=0.01)
     optimizer = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
     ticket = prune(model, data, optimizer=optimizer, edge_score='learned')
     assert ticket.weight_sparsity == pytest.approx(0.7, abs=0.01)
@@ -385,7 +389,7 @@ def test_pruner_keeps_layers():
             model, data, method=method, weight_sparsity=0.95, pretrain_epochs=1
         )
         assert all(mask.any() for mask in ticket.weight_masks.values())
-    with pytest.raises(ValueError, match='leaves 1 weights, but there are 2'):
+    with pytest.raises(ValueError, match='of 2 layers.* keeps 1 weights'):
         prune(model, data, weight_sparsity=0.99)
 
 

@@ -1,8 +1,12 @@
+import inspect
+
+import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import GCN, Linear
 
+from searches import equal, graph, prune
 from torch_geometric_ext.nn import sparsify
 from torch_geometric_ext.utils import GraphLotteryPruner
 
@@ -32,13 +36,41 @@ def test_pruner_ranges(key, values):
             GraphLotteryPruner(GCN(5, 8, 2, 3), **kwargs)
 
 
+def test_pruner_arguments():
+    params = inspect.signature(GraphLotteryPruner).parameters
+    assert list(params)[0] == 'model'
+    keywords = [x for x in params.values() if x.kind is x.KEYWORD_ONLY]
+    assert len(keywords) == len(params) - 1 == 16
+    assert params['edge_sparsity'].default == 0.0
+    assert params['distill'].default is params['optimizer'].default is None
+    with pytest.raises(TypeError, match="keyword argument 'sparsity'"):
+        GraphLotteryPruner(GCN(5, 8, 2, 3), sparsity=0.5)
+    with pytest.raises(TypeError, match='positional'):
+        GraphLotteryPruner(GCN(5, 8, 2, 3), 0.5)
+    pruner = GraphLotteryPruner(GCN(5, 8, 2, 3), edge_sparsity=0.5)
+    assert pruner in {pruner} and pruner == pruner
+    assert str(pruner) == (
+        'GraphLotteryPruner(GCN, weight_sparsity=0.0, edge_sparsity=0.5, '
+        "method='fast')"
+    )
+
+
+def test_pruner_numbers_of_other_libraries(tmp_path):
+    model, path = GCN(5, 8, 2, 3), tmp_path / 'search.pt'
+    number = np.float64(0.5)
+    kwargs = dict(weight_sparsity=number, distill=number, drop_fraction=number)
+    expected = prune(model, graph(), checkpoint=path, **kwargs)
+    kwargs = dict.fromkeys(kwargs, 0.5)
+    assert equal(prune(model, graph(), checkpoint=path, **kwargs), expected)
+
+
 def test_pruner_of_other_models():
     model = GCN(5, 8, 2, 3)
     with pytest.raises(TypeError, match="'model' .* 'torch.nn.Module'"):
         GraphLotteryPruner('model', weight_sparsity=0.5)
     with pytest.raises(ValueError, match='needs to be above zero'):
         GraphLotteryPruner(model)
-    with pytest.raises(ValueError, match="no 'MessagePassing' in 'Linear'"):
+    with pytest.raises(ValueError, match="'MessagePassing' .* in 'Linear'"):
         GraphLotteryPruner(Linear(5, 3), edge_sparsity=0.5)
     optimizer = torch.optim.Adam(model.parameters())
     with pytest.raises(TypeError, match="'optimizer' .* of parameters"):
@@ -65,7 +97,7 @@ def test_fit_of_other_data():
         val_mask=~mask,
     )
     pruner = GraphLotteryPruner(GCN(5, 8, 2, 3), edge_sparsity=0.5)
-    with pytest.raises(ValueError, match='edges that are no self-loops'):
+    with pytest.raises(ValueError, match='edges other than self-loops'):
         pruner.fit(data)
     with pytest.raises(TypeError, match="'callbacks' needs to be a sequence"):
         pruner.fit(data, callbacks=print)

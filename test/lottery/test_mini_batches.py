@@ -95,7 +95,7 @@ def test_pruner_graph_classification(method, edge_score):
         assert small.num_edges == small.e_id.numel()
     # Without numbers:
     loader = DataLoader([graph()], batch_size=1)
-    with pytest.raises(ValueError, match="'number_edges' does that"):
+    with pytest.raises(ValueError, match="number them with 'number_edges'"):
         prune(args[0], loader, *args[2:])
 
 
@@ -173,7 +173,7 @@ def weighted_graph():
 
 
 class Recorder:
-    """A loss and a metric that hold the batches a model sees to its graph."""
+    """A loss and a metric that compare mini-batches with their graph."""
 
     def __init__(self, data):
         self.data = data
@@ -196,7 +196,7 @@ class Recorder:
         return -sum(float(self.loss_fn(model, batch)) for batch in batches)
 
     def check(self, ticket):
-        """Whether no edge that left is in the batches of the last stage."""
+        """Check that the batches of the last stage hold no pruned edge."""
         assert not ticket.edge_mask[torch.cat(self.seen)].all()
         # At last, MACs are counted before and after:
         assert ticket.edge_mask[torch.cat(self.seen[-8:-2])].all()

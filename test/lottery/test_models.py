@@ -85,7 +85,7 @@ MODELS = {
 
 
 def naive_graph(data, edge_mask):
-    """A graph that never saw the edges that left."""
+    """A graph that never had the pruned edges."""
     edges = [
         edge
         for edge, keep in zip(data.edge_index.t().tolist(), edge_mask)
@@ -113,7 +113,7 @@ def test_pruner_models(name, method, edge_score):
     num_edges = num_loops + 2 * round(0.9 * pairs.num_pairs)
     assert int(ticket.edge_mask.sum()) == num_edges and num_loops > 0
 
-    # The ticket equals a model that never saw what left:
+    # The ticket equals a model on a graph without pruned edges:
     dense, small = ticket.apply(model, data)
     sparse, _ = ticket.apply(model, data, sparse=True)
     edge_index = naive_graph(data, ticket.edge_mask)
@@ -131,8 +131,8 @@ def test_pruner_models(name, method, edge_score):
 
 
 def plain_loop(model, data, masks, num_epochs):
-    """Trains weights that are not masked, and gives the first state of the
-    best validation accuracy.
+    """Train masked weights, and return the first state of the best validation
+    accuracy.
     """
     params = dict(model.named_parameters())
     optimizer = sgd(model.parameters())
@@ -162,7 +162,7 @@ def sgd(params):
 @withCUDA
 @pytest.mark.parametrize('name', ['gcn', 'sage', 'max', 'std', 'softmax'])
 def test_ticket_is_trained_as_if_no_edge_had_ever_been_there(name, device):
-    """Few labels on a sparse graph: the search trains on a part of it."""
+    """Few labels on a sparse graph: the search trains on a subgraph."""
     torch.manual_seed(0)
     make = {**MODELS, 'softmax': lambda: Deep(2)}[name]
     model = make().double().to(device)
@@ -226,7 +226,7 @@ def test_pruner_shared_layers():
     model, data = Shared(), graph()
     ticket = prune(model, data, **FEW)
     assert list(ticket.weight_masks) == ['first.weight', 'conv.lin.weight']
-    for weights in ['retrained', 'initial']:
+    for weights in ['final', 'initial']:
         outs = []
         for sparse in [True, False]:
             other, small = ticket.apply(

@@ -3,14 +3,12 @@ import math
 import pytest
 import torch
 from torch.nn import Module
-from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GCN, GCNConv, Linear, Sequential
+from torch_geometric.data import Data
+from torch_geometric.nn import GCN
 
-from torch_geometric_ext.full_batch.static_graph import KnownGraph, call
 from torch_geometric_ext.lottery import node_task as module
 from torch_geometric_ext.lottery.node_task import (
     NodeTask,
-    check_node_task,
 )
 
 MASK = torch.tensor([True, False, True, True])
@@ -25,7 +23,7 @@ def test_node_task():
     mask = torch.tensor([True, True, False, False])
     data = graph(y=torch.tensor([0, 1, 1, 0]), train_mask=mask, val_mask=~mask)
     model = GCN(2, 4, 1, 2)
-    task = NodeTask(KnownGraph(data))
+    task = NodeTask(data)
     out = model(data.x, data.edge_index)
     log_prob = out.log_softmax(dim=-1)
     loss = -(log_prob[0, 0] + log_prob[1, 1]) / 2
@@ -48,7 +46,7 @@ def test_targets_may_be_of_some_nodes(monkeypatch, num_labels, num_targets):
     monkeypatch.setattr(module, 'MIN_TARGETS', 2)
     mask = torch.arange(4) < num_labels
     data = graph(y=torch.tensor([0, 1, 1, 0]), train_mask=mask, val_mask=~mask)
-    task, found = NodeTask(KnownGraph(data)), set()
+    task, found = NodeTask(data), set()
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
         sample = task.distilled(GCN(2, 4, 1, 2), 1.0, generator).sample
@@ -63,61 +61,10 @@ def test_any_integers_are_classes():
     y = torch.tensor([0, 1, 1, 0])
     data = graph(y=y, train_mask=mask, val_mask=mask)
     model = GCN(2, 4, 1, 2)
-    loss = NodeTask(KnownGraph(data)).loss(model, data)
+    loss = NodeTask(data).loss(model, data)
     for dtype in [torch.int32, torch.uint8]:
         data.y = y.to(dtype)
-        assert NodeTask(KnownGraph(data)).loss(model, data) == loss
-
-
-def test_check_node_task():
-    model = GCN(2, 4, 1, 2)
-    y, mask = torch.tensor([0, 1, 1, 0]), torch.tensor([True] * 4)
-    data = graph(y=y, train_mask=mask, val_mask=mask)
-    check_node_task(data, model, 0.5)
-
-    def check(match, model=model, **kwargs):
-        other = data.clone()
-        for key, value in kwargs.items():
-            other[key] = value
-        with pytest.raises(ValueError, match=match):
-            check_node_task(other, model, 0.5)
-
-    check(r"needs to hold \['y', 'val_mask'\]", y=None, val_mask=None)
-    check(r"\['edge_index'\]", edge_index=None, adj_t=torch.eye(4).to_sparse())
-    check('one class for each of the 4', y=torch.rand(4))
-    check('one class for each of the 4', y=y.view(-1, 1))
-    check('one class for each of the 4', y=y[:2])
-    check("'train_mask' .* one split", train_mask=mask.view(4, 1))
-    check("'val_mask' .* torch.bool", val_mask=mask.long())
-    check("'val_mask' of 'data' selects no node", val_mask=~mask)
-    check("called with 'x' and 'edge_index'", model=Linear(2, 2))
-    with pytest.raises(ValueError, match="a loader as 'data' needs"):
-        check_node_task([data], model, 0.5)
-    check_node_task(Batch.from_data_list([data]), model, 0.5)
-
-    sparse = data.x.to_sparse()
-    check("'x' of 'data' needs to be dense .* torch.sparse_coo", x=sparse)
-    data.x, data.edge_weight = sparse, torch.rand(4)
-    check_node_task(data, model, 0.0)
-
-
-def test_models_that_need_weights_of_edges():
-    mask = torch.ones(4, dtype=torch.bool)
-    data = graph(y=torch.arange(4) % 2, train_mask=mask, val_mask=mask)
-    conv, names = GCNConv(2, 2), 'x, edge_index, edge_weight'
-    model = Sequential(names, [(conv, f'{names} -> x')])
-
-    class Weighted(Module):
-        def forward(self, x, edge_index, edge_weight):
-            return conv(x, edge_index, edge_weight)
-
-    with pytest.raises(ValueError, match="and 'edge_weight' and 'edge_attr'"):
-        check_node_task(data, Weighted(), 0.5)
-    data.edge_weight = torch.rand(4)
-    expected = conv(data.x, data.edge_index, data.edge_weight)
-    for other in [Weighted(), model]:
-        check_node_task(data, other, 0.5)
-        assert torch.equal(call(other, data), expected)
+        assert NodeTask(data).loss(model, data) == loss
 
 
 class Constant(Module):
@@ -131,5 +78,7 @@ class Constant(Module):
 
 @pytest.mark.parametrize('out', [torch.ones(4), (torch.ones(4, 2), 0)])
 def test_other_results_of_models(out):
+    mask = torch.ones(4, dtype=torch.bool)
+    data = graph(y=torch.arange(4) % 2, train_mask=mask, val_mask=mask)
     with pytest.raises(ValueError, match='a score of each class'):
-        call(Constant(out), graph())
+        NodeTask(data).loss(Constant(out), data)

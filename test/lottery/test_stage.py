@@ -65,7 +65,7 @@ def test_stage_patience(evaluate_every):
 
 
 def test_stage_moves():
-    # Only a share of weights moves, as zeros without momentum:
+    # A fraction of weights moves, to zeros without momentum:
     torch.manual_seed(0)
     model = Sequential(SparseLinear(6, 3, sparsity=0.5, seed=0))
     stage = build([0.0] * 8, 8, model, num_batches=2)
@@ -91,8 +91,8 @@ def test_stage_moves():
     stage.run(lambda stage: None)
     expected = [0] * 16
     for i in [3, 6, 9]:
-        share = 0.25 * (1 + math.cos(math.pi * i / 12))
-        expected[i - 1] = round(share * 9)
+        fraction = 0.25 * (1 + math.cos(math.pi * i / 12))
+        expected[i - 1] = round(fraction * 9)
     assert moved == expected and sum(moved) > 0
     assert not layer._forward_hooks and not layer._forward_pre_hooks
 

@@ -1,10 +1,9 @@
-import pytest
 import torch
-from torch_geometric.data import Data, HeteroData
-from torch_geometric.loader import DataLoader
+from torch_geometric.data import Data
+from torch_geometric.loader import CachedLoader, DataLoader
 from torch_geometric.nn import Linear
 
-from torch_geometric_ext.lottery.task import CustomTask, check_data
+from torch_geometric_ext.lottery.task import CustomTask
 
 MASK = torch.tensor([True, False, True, True])
 
@@ -32,14 +31,12 @@ def test_custom_task():
     assert small.distilled(Linear(2, 2), 0.5, generator) is small
 
 
-def test_check_data():
-    check_data(graph())
-    check_data([graph()])
-    with pytest.raises(NotImplementedError, match='needs to be homogeneous'):
-        check_data(HeteroData())
-    loader = DataLoader([HeteroData()])
-    loader.data = HeteroData()  # As those that sample from a graph.
-    with pytest.raises(NotImplementedError, match='needs to be homogeneous'):
-        check_data(loader)
-    with pytest.raises(TypeError, match='a loader with a length'):
-        check_data(iter([graph()]))
+def test_first_batch_leaves_caches_of_loaders_complete():
+    loader = CachedLoader(DataLoader([graph()] * 3))
+    task = CustomTask(loader, unused, unused)
+    assert task.first_batch().num_nodes == 4
+    assert len(list(loader)) == 3
+
+
+def unused(*args):
+    raise AssertionError

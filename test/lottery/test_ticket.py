@@ -53,7 +53,7 @@ def lists(value):
     return {key: x.tolist() for key, x in value.items()}
 
 
-@pytest.mark.parametrize('weights', ['retrained', 'initial'])
+@pytest.mark.parametrize('weights', ['final', 'initial'])
 def test_ticket_apply(found, weights):
     ticket, model, data = found
     model = model.train()
@@ -67,9 +67,7 @@ def test_ticket_apply(found, weights):
     expected = sparse(small.x, small.edge_index)
     assert torch.allclose(out, expected, atol=1e-5)
 
-    state = {'retrained': ticket.final_state, 'initial': ticket.initial_state}[
-        weights
-    ]
+    state = getattr(ticket, f'{weights}_state')
     for key, x in dense.state_dict().items():
         mask = ticket.weight_masks.get(key, torch.ones_like(x))
         assert torch.equal(x, state[key] * mask)
@@ -77,13 +75,22 @@ def test_ticket_apply(found, weights):
     num_kept = sum(int(x.sum()) for x in ticket.weight_masks.values())
     assert sum(x.values.numel() for x in layers) == num_kept
 
-    # What comes back does not depend on the ticket or the arguments:
+    # Results share no tensors with the ticket or the arguments:
     for x in [*dense.parameters(), *sparse.parameters()]:
         x.data = x.data + 1
     small.edge_index = small.x = None
     assert lists(model.state_dict()) == before
     assert lists(data.to_dict()) == data_before
     assert ticket.apply(model)[1] is None
+
+
+def test_ticket_apply_retrained_is_deprecated(found):
+    ticket, model, data = found
+    with pytest.warns(DeprecationWarning, match="use 'final' instead") as seen:
+        old, _ = ticket.apply(model, data, weights='retrained')
+    assert seen[0].filename == __file__
+    new, _ = ticket.apply(model, data)
+    assert lists(old.state_dict()) == lists(new.state_dict())
 
 
 def test_ticket_final_state(found):
@@ -103,6 +110,11 @@ def test_ticket_save_load(found, tmp_path):
     assert [x.name for x in tmp_path.iterdir()] == ['ticket.pt']
     state = torch.load(path, weights_only=True)
     assert state['version'] == 1
+    keys = ['weight_masks', 'edge_mask', 'initial_state', 'final_state']
+    keys += ['metrics', 'history', 'seconds', 'macs', 'dense_state']
+    keys += ['narrow_index', 'edges_digest']  # As of all earlier files.
+    assert list(state) == ['version', *keys]
+    assert list(state['metrics']) == ['dense', 'search', 'retrained']
     other = Ticket.load(path, model)
     for key, value in vars(ticket).items():
         loaded = getattr(other, key)
@@ -149,7 +161,7 @@ def test_ticket_load_errors(found, tmp_path):
 def test_ticket_apply_errors(found):
     ticket, model, data = found
     with pytest.raises(ValueError, match="'weights' needs to be one of"):
-        ticket.apply(model, data, weights='final')
+        ticket.apply(model, data, weights='best')
     small = data.edge_subgraph(torch.arange(4))
     with pytest.raises(ValueError, match=r'needs to have the .* 4 edges\)'):
         ticket.apply(model, small)
@@ -238,7 +250,7 @@ def test_ticket_device(found, device, tmp_path):
     # A ticket of the CPU serves models of any device:
     ticket, model, data = found
     model, data = copy.deepcopy(model).to(device), data.to(device)
-    for weights in ['retrained', 'initial']:
+    for weights in ['final', 'initial']:
         outs = []
         for sparse in [False, True]:
             other, small = ticket.apply(

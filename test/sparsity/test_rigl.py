@@ -276,3 +276,85 @@ def test_rigl_with_inputs_of_infinite_gradient(scale):
     lin(x).backward(torch.full((4, 8), 1e30))
     scheduler.step()
     assert torch.equal(lin.index, index)
+
+
+@withCUDA
+@pytest.mark.parametrize('block_size', [1, 50, 1 << 22])
+def test_rigl_allowed(device, block_size, monkeypatch):
+    monkeypatch.setattr(rigl, 'BLOCK_SIZE', block_size)
+    layer = SparseLinear(24, 15, sparsity=0.7, seed=0).to(device)
+    allowed = torch.rand(15, 24, generator=torch.Generator().manual_seed(1))
+    allowed = (allowed < 0.5).to(device)
+    optimizer, scheduler = build(layer, allowed={'': allowed})
+    x = integers(9, 24, device=device)
+    weight = integers(9, 15, seed=1, device=device)
+    dense, old = layer.to_dense(), layer.index
+    assert not allowed.flatten()[old].all()  # They need not be allowed.
+    for model in [dense, layer]:
+        (model(x) * weight).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    gradient = dense.weight.grad.masked_fill(~allowed, 0)
+    assert int((gradient != 0).sum()) > old.numel() + 43
+    assert torch.equal(grown(layer, old), expected_growth(gradient, old, 43))
+
+
+def test_rigl_allowed_without_room():
+    # Two of the four allowed positions are free, so that two weights move:
+    layer = SparseLinear(4, 4, sparsity=0.5, seed=0)
+    layer.set_weights(torch.tensor([0, 1, 14, 15]), torch.arange(1.0, 5.0))
+    allowed = torch.zeros(4, 4, dtype=torch.bool)
+    allowed[0] = True
+    optimizer, scheduler = build(
+        layer, allowed={'': allowed}, drop_fraction=1.0
+    )
+    for _ in range(2):
+        layer(torch.randn(5, 4)).sum().backward()
+        scheduler.step()
+        # All positions of the mask are taken after the first update:
+        assert layer.index.tolist() == [2, 3, 14, 15]
+        allowed[0, :2] = False
+
+
+def test_rigl_allowed_names_some_layers():
+    model = torch.nn.ModuleList([SparseLinear(8, 8), SparseLinear(8, 8)])
+    allowed = {'0': torch.zeros(8, 8, dtype=torch.bool)}
+    optimizer, scheduler = build(model, allowed=allowed)
+    fixed, moved = (layer.index for layer in model)
+    x = torch.randn(5, 8)
+    (model[0](x).sum() + model[1](x).sum()).backward()
+    scheduler.step()
+    assert torch.equal(model[0].index, fixed)
+    assert not torch.equal(model[1].index, moved)
+
+
+def test_rigl_allowed_of_infinite_gradient():
+    # Only gradients of allowed positions need to be finite:
+    layer = SparseLinear(8, 8, sparsity=0.5, seed=0)
+    allowed = torch.ones(8, 8, dtype=torch.bool)
+    allowed[:, 1:] = False
+    optimizer, scheduler = build(layer, allowed={'': allowed})
+    old, x = layer.index, torch.ones(4, 8)
+    x[:, 1:] = 1e30
+    layer(x).backward(torch.full((4, 8), 1e30))
+    scheduler.step()
+    assert not torch.equal(layer.index, old)
+
+
+def test_rigl_allowed_errors():
+    layer = SparseLinear(6, 4)
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"layers among \[''\] \(got 'lin'\)"):
+        build(layer, allowed={'lin': mask})
+    for other in [mask.t(), mask.long(), None, mask.tolist()]:
+        with pytest.raises(ValueError, match=r"shape \[4, 6\] for '' \(got"):
+            build(layer, allowed={'': other})
+    assert not layer._forward_hooks
+
+
+def test_rigl_warns_at_the_line_of_the_caller():
+    layer = SparseLinear(8, 8)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match='will move no weights') as seen:
+        RigL(layer, optimizer, num_steps=2, update_every=5)
+    assert [x.filename for x in seen] == [__file__]

@@ -1,26 +1,21 @@
 import pickle
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, Union
 
 import torch
 
 from torch_geometric_ext.data.atomic_save import atomic_save
-from torch_geometric_ext.data.digest import digest
-from torch_geometric_ext.lottery.search import Candidate, Search
-from torch_geometric_ext.lottery.stage import Outcome, Stage
-from torch_geometric_ext.lottery.weights.channel_selection import Channels
-from torch_geometric_ext.lottery.weights.weight_masks import Weights
+from torch_geometric_ext.lottery.search import Search
 
 
 class Checkpoint:
-    """A file from which an interrupted search goes on.
+    """A file that an interrupted search resumes from.
 
     Args:
         path (str or Path): The file.
         search (Search): The search.
-        every (int): Number of evaluations between writes.
+        every (int): Number of evaluations between two writes.
     """
 
     def __init__(
@@ -29,82 +24,44 @@ class Checkpoint:
         self.path = Path(path)
         self.search = search
         self.every = every
-        tensors = search.task.identity()
-        if search.pairs is not None:
-            tensors.append(search.pairs.ends)
-        self.config = {
-            'settings': asdict(search.settings),
-            'names': search.names,
-            'model': {key: list(x.shape) for key, x in search.initial.items()},
-            'modules': [
-                type(module).__name__ for module in search.template.modules()
-            ],
-            'optimizer': _optimizer(search),
-            'data': digest(tensors),
-        }
+        self.config = search.config()
         self._count = 0
 
-    def update(self, stage: Stage) -> None:
-        """Counts an evaluation, and writes if it is time to."""
+    def update(self) -> None:
+        """Count an evaluation, and write the file every few of them."""
         self._count += 1
         if self._count % self.every == 0:
-            self.write(stage)
+            self.write()
 
-    def write(self, stage: Optional[Stage] = None) -> None:
-        """Writes what has been done, and a stage that is not done."""
-        search = self.search
-        done: Dict[str, Any] = {
-            key: _lists(outcome) for key, outcome in search.done.items()
-        }
-        state = {
-            'config': self.config,
-            'initial': search.initial,
-            'done': done,
-            'seconds': search.seconds,
-            'round': search.round,
-            'candidate': _lists(search.candidate),
-            'channels': _lists(search.channels),
-            'index': search.index,
-            'stage': None if stage is None else stage.state_dict(),
-        }
+    def write(self) -> None:
+        """Write the state of the search."""
+        state = self.search.state_dict()
+        stage = state.pop('stage')
+        state = {'config': self.config, **_lists(state), 'stage': stage}
         atomic_save(state, self.path)
 
     def resume(self) -> None:
-        """Goes on from the file, if there is one.
+        """Load the state of the search if the file exists.
 
         Raises:
-            ValueError: If it is of another search.
+            ValueError: If the file is of another search.
         """
         if not self.path.exists():
             return
-        search = self.search
-        device = next(iter(search.initial.values())).device
         state = load_state(self.path)
-        if state.get('config') != self.config:
+        if state.pop('config', None) != self.config:
             raise ValueError(
                 f"'checkpoint' needs to be of a search with the same "
                 f'arguments, model, optimizer and data; remove it to start '
-                f'anew (got '
-                f"'{self.path}')"
+                f"anew (got '{self.path}')"
             )
-        search.initial = _to(state['initial'], device)
-        search.template.load_state_dict(search.initial)
-        for key, values in state['done'].items():
-            outcome = Outcome(*_to(values, device))
-            search.done[key] = outcome._replace(
-                best=Weights(*outcome.best), last=Weights(*outcome.last)
-            )
-        search.seconds = state['seconds']
-        search.round = state['round']
-        search.candidate = Candidate(*_to(state['candidate'], device))
-        if state['channels'] is not None:
-            search.channels = Channels(*_to(state['channels'], device))
-            search.index = _to(state['index'], device)
-        search.pending = state['stage']
+        self.search.load_state_dict(_migrated(state))
 
 
 def load_state(path: Union[str, Path]) -> Dict[str, Any]:
-    """Reads a file onto the CPU: nothing, if it is not one of this package."""
+    """Read a file onto the CPU, and return an empty dictionary if another
+    program wrote it.
+    """
     with open(path, 'rb') as file:
         if not zipfile.is_zipfile(file):
             return {}
@@ -116,25 +73,18 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _optimizer(search: Search) -> List[str]:
-    """Tells an optimizer from others, by its class and options."""
-    optimizer = search.optimizer(search.template.parameters())
-    options = [
-        {key: value for key, value in group.items() if key != 'params'}
-        for group in optimizer.param_groups
-    ]
-    return [type(optimizer).__name__, repr(options)]
-
-
 def _lists(value: Any) -> Any:
-    if isinstance(value, tuple):
+    """Return nested tuples as lists, since files hold no named tuples."""
+    if isinstance(value, dict):
+        return {key: _lists(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
         return [_lists(x) for x in value]
     return value
 
 
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {key: _to(x, device) for key, x in value.items()}
-    if isinstance(value, list):
-        return [_to(x, device) for x in value]
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+def _migrated(state: Dict[str, Any]) -> Dict[str, Any]:
+    """Rename the scheduler in files of earlier versions."""
+    scheduler = (state['stage'] or {}).get('scheduler')
+    if scheduler is not None and scheduler['policy'] == 'ChannelRigL':
+        scheduler['policy'] = 'RigL'
+    return state

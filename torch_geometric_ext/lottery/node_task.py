@@ -1,5 +1,4 @@
 import copy
-import inspect
 from typing import Any, Collection, List, Optional
 
 import torch
@@ -13,7 +12,7 @@ from torch_geometric_ext.full_batch import (
     StaticGraph,
     accelerate,
 )
-from torch_geometric_ext.full_batch.accelerate import call_model, edge_kwargs
+from torch_geometric_ext.full_batch.accelerate import call_model
 from torch_geometric_ext.full_batch.static_graph import EDGE_KEYS, is_static
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 from torch_geometric_ext.lottery.task import Task
@@ -62,20 +61,29 @@ class NodeTask(Task):
             return [self.fast.select(self.nodes, training=True).data]
         return [self.data]
 
+    def labeled_batch(self) -> Any:  # noqa: D102
+        if self.fast is None:
+            return self.data
+        return self.fast.select(self.data.train_mask, training=True).data
+
     def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
-        if self.fast is not None and model is self.fast.model:
-            out = self.fast(self.nodes)
-        else:
-            out = call_model(model, self.data)
-            out = out if self.nodes is None else out[self.nodes]
-        check_scores(out)
-        loss = F.cross_entropy(out[self.train_rows], self.labels)
-        if self.targets is None:
-            return loss
         targets = self.targets
-        if self.target_rows is not None:
-            out, targets = out[self.target_rows], targets[self.sample]
-        distillation = F.cross_entropy(out, targets)
+        if self.fast is not None and model is self.fast.model:
+            out: Tensor = self.fast(self.nodes)
+            train, labels = self.train_rows, self.labels
+        else:
+            out, train = call_model(model, batch), batch.train_mask
+            labels = batch.y[train].long()
+        check_scores(out)
+        loss = F.cross_entropy(out[train], labels)
+        if targets is None:
+            return loss
+        rows = self.target_rows
+        if rows is not None and out.size(0) == self.num_outputs:
+            out, targets = out[rows], targets[self.sample]
+        elif out.size(0) != targets.size(0):  # Subgraphs have no targets.
+            return loss
+        distillation = F.cross_entropy(out, targets.to(out.dtype))
         return (1 - self.fraction) * loss + self.fraction * distillation
 
     @torch.no_grad()
@@ -124,7 +132,11 @@ class NodeTask(Task):
         return task
 
     def accelerate(  # noqa: D102
-        self, model: Module, cache_aggregation: bool = True
+        self,
+        model: Module,
+        *,
+        cache_aggregation: bool = True,
+        all_nodes: bool = False,
     ) -> 'NodeTask':
         if self.graph is None:
             return self
@@ -140,7 +152,7 @@ class NodeTask(Task):
         nodes = self.data.train_mask
         if self.sample is not None:
             nodes = nodes.index_fill(0, self.sample, True)
-        elif self.targets is not None:
+        elif self.targets is not None or all_nodes:
             return task
         part = task.fast.select(nodes, training=True)
         if part.nodes is not None:  # Else, all targets are for free.
@@ -152,6 +164,7 @@ class NodeTask(Task):
         train = self.data.train_mask.nonzero().flatten()
         self.labels = self.data.y[train].long()
         self.nodes, self.train_rows, self.target_rows = nodes, train, None
+        self.num_outputs = 0 if nodes is None else nodes.numel()
         if nodes is not None:
             self.train_rows = torch.searchsorted(nodes, train)
             if self.sample is not None:
@@ -166,58 +179,3 @@ def check_scores(out: Any) -> None:
             f"for any other, give 'loss_fn' and 'evaluate' (got "
             f'{list(out.shape) if isinstance(out, Tensor) else type(out)})'
         )
-
-
-def check_node_task(data: Any, model: Module, weight_sparsity: float) -> None:
-    """Raises if a graph or a model lacks what a classification of its nodes
-    needs.
-    """
-    if not isinstance(data, Data):
-        raise ValueError(
-            f"a loader as 'data' needs 'loss_fn' and 'evaluate' (got "
-            f'{type(data)})'
-        )
-    kwargs = edge_kwargs(model, data)
-    try:
-        inspect.signature(model.forward).bind(None, None, **kwargs)
-    except TypeError as error:
-        raise ValueError(
-            f"'model' needs to be called with 'x' and 'edge_index' (and "
-            f"'edge_weight' and 'edge_attr', if 'data' holds them); for any "
-            f"other, give 'loss_fn' and 'evaluate' ({error})"
-        ) from error
-    missing: List[str] = [
-        key
-        for key in ['x', 'edge_index', 'y', 'train_mask', 'val_mask']
-        if data.get(key) is None
-    ]
-    if missing:
-        raise ValueError(
-            f"'data' needs to hold {missing} to classify its nodes ('adj_t' "
-            f"is no 'edge_index'); for any other task, give 'loss_fn' and "
-            f"'evaluate' (got {data})"
-        )
-    layout = getattr(data.x, 'layout', type(data.x))
-    if weight_sparsity > 0 and layout != torch.strided:
-        raise ValueError(
-            f"'x' of 'data' needs to be dense where weights are pruned "
-            f"('to_dense' makes it so, and its zeros are skipped all the "
-            f'same; got {layout})'
-        )
-    y = data.y
-    if y.dim() != 1 or y.is_floating_point() or y.size(0) != data.num_nodes:
-        raise ValueError(
-            f"'y' of 'data' needs to hold one class for each of the "
-            f"{data.num_nodes} nodes; for any other task, give 'loss_fn' and "
-            f"'evaluate' (got {list(y.shape)} of {y.dtype})"
-        )
-    for key in ['train_mask', 'val_mask']:
-        mask = data[key]
-        if mask.dtype != torch.bool or mask.shape != y.shape:
-            raise ValueError(
-                f"'{key}' of 'data' needs to be of torch.bool and of shape "
-                f'{list(y.shape)}, one split (got {mask.dtype} and '
-                f'{list(mask.shape)})'
-            )
-        if not mask.any():
-            raise ValueError(f"'{key}' of 'data' selects no node")

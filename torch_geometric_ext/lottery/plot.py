@@ -7,7 +7,7 @@ from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 
 
 def plot_ticket(ticket: Any, data: Any) -> Any:
-    """See :meth:`~torch_geometric_ext.lottery.Ticket.plot`."""
+    """Plot a ticket as :meth:`~torch_geometric_ext.lottery.Ticket.plot`."""
     import matplotlib.pyplot as plt
 
     with_degrees = data is not None and ticket.edge_mask is not None

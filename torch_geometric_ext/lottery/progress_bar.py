@@ -4,14 +4,14 @@ from torch_geometric_ext.lottery.stage import Progress
 
 
 class ProgressBar:
-    """One bar for each stage."""
+    """A progress bar for each stage."""
 
     def __init__(self) -> None:
         self.bar: Any = None
         self.stage = ''
 
     def update(self, progress: Progress) -> None:
-        """Moves on."""
+        """Advance the bar, or start one for a new stage."""
         from tqdm.auto import tqdm
 
         if progress.stage != self.stage:
@@ -22,6 +22,6 @@ class ProgressBar:
         self.bar.set_postfix(best=f'{progress.best:.4f}')
 
     def close(self) -> None:
-        """Ends the bar of the last stage."""
+        """Close the current bar."""
         if self.bar is not None:
             self.bar.close()

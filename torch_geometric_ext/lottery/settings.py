@@ -1,110 +1,89 @@
-from dataclasses import asdict, dataclass
-from typing import Any, Optional
+"""Arguments of a lottery search, with their defaults and checks."""
 
-from torch import Tensor
-from torch.nn import Module
-from torch_geometric.nn import MessagePassing
-
-from torch_geometric_ext.nn import SparseLinear
+from dataclasses import dataclass, field, fields
+from typing import Any, Callable, List, Optional
 
 METHODS = ['fast', 'imp', 'one_shot', 'random']
 EDGE_SCORES = ['degree', 'learned', 'random']
 
+# Chosen by `benchmark/lottery/lottery.py`. Dense weights overfit a few labels
+# if edges alone are pruned, and train on predictions only.
+DISTILL = 0.8
+DISTILL_DENSE = 1.0
 
-@dataclass
+
+def _argument(
+    default: Any,
+    expected: str,
+    cast: Callable[[Any], Any],
+    is_valid: Callable[[Any], bool],
+) -> Any:
+    """Return a field that is checked, then cast to a type that files hold."""
+    metadata = {'expected': expected, 'cast': cast, 'is_valid': is_valid}
+    return field(default=default, metadata=metadata)
+
+
+def _number(
+    default: Optional[float], expected: str, is_valid: Callable[[Any], bool]
+) -> Any:
+    return _argument(
+        default,
+        f'a number {expected}',
+        float,
+        lambda x: isinstance(x, (int, float)) and is_valid(x),
+    )
+
+
+def _count(default: Optional[int]) -> Any:
+    return _argument(
+        default, 'a positive integer', int, lambda x: type(x) is int and x > 0
+    )
+
+
+def _choice(default: str, choices: List[str]) -> Any:
+    return _argument(default, f'one of {choices}', str, choices.__contains__)
+
+
+@dataclass(kw_only=True, eq=False)
 class Settings:
-    """The arguments of a search, as explained in
-    :class:`~torch_geometric_ext.lottery.GraphLotteryPruner`.
+    """Arguments of :class:`~torch_geometric_ext.lottery.GraphLotteryPruner`
+    that define a search, together with the model and the data.
+
+    The pruner inherits these fields: a new argument is one more field.
     """
 
-    weight_sparsity: float
-    edge_sparsity: float
-    method: str
-    edge_score: str
-    seed: int
-    pretrain_epochs: int
-    search_epochs: int
-    retrain_epochs: int
-    update_every: int
-    drop_fraction: float
-    distill: Optional[float]
-    evaluate_every: int
-    patience: Optional[int]
-
-
-def check_settings(settings: Settings) -> None:
-    """Raises if an argument is out of its range."""
-    values = asdict(settings)
-    for key in [
-        'weight_sparsity',
-        'edge_sparsity',
-        'drop_fraction',
-        'distill',
-    ]:
-        if key == 'distill' and values[key] is None:
-            continue
-        if not isinstance(values[key], (int, float)):
-            _raise(key, 'a number', values[key])
-    for key in ['weight_sparsity', 'edge_sparsity']:
-        if not 0 <= values[key] < 1:
-            _raise(key, 'in [0, 1)', values[key])
-    if settings.weight_sparsity == settings.edge_sparsity == 0:
-        raise ValueError(
-            "'weight_sparsity' or 'edge_sparsity' of 'GraphLotteryPruner' "
-            'needs to be above zero (got none)'
-        )
-    if settings.method not in METHODS:
-        _raise('method', f'one of {METHODS}', settings.method)
-    if settings.edge_score not in EDGE_SCORES:
-        _raise('edge_score', f'one of {EDGE_SCORES}', settings.edge_score)
-    for key in [
-        'pretrain_epochs',
-        'search_epochs',
-        'retrain_epochs',
-        'update_every',
-        'evaluate_every',
-        'patience',
-    ]:
-        if key == 'patience' and values[key] is None:
-            continue
-        if type(values[key]) is not int or values[key] < 1:
-            _raise(key, 'a positive integer', values[key])
-    if not 0 < settings.drop_fraction <= 1:
-        _raise('drop_fraction', 'in (0, 1]', settings.drop_fraction)
-    if settings.distill is not None and not 0 <= settings.distill <= 1:
-        _raise('distill', 'in [0, 1]', settings.distill)
-
-
-def check_model(model: Any, edge_sparsity: float) -> None:
-    """Raises if a model is none, or has nothing to prune."""
-    if not isinstance(model, Module):
-        raise TypeError(
-            f"'model' of 'GraphLotteryPruner' needs to be a "
-            f"'torch.nn.Module' (got {type(model)})"
-        )
-    if any(isinstance(x, SparseLinear) for x in model.modules()):
-        raise ValueError(
-            "'model' of 'GraphLotteryPruner' needs to be dense (got a "
-            "'SparseLinear'); 'densify' makes it so"
-        )
-    for key, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"the state of 'model' needs to hold tensors alone (got "
-                f"{type(value)} as '{key}')"
-            )
-    if edge_sparsity > 0 and not any(
-        isinstance(module, MessagePassing) for module in model.modules()
-    ):
-        raise ValueError(
-            f"'model' of 'GraphLotteryPruner' needs to pass messages to "
-            f"have edges pruned (got no 'MessagePassing' in "
-            f"'{model.__class__.__name__}')"
-        )
-
-
-def _raise(key: str, expected: str, value: Any) -> None:
-    raise ValueError(
-        f"'{key}' of 'GraphLotteryPruner' needs to be {expected} "
-        f'(got {value!r})'
+    weight_sparsity: float = _number(0.0, 'in [0, 1)', lambda x: 0 <= x < 1)
+    edge_sparsity: float = _number(0.0, 'in [0, 1)', lambda x: 0 <= x < 1)
+    method: str = _choice('fast', METHODS)
+    edge_score: str = _choice('degree', EDGE_SCORES)
+    seed: int = 0
+    pretrain_epochs: int = _count(60)
+    search_epochs: int = _count(100)
+    retrain_epochs: int = _count(100)
+    update_every: int = _count(5)
+    drop_fraction: float = _number(0.5, 'in (0, 1]', lambda x: 0 < x <= 1)
+    distill: Optional[float] = _number(
+        None, 'in [0, 1]', lambda x: 0 <= x <= 1
     )
+    evaluate_every: int = _count(2)
+    patience: Optional[int] = _count(None)
+
+    def __post_init__(self) -> None:
+        for argument in fields(self):
+            value = getattr(self, argument.name)
+            if not argument.metadata or value is argument.default is None:
+                continue
+            if not argument.metadata['is_valid'](value):
+                raise ValueError(
+                    f"'{argument.name}' of 'GraphLotteryPruner' needs to be "
+                    f'{argument.metadata["expected"]} (got {value!r})'
+                )
+            setattr(self, argument.name, argument.metadata['cast'](value))
+        if self.weight_sparsity == self.edge_sparsity == 0:
+            raise ValueError(
+                "'weight_sparsity' or 'edge_sparsity' of 'GraphLotteryPruner' "
+                'needs to be above zero (got zero for both)'
+            )
+        if self.distill is None:
+            sparse = self.weight_sparsity > 0
+            self.distill = DISTILL if sparse else DISTILL_DENSE

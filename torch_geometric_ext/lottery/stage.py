@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from torch_geometric_ext.lottery.edges.learned_scores import SoftEdges
+from torch_geometric_ext.lottery.edges.learned_scores import LearnedScores
 from torch_geometric_ext.lottery.task import Task
 from torch_geometric_ext.lottery.weights.weight_masks import (
     Weights,
@@ -17,16 +17,26 @@ from torch_geometric_ext.lottery.weights.weight_masks import (
 )
 from torch_geometric_ext.sparsity import WeightScheduler
 
+# Names of stages in tickets, checkpoints and progress:
+DENSE = 'dense'
+SEARCH = 'search'
+RETRAINED = 'retrained'
+
+
+def round_name(number: int) -> str:
+    """Return the name of a round of iterative pruning, counted from one."""
+    return f'round {number}'
+
 
 class Progress(NamedTuple):
-    """What callbacks are told after each evaluation.
+    """The progress of a search, passed to callbacks after each evaluation.
 
     Attributes:
-        stage (str): What is being done, such as :obj:`"dense"`.
-        epoch (int): Number of epochs done in this stage.
-        num_epochs (int): Number of epochs of this stage.
-        metric (float): The validation metric of now.
-        best (float): The best one of this stage.
+        stage (str): The name of the stage, such as :obj:`"dense"`.
+        epoch (int): Number of finished epochs of the stage.
+        num_epochs (int): Number of all epochs of the stage.
+        metric (float): The current validation metric.
+        best (float): The best validation metric of the stage.
     """
 
     stage: str
@@ -37,16 +47,16 @@ class Progress(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a stage found.
+    """The result of a stage.
 
     Attributes:
         metric (float): The best validation metric.
-        epoch (int): The epoch it was reached in.
-        seconds (float): How long the stage took.
+        epoch (int): The epoch with that metric.
+        seconds (float): The duration of the stage.
         history (List[float]): All validation metrics.
-        best (Weights): The weights of that epoch.
-        last (Weights): Those of the last epoch.
-        scores (torch.Tensor, optional): The scores that edges learned.
+        best (Weights): The weights after that epoch.
+        last (Weights): The weights after the last epoch.
+        scores (torch.Tensor, optional): The learned scores of edge pairs.
     """
 
     metric: float
@@ -60,22 +70,22 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Stage:
-    """Trains a model for some epochs, and remembers its best ones.
+    """Train a model for some epochs and keep its best weights.
 
     Args:
         name (str): The name of the stage.
         model (torch.nn.Module): The model.
-        task (Task): What to train.
+        task (Task): The loss and the validation metric.
         optimizer (torch.optim.Optimizer): The optimizer.
         num_epochs (int): Number of epochs.
-        scheduler (WeightScheduler, optional): What moves weights.
-            (default: :obj:`None`)
-        edges (SoftEdges, optional): Scores of edges to learn as well.
-            (default: :obj:`None`)
-        evaluate_every (int, optional): Number of epochs between evaluations.
-            (default: :obj:`1`)
-        patience (int, optional): Number of evaluations without a better one
-            after which the stage ends. (default: :obj:`None`)
+        scheduler (WeightScheduler, optional): The scheduler that moves
+            connections. (default: :obj:`None`)
+        scores (LearnedScores, optional): Scores of edges to train with the
+            model. (default: :obj:`None`)
+        evaluate_every (int, optional): Number of epochs between two
+            evaluations. (default: :obj:`1`)
+        patience (int, optional): Number of evaluations without improvement
+            that end the stage. (default: :obj:`None`)
     """
 
     name: str
@@ -84,7 +94,7 @@ class Stage:
     optimizer: Optimizer
     num_epochs: int
     scheduler: Optional[WeightScheduler] = None
-    edges: Optional[SoftEdges] = None
+    scores: Optional[LearnedScores] = None
     evaluate_every: int = 1
     patience: Optional[int] = None
     epoch: int = 0
@@ -93,8 +103,13 @@ class Stage:
     history: List[float] = field(default_factory=list)
     best: Dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.scores is not None:
+            group = {'params': [self.scores.score], 'weight_decay': 0.0}
+            self.optimizer.add_param_group(group)
+
     def run(self, callback: Callable[['Stage'], None]) -> Outcome:
-        """Trains to the end, and tells after each evaluation."""
+        """Train all epochs and call a function after each evaluation."""
         while not self.done:
             start = time.perf_counter()
             self.train()
@@ -111,7 +126,7 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether all epochs have run, or patience is at its end."""
+        """Return whether all epochs have run or patience has run out."""
         if self.patience is not None and self.history:
             waited = self.epoch - self.best_epoch
             if waited >= self.patience * self.evaluate_every:
@@ -119,7 +134,7 @@ class Stage:
         return self.epoch >= self.num_epochs
 
     def train(self) -> None:
-        """Trains an epoch."""
+        """Train one epoch."""
         self.model.train()
         for batch in self.task.batches():
             self.optimizer.zero_grad()
@@ -129,13 +144,13 @@ class Stage:
                 self.scheduler.step()
 
     def loss(self, batch: Any) -> Tensor:
-        """The loss of a mini-batch."""
-        if self.edges is None:
+        """Return the loss of a mini-batch."""
+        if self.scores is None:
             return self.task.loss(self.model, batch)
-        return self.edges.loss(self.task.loss, self.model, batch)
+        return self.scores.loss(self.task.loss, self.model, batch)
 
     def evaluate(self) -> None:
-        """Measures, and remembers what is better than before."""
+        """Record the validation metric, and the state if it improved."""
         params = [x.isfinite().all() for x in self.model.parameters()]
         if not torch.stack(params).all():
             raise ValueError(
@@ -153,7 +168,7 @@ class Stage:
 
     @property
     def progress(self) -> Progress:
-        """What a callback is told."""
+        """Return the progress to report."""
         return Progress(
             self.name,
             self.epoch,
@@ -163,8 +178,8 @@ class Stage:
         )
 
     def state_dict(self) -> Dict[str, Any]:
-        """All it takes to go on bit for bit."""
-        scheduler = self.scheduler
+        """Return the state that resumes the stage bit for bit."""
+        scheduler, scores = self.scheduler, self.scores
         return {
             'name': self.name,
             'epoch': self.epoch,
@@ -175,18 +190,18 @@ class Stage:
             'model': dict(self.model.state_dict()),
             'optimizer': self.optimizer.state_dict(),
             'scheduler': None if scheduler is None else scheduler.state_dict(),
-            'scores': None if self.edges is None else self.edges.score.data,
+            'scores': None if scores is None else scores.score.data,
             'random': random_state(),
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Goes back to where a stage was."""
+        """Load a state, and that of the global random generators."""
         self.model.load_state_dict(state['model'])
         self.optimizer.load_state_dict(state['optimizer'])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state['scheduler'])
-        if self.edges is not None:
-            self.edges.score.data.copy_(state['scores'])
+        if self.scores is not None:
+            self.scores.score.data.copy_(state['scores'])
         for key in ['epoch', 'best_epoch', 'seconds', 'history', 'best']:
             setattr(self, key, state[key])
         set_random_state(state['random'])
@@ -195,6 +210,7 @@ class Stage:
         last = read_weights(self.model)
         self.model.load_state_dict(self.best)
         best = read_weights(self.model)
+        scores = self.scores
         return Outcome(
             max(self.history),
             self.best_epoch,
@@ -202,18 +218,18 @@ class Stage:
             self.history,
             best,
             last,
-            None if self.edges is None else self.edges.score.detach().clone(),
+            None if scores is None else scores.score.detach().clone(),
         )
 
 
 def random_state() -> List[torch.Tensor]:
-    """The states of the global generators."""
+    """Return the states of the global random generators."""
     devices = torch.cuda.get_rng_state_all() if _uses_cuda() else []
     return [torch.get_rng_state(), *devices]
 
 
 def set_random_state(state: List[torch.Tensor]) -> None:
-    """Sets the states of the global generators."""
+    """Set the states of the global random generators."""
     torch.set_rng_state(state[0])
     if _uses_cuda():
         torch.cuda.set_rng_state_all(state[1:])

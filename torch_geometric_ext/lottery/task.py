@@ -5,7 +5,7 @@ from typing import Any, Callable, Collection, Iterator, List, Optional
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Data
 
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 
@@ -15,22 +15,22 @@ Evaluate = Callable[[Module, Any], float]
 
 
 class Task(ABC):
-    """What a ticket is to be good at: a loss to train by, and a metric."""
+    """The loss that trains a ticket, and its validation metric."""
 
-    is_distilled: bool = False  # Whether predictions are compared.
+    is_distilled: bool = False  # Whether the loss holds a distillation loss.
 
     @abstractmethod
     def batches(self) -> Collection[Any]:
-        """What one epoch trains on."""
+        """Return the mini-batches of an epoch."""
 
     @property
     def num_batches(self) -> int:
-        """Number of mini-batches of an epoch."""
+        """Return the number of mini-batches of an epoch."""
         return len(self.batches())
 
     def first_batch(self) -> Any:
-        """A mini-batch to look at. Runs through all of them, since loaders
-        may cache what passes.
+        """Return a mini-batch. Iterate over all of them, since loaders may
+        cache the mini-batches of their first iteration.
         """
         batches = iter(self.batches())
         batch = next(batches)
@@ -39,56 +39,70 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: Module, batch: Any) -> Tensor:
-        """The loss of a mini-batch."""
+        """Return the loss of a mini-batch."""
 
     @abstractmethod
     def evaluate(self, model: Module) -> float:
-        """The validation metric, the higher the better."""
+        """Return the validation metric, the higher the better."""
 
     @abstractmethod
     def pruned(self, edge_mask: Tensor) -> 'Task':
-        """The same task on the graph that some edges are left of."""
+        """Return the same task on a graph without pruned edges."""
 
     @abstractmethod
     def identity(self) -> List[Tensor]:
-        """What tells whether it is of the same data, as far as is known."""
+        """Return tensors that tell the data apart, as far as known."""
 
     def accelerate(
-        self, model: Module, cache_aggregation: bool = True
+        self,
+        model: Module,
+        *,
+        cache_aggregation: bool = True,
+        all_nodes: bool = False,
     ) -> 'Task':
         """Return the same task, bound to a faster way to run a model.
 
         Args:
             model (torch.nn.Module): The model.
-            cache_aggregation (bool, optional): Whether the aggregation of
-                features may be cached: not if messages have factors that
-                change. (default: :obj:`True`)
+            cache_aggregation (bool, optional): Whether to cache the first
+                aggregation of features, whose messages need to be constant.
+                (default: :obj:`True`)
+            all_nodes (bool, optional): Whether the loss needs to depend on
+                the outputs of all nodes. (default: :obj:`False`)
         """
         return self
+
+    def labeled_batch(self) -> Any:
+        """Return a small mini-batch that :meth:`loss` has labels of."""
+        return self.first_batch()
 
     def distilled(
         self,
         teacher: Module,
-        share: float,
+        fraction: float,
         generator: Optional[torch.Generator] = None,
     ) -> 'Task':
-        """The same task, with a share of the loss against the predictions of
-        a model, if there are any to compare, or against a sample of them
-        where that is faster.
+        """Return the same task with a distillation loss, if it has
+        predictions to distill.
+
+        Args:
+            teacher (torch.nn.Module): The model to distill.
+            fraction (float): The weight of the distillation loss.
+            generator (torch.Generator, optional): Samples the distillation
+                targets; all are used without. (default: :obj:`None`)
         """
         return self
 
 
 class CustomTask(Task):
-    """A loss and a metric of the user, on a graph or the mini-batches of a
-    loader.
+    """A loss and a metric of the user on a graph or a loader.
 
     Args:
         data (Any): The graph or the loader.
-        loss_fn (Callable): Gives the loss, from a model and a mini-batch.
-        evaluate_fn (Callable): Gives the metric, from a model and the graph
-            (or all mini-batches).
-        edge_mask (torch.Tensor, optional): The edges that are left.
+        loss_fn (Callable): Returns the loss of a model on a mini-batch.
+        evaluate_fn (Callable): Returns the metric of a model on the graph, or
+            on all mini-batches.
+        edge_mask (torch.Tensor, optional): The edges of a loader that remain.
             (default: :obj:`None`)
     """
 
@@ -107,7 +121,7 @@ class CustomTask(Task):
     def batches(self) -> Collection[Any]:  # noqa: D102
         if isinstance(self.data, Data):
             return [self.data]
-        return _Pruned(self.data, self.edge_mask)
+        return _PrunedLoader(self.data, self.edge_mask)
 
     def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
         return self.loss_fn(model, batch)
@@ -130,8 +144,8 @@ class CustomTask(Task):
         return CustomTask(data, self.loss_fn, self.evaluate_fn, edge_mask)
 
 
-class _Pruned(Collection[Any]):
-    """The mini-batches of a loader, without the edges that left."""
+class _PrunedLoader(Collection[Any]):
+    """The mini-batches of a loader without pruned edges."""
 
     def __init__(
         self, loader: Collection[Any], mask: Optional[Tensor]
@@ -150,19 +164,3 @@ class _Pruned(Collection[Any]):
 
     def __contains__(self, batch: object) -> bool:
         return False
-
-
-def check_data(data: Any) -> None:
-    """Raises if there is neither a graph nor a loader."""
-    if isinstance(getattr(data, 'data', data), HeteroData):
-        raise NotImplementedError(
-            "'data' needs to be homogeneous; 'to_homogeneous' makes it so "
-            "(got 'HeteroData')"
-        )
-    if not isinstance(data, Data) and not (
-        hasattr(data, '__iter__') and hasattr(data, '__len__')
-    ):
-        raise TypeError(
-            f"'data' needs to be a 'Data' or a loader with a length (got "
-            f'{type(data)})'
-        )

@@ -1,4 +1,5 @@
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
@@ -16,7 +17,7 @@ from torch_geometric_ext.lottery.weights.narrow_model import (
     narrow_weights,
 )
 from torch_geometric_ext.lottery.weights.weight_masks import (
-    Masks,
+    State,
     Weights,
     build_model,
     clear_caches,
@@ -25,9 +26,9 @@ from torch_geometric_ext.lottery.weights.weight_masks import (
 VERSION = 1
 
 
-@dataclass(repr=False, eq=False)  # Tensors are not to be compared.
+@dataclass(repr=False, eq=False)  # Tensors have no truth value.
 class Ticket:
-    r"""A sub-network and a sub-graph, as found by
+    r"""A sub-network and a sub-graph, the result of
     :class:`~torch_geometric_ext.lottery.GraphLotteryPruner`.
 
     .. code-block:: python
@@ -36,34 +37,36 @@ class Ticket:
         out = model(data.x, data.edge_index)
 
     Attributes:
-        weight_masks (Dict[str, torch.Tensor]): The weights that exist, by the
-            name of their parameter (bool, of its shape). What is not named,
-            exists.
-        edge_mask (torch.Tensor, optional): The edges that exist (bool, of
-            shape :math:`[|\mathcal{E}|]`), or :obj:`None` for all.
+        weight_masks (Dict[str, torch.Tensor]): Masks of the weights that
+            remain, by the names of their parameters (:obj:`torch.bool`, of
+            their shapes). All weights of other parameters remain.
+        edge_mask (torch.Tensor, optional): A mask of the edges that remain
+            (:obj:`torch.bool`, of shape :math:`[|\mathcal{E}|]`), or
+            :obj:`None` for all edges.
         initial_state (Dict[str, torch.Tensor]): The state of the dense model
             before training.
         final_state (Dict[str, torch.Tensor]): The state of the trained
-            ticket, with zeros for weights that do not exist: of the search or
-            of the training after it, whichever measures better.
+            ticket, with zeros for pruned weights: of the stage
+            :obj:`"search"` or :obj:`"retrained"`, whichever has the better
+            validation metric.
         metrics (Dict[str, float]): The best validation metric of each stage:
-            of the :obj:`"dense"` model, while connections moved
-            (:obj:`"search"`, if they did), and of the :obj:`"retrained"`
-            ticket.
-        history (Dict[str, List[float]]): All validation metrics of these.
-        seconds (Dict[str, float]): How long these took.
-        macs (Tuple[int, int]): The multiply-adds of the forward pass before
-            and after (sparse, and narrow if it can be), as counted by
-            :func:`~torch_geometric_ext.utils.count_macs`.
+            of the :obj:`"dense"` model, of the :obj:`"search"` in which
+            connections moved, if there was one, and of the
+            :obj:`"retrained"` ticket.
+        history (Dict[str, List[float]]): All validation metrics of each
+            stage.
+        seconds (Dict[str, float]): The duration of each stage.
+        macs (Tuple[int, int]): The multiply-adds of the forward pass of the
+            dense model and of the ticket (sparse, and narrow if possible), as
+            counted by :func:`~torch_geometric_ext.utils.count_macs`.
         dense_state (Dict[str, torch.Tensor]): The state of the trained dense
-            model, at its best validation metric: what to compare with.
+            model at its best validation metric, to compare with.
         narrow_index (Dict[str, Dict[int, torch.Tensor]], optional): The
-            positions that channels leave of each tensor of the state, by its
-            dimensions, or :obj:`None` if the model cannot be narrowed.
-            (default: :obj:`None`)
-        edges_digest (str, optional): Tells the edges that were searched from
-            others, and from themselves in another order.
-            (default: :obj:`None`)
+            positions that remain in each tensor of the state of a narrow
+            model, by its dimensions, or :obj:`None` if the model cannot be
+            narrowed. (default: :obj:`None`)
+        edges_digest (str, optional): A digest of the edges that were
+            searched, in their order. (default: :obj:`None`)
     """
 
     weight_masks: Dict[str, Tensor]
@@ -80,12 +83,12 @@ class Ticket:
 
     @property
     def weight_sparsity(self) -> float:
-        """The share of weights that do not exist, of all layers pruned."""
+        """Return the fraction of pruned weights in the pruned layers."""
         return _sparsity(list(self.weight_masks.values()))
 
     @property
     def edge_sparsity(self) -> float:
-        """The share of edges that do not exist."""
+        """Return the fraction of pruned edges."""
         return _sparsity([] if self.edge_mask is None else [self.edge_mask])
 
     def apply(
@@ -95,74 +98,47 @@ class Ticket:
         *,
         sparse: bool = False,
         narrow: bool = False,
-        weights: str = 'retrained',
+        weights: str = 'final',
     ) -> Tuple[Module, Any]:
-        r"""Returns a pruned copy of a model and of a graph. The arguments
-        stay what they are. The model predicts on the whole graph, too: try
-        which does better.
+        r"""Return pruned copies of a model and of a graph. The pruned model
+        also runs on the whole graph; compare both.
 
         Args:
-            model (torch.nn.Module): The model that was searched, or another
-                one of the same parameters.
-            data (torch_geometric.data.Data, optional): The graph, its edges
-                in the order in which they were searched, or a mini-batch with
-                their global numbers :obj:`e_id`. (default: :obj:`None`)
+            model (torch.nn.Module): The model that was searched, or one of
+                equal parameters.
+            data (torch_geometric.data.Data, optional): The graph, with its
+                edges in the order of the search, or a mini-batch whose edges
+                are numbered by :obj:`e_id`. (default: :obj:`None`)
             sparse (bool, optional): If set to :obj:`True`, pruned layers are
-                :class:`~torch_geometric_ext.nn.SparseLinear`, in which other
-                weights do not exist; else, ordinary layers with zeros.
+                :class:`~torch_geometric_ext.nn.SparseLinear`, which hold no
+                pruned weights; else, linear layers with zeros.
                 (default: :obj:`False`)
-            narrow (bool, optional): If set to :obj:`True`, the model loses
-                the hidden channels that no weight leads to, and computes the
-                same with fewer. (default: :obj:`False`)
+            narrow (bool, optional): If set to :obj:`True`, hidden channels
+                without weights are removed, with equal outputs.
+                (default: :obj:`False`)
             weights (str, optional): The weights of the trained ticket
-                (:obj:`"retrained"`), or those to train it from
-                (:obj:`"initial"`). (default: :obj:`"retrained"`)
+                (:obj:`"final"`), or the weights to train it from
+                (:obj:`"initial"`). (default: :obj:`"final"`)
 
         Returns:
-            The model, in evaluation mode, and the graph (:obj:`None`, if
-            there was none).
+            The model, in evaluation mode, and the graph, or :obj:`None` if
+            there is none.
 
         Raises:
             ValueError: If the model, the graph or :obj:`weights` does not
                 fit, or the model cannot be narrowed.
         """
-        states = {
-            'retrained': self.final_state,
-            'initial': self.initial_state,
-        }
-        if weights not in states:
-            raise ValueError(
-                f"'weights' needs to be one of {list(states)} "
-                f'(got {weights!r})'
-            )
-        if narrow and self.narrow_index is None:
-            raise ValueError(
-                "'narrow' needs a ticket with channels that can leave: "
-                "method 'fast' finds one for models that do not normalize "
-                'over channels (got none)'
-            )
-        check_model(self.initial_state, model)
-        model = _materialized(model, self.initial_state)
+        state = self._state(weights)
+        check_parameters(self.initial_state, model)
         if data is not None and self.edge_mask is not None:
             data = prune_edges(data, self.edge_mask, self.edges_digest)
         elif data is not None:
             data = copy.copy(data)
-        masks = {
-            key[: -len('.weight')]: mask
-            for key, mask in self.weight_masks.items()
-        }
-        state = states[weights]
-        if narrow and self.narrow_index is not None:
-            model = narrow_model(model, self.narrow_index)
-            both = narrow_weights(Weights(state, masks), self.narrow_index)
-            state, masks = both
-        model = build_model(model, Weights(state, masks if sparse else {}))
-        if not sparse:
-            _set_zeros(model, masks)
-        return model.eval(), data
+        model = _materialized(model, self.initial_state)
+        return self._prune(model, state, sparse, narrow).eval(), data
 
     def save(self, path: Union[str, Path]) -> None:
-        """Writes the ticket to a file, which is complete or not there.
+        """Save the ticket to a file, either completely or not at all.
 
         Args:
             path (str or Path): The file.
@@ -174,15 +150,16 @@ class Ticket:
     def load(
         cls, path: Union[str, Path], model: Optional[Module] = None
     ) -> 'Ticket':
-        """Reads a ticket from a file.
+        """Load a ticket from a file.
 
         Args:
             path (str or Path): The file.
-            model (torch.nn.Module, optional): The model that the ticket needs
-                to fit. (default: :obj:`None`)
+            model (torch.nn.Module, optional): A model to check that the
+                ticket fits. (default: :obj:`None`)
 
         Raises:
-            ValueError: If the file holds no ticket, or one of another model.
+            ValueError: If the file holds no ticket, or a ticket of a model
+                with other parameters.
         """
         state = load_state(path)
         if state.pop('version', 0) != VERSION:
@@ -191,13 +168,12 @@ class Ticket:
                 f"{VERSION} (got '{path}')"
             )
         if model is not None:
-            check_model(state['initial_state'], model)
+            check_parameters(state['initial_state'], model)
         return cls(**{**state, 'macs': tuple(state['macs'])})
 
     def plot(self, data: Any = None) -> Any:
-        """Draws the validation metric of all stages and, given the graph, the
-        distribution of its degrees before and after. Needs
-        :obj:`matplotlib`.
+        """Plot the validation metrics of all stages and, given the graph, its
+        degrees before and after pruning. Needs :obj:`matplotlib`.
 
         Args:
             data (torch_geometric.data.Data, optional): The graph.
@@ -210,12 +186,54 @@ class Ticket:
 
         return plot_ticket(self, data)
 
+    def _state(self, weights: str) -> State:
+        if weights == 'retrained':
+            warnings.warn(
+                "weights 'retrained' of 'Ticket.apply' are deprecated, use "
+                "'final' instead",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            weights = 'final'
+        states = {'final': self.final_state, 'initial': self.initial_state}
+        if weights not in states:
+            raise ValueError(
+                f"'weights' needs to be one of {list(states)} "
+                f'(got {weights!r})'
+            )
+        return states[weights]
+
+    def _prune(
+        self, model: Module, state: State, sparse: bool, narrow: bool
+    ) -> Module:
+        masks = {
+            key[: -len('.weight')]: mask
+            for key, mask in self.weight_masks.items()
+        }
+        weights, index = Weights(state, masks), self.narrow_index
+        if narrow:
+            if index is None:
+                raise ValueError(
+                    "'narrow' needs a ticket of a model that can be narrowed: "
+                    "of method 'fast', and without normalization over "
+                    'channels (got none)'
+                )
+            model = narrow_model(model, index)
+            weights = narrow_weights(weights, index)
+        if sparse:
+            return build_model(model, weights)
+        model = build_model(model, weights._replace(masks={}))
+        for name, mask in weights.masks.items():
+            weight = model.get_submodule(name).get_parameter('weight')
+            weight.data.masked_fill_(~mask.to(weight.device), 0)
+        return model
+
     def __repr__(self) -> str:
         rows = [
-            ('weights', _kept(list(self.weight_masks.values()))),
+            ('weights', _sizes(list(self.weight_masks.values()))),
             (
                 'edges',
-                _kept([] if self.edge_mask is None else [self.edge_mask]),
+                _sizes([] if self.edge_mask is None else [self.edge_mask]),
             ),
             ('MACs', _change(*self.macs)),
             *[(key, f'{x:.4f} validated') for key, x in self.metrics.items()],
@@ -225,30 +243,24 @@ class Ticket:
         return '\n'.join(['Ticket(', *lines, ')'])
 
 
-def check_model(state: Dict[str, Tensor], model: Module) -> None:
-    """Raises if a model has other parameters than a state."""
-    given = {key: list(x.shape) for key, x in state.items()}
-    own = {
-        key: given.get(key, []) if is_lazy(x) else list(x.shape)
+def check_parameters(state: Dict[str, Tensor], model: Module) -> None:
+    """Raise if the parameters of a model have other sizes than a state."""
+    expected = {key: list(x.shape) for key, x in state.items()}
+    sizes = {
+        key: expected.get(key, []) if is_lazy(x) else list(x.shape)
         for key, x in model.state_dict().items()
     }
-    if own != given:
-        keys = sorted(set(own) | set(given))
-        key = next(x for x in keys if own.get(x) != given.get(x))
+    if sizes != expected:
+        keys = sorted(set(sizes) | set(expected))
+        key = next(x for x in keys if sizes.get(x) != expected.get(x))
         raise ValueError(
             f"'model' needs to have the parameters of the ticket (expected "
-            f"{given.get(key)} for '{key}', got {own.get(key)})"
+            f"{expected.get(key)} for '{key}', got {sizes.get(key)})"
         )
 
 
-def _set_zeros(model: Module, masks: Masks) -> None:
-    for name, mask in masks.items():
-        weight = model.get_submodule(name).get_parameter('weight')
-        weight.data.masked_fill_(~mask.to(weight.device), 0)
-
-
 def _materialized(model: Module, state: Dict[str, Tensor]) -> Module:
-    """A copy whose lazy layers, if any, know their sizes."""
+    """Return a copy of a model whose lazy layers are initialized."""
     model = copy.deepcopy(model)
     clear_caches(model)
     if any(is_lazy(x) for x in model.parameters()):
@@ -265,7 +277,7 @@ def _sparsity(masks: List[Tensor]) -> float:
     )
 
 
-def _kept(masks: List[Tensor]) -> str:
+def _sizes(masks: List[Tensor]) -> str:
     if not masks:
         return 'all'
     return _change(
@@ -275,5 +287,5 @@ def _kept(masks: List[Tensor]) -> str:
 
 
 def _change(before: int, after: int) -> str:
-    share = 1 - after / max(before, 1)
-    return f'{before:,} -> {after:,} ({share:.1%} less)'
+    saved = 1 - after / max(before, 1)
+    return f'{before:,} -> {after:,} ({saved:.1%} less)'

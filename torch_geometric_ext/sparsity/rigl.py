@@ -1,8 +1,10 @@
+import warnings
 from typing import Dict, Iterator, Mapping, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.sparsity.ranking import RunningTop
@@ -10,12 +12,13 @@ from torch_geometric_ext.sparsity.recorder import Recorder
 from torch_geometric_ext.sparsity.topology_scheduler import TopologyScheduler
 from torch_geometric_ext.sparsity.weight_scheduler import is_distributed
 
-BLOCK_SIZE = 1 << 22  # Elements of the dense gradient at a time.
+BLOCK_SIZE = 1 << 22  # A bound: elements of the dense gradient at a time.
 
 
 class RigL(TopologyScheduler):
-    r"""The rigged lottery from the `"Rigging the Lottery: Making All Tickets
-    Winners" <https://arxiv.org/abs/1911.11134>`_ paper.
+    r"""Drop weights of small magnitude and grow weights of large gradient, as
+    in the `"Rigging the Lottery: Making All Tickets Winners"
+    <https://arxiv.org/abs/1911.11134>`_ paper.
 
     Every :obj:`update_every` steps, the weights of smallest magnitude are
     dropped, and as many grow at the inactive positions where the dense
@@ -45,21 +48,20 @@ class RigL(TopologyScheduler):
     update takes :math:`O(N I O)` time for :math:`N` inputs, and
     :math:`O(N (I + O) + \textrm{nnz} + I)` memory.
 
-    A layer that took no part in these passes, or whose gradient is not
-    finite, as it may be under :class:`torch.amp.GradScaler`, keeps its
-    weights where they are. Scaled gradients do no harm: only their order
-    matters.
+    A layer keeps the positions of its weights if no backward pass reached it,
+    or if its gradient is not finite, as it may be under
+    :class:`torch.amp.GradScaler`. Scaled gradients give the same choice, since
+    only their order matters.
 
     .. note::
-        Hooks are not part of compiled models. Run the steps that lead to an
-        update uncompiled, as in
-        :obj:`(model if scheduler.pending else compiled)(x)`.
+        Compiled models do not run hooks. Run the steps that lead to an update
+        uncompiled, as in :obj:`(model if scheduler.pending else compiled)(x)`.
 
     .. note::
         Deviations from the paper: a step that leads to an update also trains
-        the weights, so that the gradient which decides is that of the weights
-        before the step, and the magnitudes those after it. What second
-        derivatives add to the gradient is not seen.
+        the weights. Weights grow by the gradient before that step, and are
+        dropped by their magnitudes after it. Contributions of second
+        derivatives to the gradient are not recorded.
 
     Args:
         model (torch.nn.Module): The model.
@@ -67,21 +69,28 @@ class RigL(TopologyScheduler):
         num_steps (int): Number of optimizer steps of the whole training.
         update_every (int, optional): Number of steps :math:`\Delta T` from
             one update to the next. (default: :obj:`100`)
-        drop_fraction (float, optional): The share :math:`\alpha` of weights
-            that move at first, in :math:`(0, 1]`. (default: :obj:`0.3`)
-        stop (float, optional): Share of the training after which the weights
-            stay where they are, in :math:`(0, 1]`: :math:`T_{\textrm{end}}` is
+        drop_fraction (float, optional): The fraction :math:`\alpha` of
+            weights that move in the first update, in :math:`(0, 1]`.
+            (default: :obj:`0.3`)
+        stop (float, optional): The fraction of the training after which no
+            weight moves, in :math:`(0, 1]`: :math:`T_{\textrm{end}}` is
             :obj:`stop * num_steps`. (default: :obj:`0.75`)
-        seed (int, optional): As in all schedulers; nothing is random here.
-            (default: :obj:`0`)
+        seed (int, optional): An argument of all schedulers, without effect
+            here. (default: :obj:`0`)
+        allowed (Mapping[str, torch.Tensor], optional): Masks of the positions
+            where weights may grow (:obj:`torch.bool`, of shape
+            :math:`[O, I]`), by the names of their layers. Weights of other
+            layers may grow anywhere, and weights at other positions remain
+            until they are dropped. (default: :obj:`None`)
 
     Raises:
         ValueError: If an argument is out of its range, the model holds no
-            layer to train, or the optimizer does not train one of them.
+            layer to train, the optimizer does not train one of them, or
+            :obj:`allowed` names no layer or holds no mask of its shape.
         TypeError: If :obj:`optimizer` is no optimizer.
         NotImplementedError: If the state of the optimizer cannot follow
             single weights.
-        RuntimeError: If :meth:`step` has to update, but saw no backward pass.
+        RuntimeError: If :meth:`step` has to update, but no backward pass ran.
 
     Example:
         >>> from torch_geometric_ext.nn import SparseLinear
@@ -99,6 +108,54 @@ class RigL(TopologyScheduler):
     """
 
     _recorders: Mapping[str, Recorder] = {}
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: Optimizer,
+        *,
+        num_steps: int,
+        update_every: int = 100,
+        drop_fraction: float = 0.3,
+        stop: float = 0.75,
+        seed: int = 0,
+        allowed: Optional[Mapping[str, Tensor]] = None,
+    ) -> None:
+        self.allowed = dict(allowed or {})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            super().__init__(
+                model,
+                optimizer,
+                num_steps=num_steps,
+                update_every=update_every,
+                drop_fraction=drop_fraction,
+                stop=stop,
+                seed=seed,
+            )
+        for warning in caught:  # Warn at the line of the caller.
+            warnings.warn(warning.message, stacklevel=2)
+
+    def _check_layers(self) -> None:
+        super()._check_layers()
+        name = self.__class__.__name__
+        for key, mask in self.allowed.items():
+            if key not in self.layers:
+                raise ValueError(
+                    f"'allowed' of '{name}' needs to name layers among "
+                    f"{list(self.layers)} (got '{key}')"
+                )
+            layer = self.layers[key]
+            size = [layer.out_channels, layer.in_channels]
+            if (
+                not isinstance(mask, Tensor)
+                or mask.dtype != torch.bool
+                or list(mask.shape) != size
+            ):
+                raise ValueError(
+                    f"'allowed' of '{name}' needs to hold a mask of "
+                    f"torch.bool and of shape {size} for '{key}' (got {mask})"
+                )
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -121,14 +178,21 @@ class RigL(TopologyScheduler):
             dist.all_reduce(num_passes)
         if not num_passes.any():
             raise RuntimeError(
-                f"'{self.__class__.__name__}' has to update, but saw no "
-                f"backward pass of the model since its last 'step()'. Call "
+                f"'{self.__class__.__name__}' has to update, but no backward "
+                f"pass of the model ran since its last 'step()'. Call "
                 f"'backward()' first, and if the model is compiled, run the "
-                f"steps where 'scheduler.pending' holds uncompiled"
+                f"steps where 'scheduler.pending' is true uncompiled"
             )
         used = (num_passes > 0).tolist()
         names = [key for key, is_used in zip(layers, used) if is_used]
         super()._update(step, {key: layers[key] for key in names})
+
+    def _num_positions(self, name: str) -> int:
+        if name not in self.allowed:
+            return super()._num_positions(name)
+        index = self.layers[name].index
+        mask = self.allowed[name].flatten().to(index.device)
+        return int(mask.sum() + (~mask[index]).sum())
 
     @torch.no_grad()
     def _grow(
@@ -140,12 +204,16 @@ class RigL(TopologyScheduler):
             finite *= grad.isfinite().all()
         if is_distributed():
             dist.all_reduce(finite, dist.ReduceOp.MIN)
-        top = RunningTop(num_weights)
+        top, allowed = RunningTop(num_weights), self.allowed.get(name)
+        if allowed is not None:
+            allowed = allowed.flatten().to(index.device)
         with torch.autocast(index.device.type, enabled=False):
             for begin, score in self._scores(name):
-                # Inputs may be infinite, too, and products of finite numbers:
-                finite *= score.amax().isfinite()
                 stop = begin + score.numel()
+                if allowed is not None:
+                    score.masked_fill_(~allowed[begin:stop], -1)
+                # Inputs and products of finite numbers may be infinite:
+                finite *= score.amax().isfinite()
                 bounds = index.new_tensor([begin, stop])
                 active = slice(*torch.searchsorted(index, bounds).tolist())
                 score[index[active] - begin] = -1
@@ -153,7 +221,7 @@ class RigL(TopologyScheduler):
         return top.index() if finite else None
 
     def _scores(self, name: str) -> Iterator[Tuple[int, Tensor]]:
-        """Yields the magnitudes of the dense gradient, block by block."""
+        """Yield the magnitudes of the dense gradient, block by block."""
         layer = self.layers[name]
         num_rows, num_cols = layer.out_channels, layer.in_channels
         dtype = torch.promote_types(layer.values.dtype, torch.float)
@@ -168,7 +236,7 @@ class RigL(TopologyScheduler):
             out = buffer[: rows.stop - rows.start]
             for i, (x, grad) in enumerate(pairs):
                 out.addmm_(grad[:, rows].t(), x, beta=min(i, 1))
-            if len(pairs) == 0:  # Another rank has some.
+            if len(pairs) == 0:  # Only other ranks used the layer.
                 out.zero_()
             if is_distributed():
                 dist.all_reduce(out)

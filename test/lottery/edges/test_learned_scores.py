@@ -10,7 +10,7 @@ from torch_geometric.utils import to_torch_csr_tensor
 
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.edge_ranking import spread_penalty
-from torch_geometric_ext.lottery.edges.learned_scores import SoftEdges
+from torch_geometric_ext.lottery.edges.learned_scores import LearnedScores
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 
 # With a multi-edge, self-loops in between, and the isolated node 4:
@@ -23,11 +23,11 @@ def graph(device=None):
     return Data(x=torch.randn(5, 4, device=device), edge_index=edge_index)
 
 
-def soft_edges(data, mask=None):
+def learned_scores(data, mask=None):
     pairs = EdgePairs(data.edge_index, data.num_nodes)
     if mask is None:
         mask = pairs.ends.new_ones(pairs.num_pairs, dtype=torch.bool)
-    out = SoftEdges(pairs, mask, torch.Generator().manual_seed(0), l1=0.0)
+    out = LearnedScores(pairs, mask, torch.Generator().manual_seed(0), l1=0.0)
     out.score.data.uniform_(0.5, 2.0)
     out.spread = 0.0
     return out, pairs
@@ -60,9 +60,9 @@ def run(edges, model, data):
 
 @withCUDA
 @pytest.mark.parametrize('cached', [False, True])
-def test_soft_edges_gcn(device, cached):
+def test_learned_scores_gcn(device, cached):
     data = graph(device)
-    edges, pairs = soft_edges(data)
+    edges, pairs = learned_scores(data)
     conv = GCNConv(4, 3, cached=cached).to(device)
     index, norm = gcn_norm(data.edge_index, num_nodes=5)
     loops = index[0] == index[1]
@@ -73,16 +73,16 @@ def test_soft_edges_gcn(device, cached):
         out = run(edges, conv, data)
         assert torch.allclose(out, expected, atol=1e-5)
     assert edges.score.grad.abs().min() > 0
-    # Afterwards, nothing is multiplied:
+    # Hooks are removed afterwards:
     expected = messages(index, norm, conv.lin(data.x)) + conv.bias
     out = conv(data.x, data.edge_index)
     assert torch.allclose(out, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('add_self_loops', [True, False])
-def test_soft_edges_gat(add_self_loops):
+def test_learned_scores_gat(add_self_loops):
     data = graph()
-    edges, pairs = soft_edges(data)
+    edges, pairs = learned_scores(data)
     conv = GATConv(4, 3, add_self_loops=add_self_loops)
     x = conv.lin(data.x)
     index, alpha = conv(
@@ -96,11 +96,11 @@ def test_soft_edges_gat(add_self_loops):
 
 
 @pytest.mark.parametrize('aggr', ['mean', 'max', 'std'])
-def test_soft_edges_numbered(aggr):
-    # Some edges have left, and a mini-batch has others of them, in any order:
+def test_learned_scores_numbered(aggr):
+    # A mini-batch holds some of the remaining edges, in any order:
     data = graph()
     mask = torch.tensor([True, True, False, True, True, True])
-    edges, pairs = soft_edges(data, mask)
+    edges, pairs = learned_scores(data, mask)
     perm = torch.tensor([7, 3, 2, 0, 5])
     batch = Data(x=data.x, edge_index=data.edge_index[:, perm], e_id=perm)
     scale = scales(edges, pairs)
@@ -116,10 +116,10 @@ def test_soft_edges_numbered(aggr):
         assert torch.allclose(out, expected, atol=1e-5)
 
 
-def test_soft_edges_cached_messages():
-    # `SGConv` keeps what it aggregated, which depends on the scores:
+def test_learned_scores_cached_messages():
+    # `SGConv` caches aggregated features, which depend on the scores:
     data = graph()
-    edges, _ = soft_edges(data)
+    edges, _ = learned_scores(data)
     conv = SGConv(4, 3, cached=True)
     first = run(edges, conv, data)
     edges.score.data.mul_(2)
@@ -130,12 +130,12 @@ def test_soft_edges_cached_messages():
     assert torch.allclose(conv(data.x, data.edge_index), expected, atol=1e-6)
 
 
-def test_soft_edges_penalties():
+def test_learned_scores_penalties():
     data = graph()
-    pairs = soft_edges(data)[1]
+    pairs = learned_scores(data)[1]
     mask = torch.tensor([True, True, False, True, False, True])
     generator = torch.Generator().manual_seed(0)
-    edges = SoftEdges(pairs, mask, generator, l1=0.5, spread=0.25)
+    edges = LearnedScores(pairs, mask, generator, l1=0.5, spread=0.25)
     assert (edges.score - 1).abs().max() < 1e-3
     small = prune_edges(data, pairs.edge_mask(mask))
     loss = edges.loss(lambda model, data: torch.ones(()), Module(), small)
@@ -156,9 +156,9 @@ class Converting(Module):
         return self.conv(x, self.convert(edge_index))
 
 
-def test_soft_edges_errors():
+def test_learned_scores_errors():
     data = graph()
-    edges, _ = soft_edges(data)
+    edges, _ = learned_scores(data)
     for convert in [
         lambda edge_index: edge_index[:, 1:],
         lambda edge_index: edge_index.flip(1),
@@ -170,10 +170,10 @@ def test_soft_edges_errors():
         run(edges, model, data)
 
 
-def test_soft_edges_edge_index():
+def test_learned_scores_edge_index():
     data = graph()
     conv = GCNConv(4, 3)
-    edges, _ = soft_edges(data)
+    edges, _ = learned_scores(data)
     expected = run(edges, conv, data)
     data.edge_index = EdgeIndex(data.edge_index, sparse_size=(5, 5))
     assert torch.allclose(run(edges, conv, data), expected, atol=1e-6)

@@ -21,7 +21,7 @@ from torch_geometric.nn import (
 )
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.lottery import search
+from torch_geometric_ext.lottery.weights import weight_pruner
 from torch_geometric_ext.lottery.weights.narrow_model import (
     narrow_model,
     narrow_weights,
@@ -106,7 +106,7 @@ class Heads(Module):
 
 
 class Scaled(Module):
-    """A parameter of the shape of attention, which is none."""
+    """A parameter of the shape of attention without heads."""
 
     def __init__(self):
         super().__init__()
@@ -119,7 +119,7 @@ class Scaled(Module):
 
 
 class Residuals(Module):
-    """Weights of no layer see biases of channels that leave (GCNII)."""
+    """Weights of no layer read biases of pruned channels (GCNII)."""
 
     def __init__(self):
         super().__init__()
@@ -127,7 +127,7 @@ class Residuals(Module):
         self.convs = torch.nn.ModuleList(
             [GCN2Conv(64, 0.1, 0.5, i + 1) for i in range(3)]
         )
-        self.last.weight.data *= 1e-3  # No loss tells, at first.
+        self.last.weight.data *= 1e-3  # Losses hardly differ at first.
 
     def forward(self, x, edge_index):
         x = start = self.first(x).relu()
@@ -152,7 +152,7 @@ class Transformer(Module):
 
 
 class Supervised(Module):
-    """Some layers are there in training alone."""
+    """Some layers run in training only."""
 
     def __init__(self):
         super().__init__()
@@ -257,7 +257,7 @@ def test_narrow(name):
     num_kept = sum(int(x.sum()) for x in ticket.weight_masks.values())
     assert num_kept == round(0.05 * total)
 
-    for weights in ['retrained', 'initial']:
+    for weights in ['final', 'initial']:
         wide, small = ticket.apply(model, data, weights=weights)
         expected = wide(small.x, small.edge_index)
         state = wide.state_dict()
@@ -329,12 +329,12 @@ def test_ignored_layers_are_not_narrow():
 
 
 def test_narrow_search_equals_wide(monkeypatch):
-    # The same search with channels that are there, but have no weights:
+    # The same search with channels of zero weights:
     torch.manual_seed(0)
     model, data = GCN(6, 64, 2, 3), graph()
     narrow = find(model, data)
     assert narrow.narrow_index is not None
-    monkeypatch.setattr(search, 'find_index', lambda *args: None)
+    monkeypatch.setattr(weight_pruner, 'find_index', lambda *args: None)
     wide = find(model, data)
     assert wide.narrow_index is None
     for key, mask in narrow.weight_masks.items():
@@ -346,7 +346,7 @@ def test_narrow_search_equals_wide(monkeypatch):
 
 @pytest.mark.parametrize('noise', [1.0, 1e-7])
 def test_narrow_with_random_loss(noise):
-    # Large, as of negative samples, or of sums in another order:
+    # Large noise, as of negative samples, or small, as of reordered sums:
     def loss_fn(model, data):
         out = model(data.x, data.edge_index)
         return out.square().mean() * (1 + noise * np.random.rand())
@@ -374,7 +374,7 @@ def test_narrow_resumes(tmp_path, monkeypatch):
     kwargs = dict(checkpoint=path, checkpoint_every=1)
     with pytest.raises(Interruption):
         pruner.fit(data, callbacks=[interrupt], **kwargs)
-    monkeypatch.delattr(search, 'find_channels')  # The file knows them.
+    monkeypatch.delattr(weight_pruner, 'find_channels')  # Not called.
     ticket = pruner.fit(data, **kwargs)
     for key, x in ticket.final_state.items():
         assert torch.equal(x, expected.final_state[key])

@@ -60,7 +60,7 @@ def test_global_masks(size, seed):
     }
     assert positions(first) == naive_masks(state, exists, size)
 
-    # What has left does not come back:
+    # Pruned weights do not grow again:
     state, smaller = random_state(seed + 1), max(3, size // 2)
     second = global_masks(Weights(state, first), list(SIZES), smaller)
     assert positions(second) == naive_masks(state, first, smaller)
@@ -72,8 +72,7 @@ def test_global_masks(size, seed):
 def test_random_masks(size):
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
-        weights = Weights(random_state(), {})
-        return random_masks(weights, list(SIZES), size, generator)
+        return random_masks(random_state(), list(SIZES), size, generator)
 
     masks = draw(seed=0)
     assert len(positions(masks)) == size

@@ -6,19 +6,19 @@ from torch_geometric.utils import cumsum
 
 
 class EdgePairs:
-    r"""Which edges of a graph leave together.
+    r"""The edges of a graph, grouped into pairs that are pruned together.
 
-    In an undirected graph, the two directions of an edge are one pair; of
-    several edges between two nodes, the first of one direction belongs to the
-    first of the other, and so forth. In a directed graph, each edge is a pair
-    of its own. Self-loops belong to none: they always stay.
+    In an undirected graph, a pair holds both directions of an edge. Parallel
+    edges are matched in their order: the first of one direction with the
+    first of the other, and so on. In a directed graph, each edge is a pair of
+    its own. Self-loops belong to no pair and are never pruned.
 
     Args:
         edge_index (torch.Tensor): The edges.
         num_nodes (int): Number of nodes.
 
     Attributes:
-        undirected (bool): Whether all edges go both ways.
+        undirected (bool): Whether each edge has a reverse edge.
         pair (torch.Tensor): The pair of each edge, :obj:`-1` for self-loops.
         ends (torch.Tensor): The two nodes of each pair.
     """
@@ -48,11 +48,11 @@ class EdgePairs:
 
     @property
     def num_pairs(self) -> int:
-        """Number of pairs."""
+        """Return the number of pairs."""
         return self.ends.size(1)
 
     def edge_mask(self, pair_mask: Tensor) -> Tensor:
-        """The edges of some pairs, and all self-loops."""
+        """Return a mask of the edges of some pairs and of all self-loops."""
         if self.num_pairs == 0:
             return self.is_loop.clone()
         return self.is_loop | pair_mask[self.pair.clamp(min=0)]
@@ -61,9 +61,9 @@ class EdgePairs:
 def _ranks(
     key: Tensor, forward: Tensor
 ) -> Tuple[Tensor, Tuple[Tensor, Tensor], Tensor]:
-    """The rank of each edge among those of its key and direction, in their
-    order; the number of edges of each key, by direction; and the position of
-    each edge's key among all keys.
+    """Return the rank of each edge among the edges of its key and direction,
+    the number of edges of each key by direction, and the position of the key
+    of each edge among all keys.
     """
     unique, group = key.unique(return_inverse=True)
     split = 2 * group + (~forward).long()

@@ -13,16 +13,16 @@ from torch_geometric_ext.lottery.task import LossFunction
 from torch_geometric_ext.lottery.weights.weight_masks import clear_caches
 
 
-class SoftEdges(Module):
-    r"""A score for each pair of edges, learned with the weights of a model,
-    whose messages are multiplied by it.
+class LearnedScores(Module):
+    r"""Scores of edge pairs that multiply the messages of a model and are
+    trained with it.
 
-    Self-loops, be they of the graph or added by a layer, are multiplied by
-    one. Scores start at one, with noise that lets ties break.
+    Messages along self-loops, which a layer may add, are not multiplied.
+    Scores are initialized to one, with noise to break ties.
 
     Args:
         pairs (EdgePairs): The pairs of all edges.
-        mask (torch.Tensor): The pairs that exist.
+        mask (torch.Tensor): The pairs of the pruned graph.
         generator (torch.Generator): The generator of the noise.
         l1 (float, optional): Weight of the mean magnitude of scores in the
             loss. (default: :obj:`1e-4`)
@@ -49,8 +49,10 @@ class SoftEdges(Module):
         self.score = Parameter(1 + 1e-4 * noise.to(mask.device))
 
     def loss(self, loss_fn: LossFunction, model: Module, batch: Any) -> Tensor:
-        """The loss with soft edges, and what spreads their scores."""
-        clear_caches(model)  # They would hold messages of other scores.
+        """Return the loss of a model with multiplied messages, and penalties
+        of the scores.
+        """
+        clear_caches(model)  # They may hold messages of earlier scores.
         handles = self._attach(model, batch)
         try:
             loss = loss_fn(model, batch)
@@ -83,7 +85,7 @@ class SoftEdges(Module):
 
 
 class _Hook:
-    """Multiplies the messages of a layer by the weights of its edges."""
+    """Multiply the messages of layers by the weights of their edges."""
 
     def __init__(self, edge_index: Tensor, weight: Tensor) -> None:
         self.edge_index = edge_index
@@ -91,8 +93,8 @@ class _Hook:
         self.scale = weight
 
     def enter(self, module: MessagePassing, inputs: Tuple[Any, ...]) -> None:
-        """Finds the weight of each edge that a layer propagates along. Layers
-        add and remove self-loops, but keep other edges in their order.
+        """Match the edges that a layer propagates along with their weights:
+        layers may add and remove self-loops, but no other edges.
         """
         edge_index = inputs[0]
         if is_sparse(edge_index):
@@ -104,7 +106,8 @@ class _Hook:
         if not torch.equal(edge_index[:, between], self.edge_index):
             raise NotImplementedError(
                 f"'{module}' needs to pass messages along all edges of the "
-                f'graph, in their order, to learn scores of edges'
+                f'graph, in their order, to learn scores of edges (got other '
+                f'edges)'
             )
         scale = self.weight.new_ones(between.numel())
         self.scale = scale.masked_scatter(between, self.weight)
@@ -112,7 +115,7 @@ class _Hook:
     def multiply(
         self, module: MessagePassing, inputs: Tuple[Any, ...], out: Tensor
     ) -> Tensor:
-        """Multiplies."""
+        """Multiply the messages."""
         size = [1] * out.dim()
         size[module.node_dim] = -1
         return out * self.scale.view(size)

@@ -6,17 +6,18 @@ from torch_geometric.data import Data
 
 
 def number_edges(graphs: Iterable[Data]) -> List[Data]:
-    """Copies graphs and numbers all their edges by :obj:`e_id`, for
-    :class:`~torch_geometric_ext.lottery.GraphLotteryPruner` to prune them in
+    """Return copies of graphs whose edges are numbered by :obj:`e_id`, so that
+    :class:`~torch_geometric_ext.lottery.GraphLotteryPruner` can prune them in
     mini-batches.
 
     Args:
         graphs (Iterable[torch_geometric.data.Data]): The graphs.
 
     Returns:
-        List[torch_geometric.data.Data]: Shallow copies, each with the numbers
-        :obj:`e_id` of its edges (of :obj:`torch.long` and shape
-        :obj:`[num_edges]`), which go on from one graph to the next.
+        List[torch_geometric.data.Data]: Shallow copies with consecutive
+        numbers :obj:`e_id` of their edges (:obj:`torch.long`, of shape
+        :obj:`[num_edges]`). The numbers of a graph follow those of the graph
+        before.
 
     Raises:
         ValueError: If a graph has no :obj:`edge_index`.

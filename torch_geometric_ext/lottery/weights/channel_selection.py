@@ -1,5 +1,5 @@
-"""Which hidden channels a ticket has: a few that have many weights do more
-than many that have few.
+"""Select the hidden channels of a ticket: few channels of many weights are
+more accurate than many channels of few weights.
 """
 
 import copy
@@ -11,69 +11,83 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from torch_geometric_ext.lottery.task import Task
+from torch_geometric_ext.lottery.task import LossFunction
 
+# Chosen by `benchmark/lottery/lottery.py`:
 MIN_CHANNELS = 16
-TOLERANCE = 1e-3  # The share of its range that is left of a constant input.
+CHANNEL_DENSITY = 0.25  # Density of the weights of selected channels.
+HEADS_DENSITY = 0.125  # The same, if attention heads share the channels.
+
+# A bound: an input is constant if its range shrinks below this fraction.
+TOLERANCE = 1e-3
 
 
 class Channels(NamedTuple):
-    """The outputs and inputs of linear layers that are left, as masks by the
-    names of the layers.
+    """Masks of the remaining outputs and inputs of linear layers, by the names
+    of the layers.
     """
 
     rows: Dict[str, Tensor]
     cols: Dict[str, Tensor]
 
     def mask(self, name: str) -> Tensor:
-        """The weights that a layer may have."""
+        """Return a mask of the weights of the channels of a layer."""
         return self.rows[name][:, None] & self.cols[name]
 
     def narrow(self) -> 'Channels':
-        """Those of a model without the channels that left."""
+        """Return the channels of the narrow model: all of its channels."""
         return Channels(
             *({name: x[x] for name, x in masks.items()} for masks in self)
         )
 
     def num_weights(self, name: str) -> int:
-        """The number of weights that a layer may have."""
+        """Return the number of weights of the channels of a layer."""
         return int(self.rows[name].sum()) * int(self.cols[name].sum())
 
 
 def find_channels(
     model: Module,
-    task: Task,
+    loss_fn: LossFunction,
+    batch: Any,
     names: List[str],
     size: int,
     min_channels: int = MIN_CHANNELS,
 ) -> Tuple[Channels, Channels]:
-    r"""The most important hidden channels of a trained model, as few as leave
-    room for :obj:`size` weights, but no fewer than :obj:`min_channels`.
+    r"""Return the most important hidden channels of a trained model, as few
+    as hold :obj:`size` weights, but no fewer than :obj:`min_channels`.
 
-    Layers with as many outputs share their channels, as is needed where these
-    add up, and heads of attention keep as many each. Layers that no other one
-    follows give the result of the model, and keep their outputs. The inputs
-    that leave are those that no longer depend on anything: this is observed
-    (where gradients cannot be taken once more, all channels are left). Layers
-    that are also given what depends on no parameter, such as features, keep
-    all inputs. A second choice has the inputs leave that are where
-    channels left, by their numbers. Takes :math:`O(\log C)` forward passes of
-    a mini-batch for :math:`C` channels.
+    * Layers with equal numbers of outputs share their channels, as residual
+      connections need. All attention heads keep equally many.
+    * Layers that no other layer follows compute the result of the model and
+      keep all outputs.
+    * An input is pruned if it becomes constant. Layers that also read values
+      which depend on no parameter, such as features, keep all inputs.
+    * All channels remain if the loss cannot be differentiated twice.
+
+    The search takes :math:`O(\log C)` forward passes for :math:`C` channels.
+
+    Args:
+        model (torch.nn.Module): The model.
+        loss_fn (Callable): Returns the loss of the model on a mini-batch.
+        batch (Any): The mini-batch.
+        names (List[str]): The linear layers.
+        size (int): Number of weights that the channels need to hold.
+        min_channels (int, optional): Number of channels that remain at least.
+            (default: :obj:`16`)
+
+    Returns:
+        The channels with the inputs that were observed to vary, and with the
+        inputs that follow from the positions of pruned channels.
     """
-    probe = _Probe(model.eval(), task, names)
+    probe = _Probe(model.eval(), loss_fn, batch, names)
     order = probe.by_importance()
     high = max(order, default=0)
     out = probe.channels({})
-    low = min(min_channels, high) - 1  # Too few of the widest layers' ones.
+    low = min(min_channels, high) - 1  # Too few channels of the widest layer.
     while high - low > 1:
         middle = (low + high) // 2
-        share = middle / max(order)
-        kept = {}
-        for width, index in order.items():
-            num_kept = max(math.ceil(share * width), min_channels)
-            num_heads = probe.heads.get(width, 1)  # Each keeps as many.
-            kept[width] = index[: -(-num_kept // num_heads) * num_heads]
-        found = probe.channels(kept)
+        index = _leading(order, middle, min_channels, probe.heads)
+        found = probe.channels(index)
         if sum(map(found.num_weights, names)) >= size:
             high, out = middle, found
         else:
@@ -81,25 +95,67 @@ def find_channels(
     return out, _aligned(out, list(probe.ranges))
 
 
-def _aligned(channels: Channels, fed: List[str]) -> Channels:
-    """The inputs of layers that other layers feed are taken to be the
-    channels of one with as many outputs, or of several, side by side.
+def channel_density(model: Module, names: List[str]) -> float:
+    """Return the density of weights that channels are selected for."""
+    shared = max(find_num_heads(model, names).values(), default=1) > 1
+    return HEADS_DENSITY if shared else CHANNEL_DENSITY
+
+
+def find_num_heads(model: Module, names: List[str]) -> Dict[int, int]:
+    """Return the numbers of attention heads that share the outputs of layers,
+    by the numbers of outputs.
     """
-    kept = {x.numel(): x for x in channels.rows.values() if not x.all()}
+    heads: Dict[int, int] = {}
+    for name in names:
+        width = model.get_submodule(name).get_parameter('weight').size(0)
+        parent = model.get_submodule(name.rpartition('.')[0])
+        for param in parent.parameters(recurse=False):
+            if is_attention(param) and param.numel() == width:
+                heads[width] = math.lcm(heads.get(width, 1), param.size(1))
+    return heads
+
+
+def is_attention(x: Tensor) -> bool:
+    """Return whether a parameter has the shape of an attention vector."""
+    return x.dim() == 3 and x.size(0) == 1
+
+
+def _leading(
+    order: Mapping[int, Tensor],
+    num_channels: int,
+    min_channels: int,
+    heads: Mapping[int, int],
+) -> Dict[int, Tensor]:
+    """Return the most important channels for each number of outputs, in
+    proportion to :obj:`num_channels` of the widest layer.
+    """
+    fraction, out = num_channels / max(order), {}
+    for width, index in order.items():
+        size = max(math.ceil(fraction * width), min_channels)
+        num_heads = heads.get(width, 1)  # Each head keeps equally many.
+        out[width] = index[: -(-size // num_heads) * num_heads]
+    return out
+
+
+def _aligned(channels: Channels, hidden: List[str]) -> Channels:
+    """Return channels whose hidden inputs are the outputs of one layer, or of
+    several layers side by side.
+    """
+    pruned = {x.numel(): x for x in channels.rows.values() if not x.all()}
     cols = dict(channels.cols)
-    for name in fed:
+    for name in hidden:
         size = cols[name].numel()
         cols[name] = torch.ones_like(cols[name])
-        for width in sorted(kept, reverse=True):
+        for width in sorted(pruned, reverse=True):
             if size % width == 0:
-                cols[name] = kept[width].repeat(size // width)
+                cols[name] = pruned[width].repeat(size // width)
                 break
     return Channels(channels.rows, cols)
 
 
 class _Record(NamedTuple):
-    """What is seen of layers whose inputs depend on parameters: how far apart
-    the values of each input are, sums of inputs, and outputs of all layers.
+    """Observations of layers whose inputs depend on parameters: the range of
+    each input, random sums of inputs, and the outputs of all layers.
     """
 
     ranges: Dict[str, Tensor]
@@ -107,33 +163,40 @@ class _Record(NamedTuple):
     outputs: List[Tuple[str, Tensor]]
 
     def add(self, name: str, x: Tensor) -> None:
-        """Looks at what a layer is given."""
+        """Record the input of a layer."""
         x_range = _range(x)
         before = self.ranges.get(name, x_range)
         self.ranges[name] = torch.maximum(before, x_range)
 
 
 class _Probe:
-    """Runs a model on a mini-batch, and sees what its layers get.
+    """Run a model on a mini-batch and record the inputs of its layers.
 
     Args:
         model (torch.nn.Module): The model.
-        task (Task): What it does.
-        names (List[str]): The layers to look at.
+        loss_fn (Callable): Returns the loss of the model on a mini-batch.
+        batch (Any): The mini-batch.
+        names (List[str]): The layers to record.
     """
 
-    def __init__(self, model: Module, task: Task, names: List[str]) -> None:
+    def __init__(
+        self,
+        model: Module,
+        loss_fn: LossFunction,
+        batch: Any,
+        names: List[str],
+    ) -> None:
         self.model = model
-        self.task = task
+        self.loss_fn = loss_fn
+        self.batch = batch
         self.layers = {name: model.get_submodule(name) for name in names}
-        self.batch = task.first_batch()
         self.hidden, self.ranges = self._observe()
         self.heads = find_num_heads(model, list(self.hidden))
 
     def by_importance(self) -> Dict[int, Tensor]:
-        """The channels of hidden layers by the squares of weights that lead
-        to them, the largest first and those without effect last, for each
-        number of outputs. Heads take turns.
+        """Return the channels of hidden layers for each number of outputs,
+        sorted by the squared norms of their weights. Unused channels are last;
+        attention heads take turns.
         """
         scores: Dict[int, List[Tensor]] = defaultdict(list)
         for name, used in self.hidden.items():
@@ -147,9 +210,9 @@ class _Probe:
             for width, parts in scores.items()
         }
 
-    def channels(self, kept: Mapping[int, Tensor]) -> Channels:
-        """What is left with some channels of hidden layers, given by their
-        number of outputs.
+    def channels(self, index: Mapping[int, Tensor]) -> Channels:
+        """Return the outputs and inputs that remain with some channels of
+        hidden layers, given for each number of outputs.
         """
         rows, cols = {}, {}
         for name, layer in self.layers.items():
@@ -157,20 +220,20 @@ class _Probe:
             width, num_inputs = weight.shape
             rows[name] = weight.new_ones(width, dtype=torch.bool)
             cols[name] = weight.new_ones(num_inputs, dtype=torch.bool)
-            if name in self.hidden and width in kept:
+            if name in self.hidden and width in index:
                 rows[name].zero_()
-                rows[name][kept[width]] = True
-        if len(kept) > 0:
+                rows[name][index[width]] = True
+        if len(index) > 0:
             ranges = self._record(rows).ranges
             for name in ranges.keys() & self.ranges.keys():
                 varies = ranges[name] > TOLERANCE * self.ranges[name]
-                if varies.any():  # Else, there may be but a single row.
+                if varies.any():  # A single row has no range.
                     cols[name] = varies
         return Channels(rows, cols)
 
     def _observe(self) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
-        """Which outputs of layers other ones depend on, and how far apart
-        the values are that each input of those takes.
+        """Return masks of the outputs that other layers depend on, and the
+        ranges of the inputs of these layers.
         """
         ranges, sums, outputs = self._record({})
         outputs = [x for x in outputs if x[1].requires_grad]
@@ -179,7 +242,7 @@ class _Probe:
         tensors = [out for _, out in outputs]
         try:
             grads = torch.autograd.grad(sums, tensors, allow_unused=True)
-        except RuntimeError:  # Checkpoints, or a loss that freed the graph.
+        except RuntimeError:  # Checkpointing, or a loss that freed the graph.
             return {}, {}
         hidden: Dict[str, Tensor] = {}
         for (name, _), grad in zip(outputs, grads):
@@ -187,15 +250,13 @@ class _Probe:
                 used = grad.reshape(-1, grad.size(-1)).any(dim=0)
                 hidden[name] = hidden.get(name, False) | used
         for (name, _), grad in zip(outputs, grads):
-            if grad is None:  # A layer may be called once more for a result.
+            if grad is None:  # A later call may compute the result.
                 hidden.pop(name, None)
         return hidden, ranges
 
-    @torch.enable_grad()  # Losses may differentiate, and change batches.
+    @torch.enable_grad()  # The loss may need gradients.
     def _record(self, rows: Mapping[str, Tensor]) -> _Record:
-        """Runs the model, and sets outputs of layers to zero that are not
-        among :obj:`rows`.
-        """
+        """Run the model with outputs set to zero that :obj:`rows` excludes."""
         record, others = _Record({}, [], []), set()
 
         def hook_of(name: str) -> Any:
@@ -207,10 +268,10 @@ class _Probe:
             ) -> Any:
                 (x,) = [*args, *kwargs.values()]
                 if x.requires_grad and torch.is_grad_enabled():
-                    # Now, since reversible layers free what they are given:
+                    # At once, since reversible layers free their inputs:
                     record.add(name, x)
-                    if len(rows) == 0:  # Else, their gradients are not taken.
-                        record.sums.append(_sum(x))
+                    if len(rows) == 0:  # Only `_observe` needs gradients.
+                        record.sums.append(_random_sum(x))
                 else:
                     others.add(name)
                 if name in rows:
@@ -225,7 +286,7 @@ class _Probe:
             for name, layer in self.layers.items()
         ]
         try:
-            self.task.loss(self.model, copy.copy(self.batch))
+            self.loss_fn(self.model, copy.copy(self.batch))
         finally:
             for handle in handles:
                 handle.remove()
@@ -234,32 +295,15 @@ class _Probe:
         return record
 
 
-def _sum(x: Tensor) -> Tensor:
-    """At random, since sums of normalized values are constant."""
+def _random_sum(x: Tensor) -> Tensor:
+    """Return a random sum, since plain sums of normalized values are
+    constant.
+    """
     return (torch.rand_like(x) * x).sum()
 
 
-def find_num_heads(model: Module, names: List[str]) -> Dict[int, int]:
-    """The numbers of heads that outputs of layers are divided into, by the
-    numbers of these outputs, as parameters of attention tell.
-    """
-    heads: Dict[int, int] = {}
-    for name in names:
-        width = model.get_submodule(name).get_parameter('weight').size(0)
-        parent = model.get_submodule(name.rpartition('.')[0])
-        for param in parent.parameters(recurse=False):
-            if is_attention(param) and param.numel() == width:
-                heads[width] = math.lcm(heads.get(width, 1), param.size(1))
-    return heads
-
-
-def is_attention(x: Tensor) -> bool:
-    """Whether a parameter is of a convolution with heads, by its shape."""
-    return x.dim() == 3 and x.size(0) == 1
-
-
 def _order(score: Tensor, num_heads: int) -> Tensor:
-    """The largest ones of each head, then the second largest ones, ..."""
+    """Return the largest score of each head, then the second largest, ..."""
     score = score.view(num_heads, -1)
     order = score.argsort(dim=1, descending=True, stable=True)
     first = torch.arange(num_heads, device=score.device) * score.size(1)
@@ -267,7 +311,7 @@ def _order(score: Tensor, num_heads: int) -> Tensor:
 
 
 def _range(x: Tensor) -> Tensor:
-    """How far apart the values in each column are."""
+    """Return the range (maximum - minimum) of each column."""
     x = x.detach().reshape(-1, x.size(-1))
     if x.size(0) == 0:
         return x.new_zeros(x.size(-1))

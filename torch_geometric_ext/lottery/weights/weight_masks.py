@@ -1,6 +1,4 @@
-"""Weights that exist, as masks by the names of linear layers, and models that
-have only these.
-"""
+"""Masks of the weights of linear layers, and models without pruned weights."""
 
 import copy
 from typing import Dict, List, NamedTuple, Optional
@@ -20,8 +18,8 @@ State = Dict[str, Tensor]
 
 
 class Weights(NamedTuple):
-    """The state of a dense model, and masks of those of its weights that
-    exist: all of a layer without.
+    """The state of a dense model, and masks of the weights that remain, by
+    the names of their layers. All weights of other layers remain.
     """
 
     state: State
@@ -34,9 +32,8 @@ def global_masks(
     size: int,
     channels: Optional[Channels] = None,
 ) -> Masks:
-    """Keeps the :obj:`size` largest magnitudes of the layers that are named,
-    compared over all of them, among those that exist (and are of some
-    channels).
+    """Return masks of the :obj:`size` remaining weights of largest magnitude
+    over all named layers, and of some channels if there are any.
     """
     scores = {name: weights.state[weight_key(name)].abs() for name in names}
     for name, mask in weights.masks.items():
@@ -48,21 +45,23 @@ def global_masks(
 
 
 def random_masks(
-    weights: Weights, names: List[str], size: int, generator: torch.Generator
+    state: State, names: List[str], size: int, generator: torch.Generator
 ) -> Masks:
-    """Keeps :obj:`size` weights of the layers that are named, at random."""
+    """Return masks of :obj:`size` random weights of the named layers."""
     scores = {}
     for name in names:
-        weight = weights.state[weight_key(name)]
+        weight = state[weight_key(name)]
         score = torch.rand(weight.shape, generator=generator)
         scores[name] = score.to(weight.device)
     return _top_masks(scores, size)
 
 
 def _top_masks(scores: Dict[str, Tensor], size: int) -> Masks:
-    """Keeps the largest scores, and the largest one of each layer: without
-    any weight, its outputs would not depend on its inputs.
+    """Return masks of the largest scores, with at least one in each layer, so
+    that the outputs of the layer depend on its inputs.
     """
+    if len(scores) == 0:
+        return {}
     sizes = [x.numel() for x in scores.values()]
     score = torch.cat([x.flatten() for x in scores.values()])
     for part in score.split(sizes):
@@ -74,12 +73,12 @@ def _top_masks(scores: Dict[str, Tensor], size: int) -> Masks:
 
 
 def weight_key(name: str) -> str:
-    """The name of the weight of a layer, which may be the model itself."""
+    """Return the key of the weight of a layer, which may be the model."""
     return f'{name}.weight'.lstrip('.')
 
 
 def build_model(template: Module, weights: Weights) -> Module:
-    """A copy of a dense model in which only some weights exist."""
+    """Return a copy of a dense model without pruned weights."""
     model = copy.deepcopy(template)
     model.load_state_dict(weights.state)
     clear_caches(model)
@@ -92,7 +91,7 @@ def build_model(template: Module, weights: Weights) -> Module:
 
 
 def read_weights(model: Module) -> Weights:
-    """The inverse of :func:`build_model`."""
+    """Return the weights of a model of :func:`build_model`."""
     layers = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
@@ -116,7 +115,7 @@ def read_weights(model: Module) -> Weights:
 
 
 def clear_caches(model: Module) -> None:
-    """Lets convolutions forget what they computed from a graph."""
+    """Clear what convolutions cache of a graph."""
     for module in model.modules():
         if isinstance(module, MessagePassing):
             for name in vars(module):
