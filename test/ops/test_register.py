@@ -53,6 +53,11 @@ def test_register_operator_with_python_autograd(kernels):
     del library
 
 
+def test_register_operator_with_outdated_kernels(kernels):
+    with pytest.raises(ImportError, match="lack the operator 'missing'"):
+        register_operator('missing', reference, fake)
+
+
 def test_register_operator_without_kernels(monkeypatch):
     monkeypatch.setattr(torch_geometric_ext.typing, 'WITH_EXT', False)
     # Nothing is registered, hence no such operator needs to exist.
