@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 import torch_geometric_ext.typing
+from torch_geometric_ext.ops import functions
 from torch_geometric_ext.ops.register import register_operator
 
 
@@ -19,6 +21,11 @@ def fake(x, scale=2):
     return x.new_empty(x.shape)
 
 
+def has_kernel(name, key):
+    name = f'torch_geometric_ext::{name}'
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+
+
 def test_register_operator(kernels, monkeypatch):
     library = define('scale')
     op = register_operator('scale', reference, fake)
@@ -27,6 +34,8 @@ def test_register_operator(kernels, monkeypatch):
     assert torch.equal(op(x), 2 * x)
     assert torch.equal(torch.compile(op, fullgraph=True)(x, 3), 3 * x)
     torch.library.opcheck(torch.ops.torch_geometric_ext.scale.default, (x,))
+    assert has_kernel('scale', 'CUDA')
+    assert not has_kernel('scale', 'Autograd')
     monkeypatch.setattr(torch_geometric_ext.typing, 'WITH_EXT', False)
     assert torch.equal(op(x), 2 * x + 1)
     del library
@@ -44,7 +53,22 @@ def test_register_operator_with_python_autograd(kernels):
     del library
 
 
+def test_register_operator_with_outdated_kernels(kernels):
+    with pytest.raises(ImportError, match="lack the operator 'missing'"):
+        register_operator('missing', reference, fake)
+
+
 def test_register_operator_without_kernels(monkeypatch):
     monkeypatch.setattr(torch_geometric_ext.typing, 'WITH_EXT', False)
     # Nothing is registered, hence no such operator needs to exist.
     assert register_operator('missing', reference, fake) is reference
+
+
+@pytest.mark.parametrize(
+    'name', [name for name in functions if name != 'computation_tree_ids']
+)
+def test_operators_are_registered(kernels, name):
+    if name == 'sparse_linear_crossover':  # It has no tensors.
+        assert has_kernel(name, 'CompositeExplicitAutograd')
+    else:
+        assert has_kernel(name, 'CPU') and has_kernel(name, 'CUDA')

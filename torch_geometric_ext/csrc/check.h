@@ -6,7 +6,7 @@
 #include <optional>
 
 // Checks of arguments. A failed check raises a `ValueError` that names the
-// operator and the argument. `ops/check.py` raises the same errors.
+// operator and the argument. `ops/check.py` checks the same conditions.
 namespace torch_geometric_ext {
 
 // Checks that `x` is one-dimensional, of int64 or int32, and, if `size` is

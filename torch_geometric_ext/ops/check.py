@@ -1,6 +1,6 @@
 """Checks of arguments for the reference operators.
 
-`csrc/check.h` raises the same errors in the kernels.
+`csrc/check.h` checks the same conditions in the kernels.
 """
 
 from typing import Optional, Tuple

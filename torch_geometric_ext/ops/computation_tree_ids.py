@@ -7,8 +7,8 @@ from torch_geometric_ext.ops.ragged import row_ptr
 from torch_geometric_ext.ops.unique_rows import unique_rows
 from torch_geometric_ext.ops.unique_trees import unique_trees
 
-# A feature with at most this many distinct rows counts as categorical. This
-# number is a choice, no measurement.
+# A fractional feature counts as categorical up to this many distinct rows, or
+# if at most a tenth of its rows are distinct. Both bounds are choices.
 MAX_CATEGORIES = 32
 
 

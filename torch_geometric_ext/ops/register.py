@@ -38,9 +38,17 @@ def register_operator(
     Returns:
         callable: A function of the positional arguments of the schema. It
         reads :obj:`torch_geometric_ext.typing.WITH_EXT` in each call.
+
+    Raises:
+        ImportError: If the compiled kernels lack the operator.
     """
     if not torch_geometric_ext.typing.WITH_EXT:
         return reference
+    if not hasattr(torch.ops.torch_geometric_ext, name):
+        raise ImportError(
+            f"The kernels of 'torch_geometric_ext' lack the operator "
+            f"'{name}'. Re-install the package to rebuild them"
+        )
 
     LIBRARY.impl(name, reference if cuda is None else cuda, 'CUDA')
     if autograd is not None:

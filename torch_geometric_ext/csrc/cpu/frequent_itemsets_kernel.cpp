@@ -23,7 +23,7 @@ struct Options {
 
 // Best-first search over patterns. Each pattern has one parent: the pattern
 // without its most frequent item or, if closed, the pattern that it extends
-// with its prefix preserved (LCM ver. 2, http://ceur-ws.org/Vol-126/uno.pdf).
+// with its prefix preserved (LCM ver. 2, https://ceur-ws.org/Vol-126/uno.pdf).
 // A parent has fewer items and at least as much support, hence the search
 // reaches patterns in the order of their keys.
 class Search {
@@ -136,7 +136,7 @@ class Search {
     std::iota(children_.begin(), children_.end(), 0);
   }
 
-  // Stops to count an item once its support is below the smallest wanted one.
+  // Stops counting an item once its support is below the smallest wanted one.
   void count_by_item(int64_t support, int64_t limit) {
     const auto size = int64_t(pattern_.size()) + 1;
     const auto floor =
