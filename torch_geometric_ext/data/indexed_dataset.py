@@ -117,7 +117,7 @@ class IndexedDataset(Dataset):
 
     def _select(self, idx: Index) -> Any:
         if isinstance(idx, list) and idx and isinstance(idx[0], bool):
-            idx = torch.tensor(idx)  # A mask, no positions.
+            idx = torch.tensor(idx)  # A mask is no list of positions.
         if isinstance(self.dataset, PyGDataset):
             return self.dataset[idx]
         if isinstance(idx, Tensor):
@@ -145,7 +145,8 @@ class IndexedDataset(Dataset):
 
 def _stamp_storage(dataset: Any) -> Optional[InMemoryDataset]:
     """Return a data set with its positions as a collated attribute, which is
-    faster than to stamp graphs one by one, or `None` where this is wrong.
+    faster than to stamp each graph, or `None` if the storage differs from the
+    items.
     """
     storage = read_storage(dataset)
     if storage is None:

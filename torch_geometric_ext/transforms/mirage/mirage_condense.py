@@ -59,8 +59,7 @@ class MirageCondense:
     :obj:`selection` decides which graphs are kept:
 
     * :obj:`"herding"`: graphs of each class whose mean logarithmic counts of
-      trees, of all depths up to :math:`L`, equal those of the whole class.
-      They are real graphs with their labels.
+      trees, of all depths up to :math:`L`, approximate those of the class.
     * :obj:`"random"`: random graphs of each class, as a baseline.
     * :obj:`"patterns"`: frequent sets of trees of each class. Each set becomes
       a graph with the label :obj:`y` and no other attribute, as in the
