@@ -8,11 +8,12 @@ lists how.
 import argparse
 import copy
 import time
-from typing import Callable, Tuple
+from typing import Callable, List, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Module
 from torch_geometric import seed_everything
 from torch_geometric.data import Data
 from torch_geometric.datasets import Planetoid
@@ -23,7 +24,7 @@ from torch_geometric_ext.full_batch import StaticGraph, accelerate
 
 MODELS = {'GCN': GCN, 'SAGE': GraphSAGE, 'GIN': GIN, 'GAT': GAT}
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[..., Tensor]
 
 
 def load(name: str, root: str) -> Data:
@@ -33,7 +34,7 @@ def load(name: str, root: str) -> Data:
 
 
 def train(
-    model: torch.nn.Module, forward: Forward, data: Data, epochs: int
+    model: Module, forward: Forward, data: Data, epochs: int
 ) -> Tuple[float, float]:
     """Return the best validation accuracy and the seconds of an epoch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -77,9 +78,11 @@ def main() -> None:
         return model(data.x, data.edge_index)[mask]
 
     print(f'{"":12}{"validated":>10}{"ms/epoch":>10}')
-    for name, net, forward in zip(
-        ['plain', 'accelerated'], [model, other], [plain, fast]
-    ):
+    rows: List[Tuple[str, Module, Forward]] = [
+        ('plain', model, plain),
+        ('accelerated', other, fast),
+    ]
+    for name, net, forward in rows:
         accuracy, seconds = train(net, forward, data, args.epochs)
         print(f'{name:12}{accuracy:>10.1f}{1e3 * seconds:>10.1f}')
 
