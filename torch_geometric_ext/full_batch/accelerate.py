@@ -2,7 +2,8 @@
 
 import inspect
 import warnings
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from operator import is_not
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -11,29 +12,30 @@ from torch.nn.parameter import is_lazy
 from torch_geometric.data import Data
 from torch_geometric.nn import Sequential
 
-from torch_geometric_ext.full_batch.cached_convs import (
-    CACHED,
-    find_fast_convs,
-)
+from torch_geometric_ext.full_batch.cached_convs import find_fast_convs
 from torch_geometric_ext.full_batch.receptive_field import (
+    MODES,
     NOT_LOCAL,
     Forward,
     Plan,
+    copy_model,
     find_plan,
 )
 from torch_geometric_ext.full_batch.report import Report, make_report
-from torch_geometric_ext.full_batch.share_modules import replace_modules
+from torch_geometric_ext.full_batch.share_modules import Copy, replace_modules
 from torch_geometric_ext.full_batch.sparse_input import SparseInputs
-from torch_geometric_ext.full_batch.static_graph import (
-    EDGE_KEYS,
-    StaticGraph,
-    Subgraph,
+from torch_geometric_ext.full_batch.static_conv import CACHED
+from torch_geometric_ext.full_batch.static_graph import EDGE_KEYS, StaticGraph
+from torch_geometric_ext.full_batch.subgraph import Subgraph
+from torch_geometric_ext.nn.equivalence import (
+    NoDropout,
+    Results,
+    fork_rng,
+    is_close,
 )
 
 NUM_SAMPLES = 64  # Nodes whose outputs are compared on the graph itself.
 PREFIX = 'model.'
-
-Record = Callable[[str, str], None]
 
 
 def accelerate(
@@ -131,13 +133,9 @@ def accelerate(
     forward = call_model if forward is None else forward
     run_on = _run_on(forward)
     plan = find_plan(model, graph, forward, run_on, cache_aggregation)
-    out = AcceleratedModel(model, graph, plan, forward)
-    if verify and plan.num_hops[False] is not None:
-        error = _difference(out)
-        if error is not None:
-            plan.num_hops = {True: None, False: None}
-            plan.reasons['the receptive field'] = error
-    return out
+    if verify:
+        _verify(model, graph, plan, forward)
+    return AcceleratedModel(model, graph, plan, forward)
 
 
 class AcceleratedModel(Module):
@@ -150,8 +148,9 @@ class AcceleratedModel(Module):
     """
 
     _runner: Module
-    _copies: List[Tuple[Module, Module]]
-    _cached: Set[str]
+    _copies: List[Copy]
+    _modules_then: List[Module]
+    _calls: List[Tuple[str, str]]
 
     def __init__(
         self,
@@ -159,21 +158,23 @@ class AcceleratedModel(Module):
         graph: StaticGraph,
         plan: Plan,
         forward: Forward,
-        record: Optional[Callable[[str, str], None]] = None,
+        calls: Optional[List[Tuple[str, str]]] = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.graph = graph
         self.plan = plan
         self.call = forward
+        self._calls = [] if calls is None else calls
+        self._modules_then = list(model.modules())
         swaps: Dict[Module, Module] = {}
         if plan.fast_convs:
-            swaps = find_fast_convs(model, graph, plan.cache_aggregation)
-        runner, copies = replace_modules(model, swaps)
-        for conv in swaps.values():
-            vars(conv)['record'] = record or self._record
-        # No module of this one, so that parameters are found once:
-        vars(self).update(_runner=runner, _copies=copies, _cached=set())
+            swaps = find_fast_convs(
+                model, graph, plan.cache_aggregation, self._calls
+            )
+        runner, self._copies = replace_modules(model, swaps)
+        # A module that is registered would list parameters twice:
+        vars(self)['_runner'] = runner
         self.register_state_dict_post_hook(_remove_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
 
@@ -196,23 +197,26 @@ class AcceleratedModel(Module):
         """
         self._check(nodes)
         self.graph.check_unchanged()
-        for copy, module in self._copies:
-            copy.training = module.training
+        self._check_modules()
+        for pair in self._copies:
+            pair.pull()
         training = self.model.training
         num_hops = self.plan.num_hops[training]
-        self._cached.clear()
+        if self.plan.modes[training] != self._modes():
+            num_hops = None
         out = self._run(nodes, num_hops)
-        missed = self._planned(training) - self._cached
-        if nodes is None or num_hops is None or not missed:
-            return out
-        warnings.warn(
-            f'The model no longer aggregates features in {sorted(missed)} as '
-            f'it did when it was accelerated, so that it runs on the whole '
-            f"graph from now on; call 'accelerate' again",
-            stacklevel=2,
-        )
-        self.plan.num_hops[training] = None
-        return self._run(nodes, None)
+        if num_hops is not None and self._reads_further(nodes, training):
+            warnings.warn(
+                'The model passes more messages than when it was accelerated, '
+                'so that it runs on the whole graph from now on; call '
+                "'accelerate' again",
+                stacklevel=2,
+            )
+            self.plan.num_hops[training] = None
+            out = self._run(nodes, None)
+        for pair in self._copies:
+            pair.push()
+        return out
 
     def select(
         self, nodes: Optional[Tensor], training: Optional[bool] = None
@@ -236,13 +240,14 @@ class AcceleratedModel(Module):
 
     def _run(self, nodes: Optional[Tensor], num_hops: Optional[int]) -> Tensor:
         subgraph, rows = self.graph.select(nodes, num_hops)
+        self._calls.clear()
         if subgraph.inputs:
             with SparseInputs(subgraph.inputs):
                 out = self.call(self._runner, subgraph.data)
         else:
             out = self.call(self._runner, subgraph.data)
         num_nodes = subgraph.data.num_nodes
-        if not isinstance(out, Tensor) or out.size(0) != num_nodes:
+        if not isinstance(out, Tensor) or out.shape[:1] != (num_nodes,):
             raise ValueError(
                 f"'model' needs to return one tensor with a row for each of "
                 f'{num_nodes} nodes (got '
@@ -250,13 +255,27 @@ class AcceleratedModel(Module):
             )
         return out if rows is None else out.index_select(0, rows)
 
-    def _record(self, name: str, way: str) -> None:
-        if way == CACHED:
-            self._cached.add(name)
+    def _reads_further(self, nodes: Optional[Tensor], training: bool) -> bool:
+        """Return whether the model passed more messages in a subgraph than
+        its receptive field allows for.
+        """
+        num_hops = self.plan.num_hops[training]
+        if self.graph.select(nodes, num_hops).subgraph.nodes is None:
+            return False
+        num_messages = sum(way != CACHED for _, way in self._calls)
+        return num_messages > self.plan.num_messages[training]
 
-    def _planned(self, training: bool) -> Set[str]:
-        ways = self.plan.ways[training]
-        return {name for name, way in ways.items() if way == CACHED}
+    def _modes(self) -> List[bool]:
+        return [module.training for module in self._modules_then]
+
+    def _check_modules(self) -> None:
+        modules = list(self.model.modules())
+        then = self._modules_then
+        if len(modules) != len(then) or any(map(is_not, modules, then)):
+            raise RuntimeError(
+                "modules of 'model' were added, removed or exchanged after it "
+                "was accelerated; call 'accelerate' again"
+            )
 
     def _check(self, nodes: Any) -> None:
         num_nodes = self.graph.num_nodes
@@ -313,41 +332,58 @@ def _run_on(forward: Forward) -> Callable[..., Tensor]:
         graph: StaticGraph,
         plan: Plan,
         nodes: Optional[Tensor],
-        record: Optional[Record] = None,
+        calls: Optional[List[Tuple[str, str]]] = None,
     ) -> Tensor:
-        out = AcceleratedModel(model, graph, plan, forward, record)
+        out = AcceleratedModel(model, graph, plan, forward, calls)
         return out._run(nodes, plan.num_hops[model.training])
 
     return run_on
 
 
+def _verify(
+    model: Module, graph: StaticGraph, plan: Plan, forward: Forward
+) -> None:
+    """Run on the whole graph in a mode if outputs of some nodes differ."""
+    for training, mode in MODES.items():
+        if plan.num_hops[training] is not None:
+            error = _difference(model, graph, plan, forward, training)
+            if error is not None:
+                plan.num_hops[training] = None
+                plan.reasons[f'the receptive field in {mode}'] = error
+
+
 @torch.no_grad()
-def _difference(fast: 'AcceleratedModel') -> Optional[str]:
+def _difference(
+    model: Module,
+    graph: StaticGraph,
+    plan: Plan,
+    forward: Forward,
+    training: bool,
+) -> Optional[str]:
     """Compare outputs of some nodes with those of the whole graph: a model
     may read a median over all nodes, which the random graph cannot show.
     """
-    model, graph, data = fast.model, fast.graph, fast.graph.data
+    data, device = graph.data, graph.data.x.device
     generator = torch.Generator().manual_seed(0)
     nodes = torch.randperm(graph.num_nodes, generator=generator)
-    nodes = nodes[:NUM_SAMPLES].to(data.x.device)
-    selection = graph.select(nodes, fast.plan.num_hops[False])
-    if selection.subgraph.nodes is None:
+    nodes = nodes[:NUM_SAMPLES].to(device)
+    if graph.select(nodes, plan.num_hops[training]).subgraph.nodes is None:
         return None
-    modes = {module: module.training for module in model.modules()}
+
+    outs: List[Results] = []
     try:
-        model.eval()
-        expected = fast.call(model, data)[nodes]
-        found = fast(nodes)
+        for is_plain in [True, False]:
+            other = copy_model(model).train(training)
+            with fork_rng(0, device), NoDropout():
+                if is_plain:
+                    out = forward(other, data)[nodes]
+                else:
+                    fast = AcceleratedModel(other, graph, plan, forward)
+                    out = fast._run(nodes, plan.num_hops[training])
+            outs.append({'': out})
+        return None if is_close(outs[1], outs[0]) else NOT_LOCAL
     except Exception as e:  # User models can raise anything.
         return f'the check on the graph raised {e!r}'
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    scale = float(expected.abs().max()) if expected.numel() > 0 else 0.0
-    half = torch.finfo(expected.dtype).eps ** 0.5
-    if torch.allclose(found, expected, rtol=0, atol=half * scale):
-        return None
-    return NOT_LOCAL
 
 
 def _remove_prefix(

@@ -60,14 +60,21 @@ class Adjacency:
         out: Tensor = _Product.apply(x, *self.matrices(x.dtype, aggr))
         return out
 
-    def weighted_matmul(self, value: Tensor, x: Tensor) -> Tensor:
+    def weighted_matmul(
+        self, value: Tensor, x: Tensor, aggr: str = 'sum'
+    ) -> Tensor:
         """Aggregate the features of neighbors, times values that change.
 
         Args:
             value (torch.Tensor): The values, of shape :obj:`[E, H]`.
             x (torch.Tensor): The features, of shape :obj:`[N, H, C]`.
+            aggr (str, optional): :obj:`"add"`, :obj:`"sum"` or
+                :obj:`"mean"`. (default: :obj:`"sum"`)
         """
         out: Tensor = csr_matmul(value, x, *self.rows, *self.cols)
+        if aggr == 'mean':
+            degree = self.rows[0].diff().clamp(min=1)
+            out = out / degree.to(x.dtype).view(-1, 1, 1)
         return out
 
     def matrices(self, dtype: torch.dtype, aggr: str) -> Matrices:

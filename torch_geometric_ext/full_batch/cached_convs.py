@@ -6,7 +6,7 @@ aggregate by a sparse matrix product instead of one message for each edge.
 """
 
 import inspect
-from typing import Any, Callable, Dict, Hashable, Optional, Tuple
+from typing import Any, Dict, Hashable, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -22,42 +22,36 @@ from torch_geometric.nn import (
     GCNConv,
     GINConv,
     GraphConv,
-    MessagePassing,
     SAGEConv,
 )
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from torch_geometric_ext.full_batch.adjacency import (
-    DTYPES,
-    REDUCTIONS,
-    Adjacency,
-)
+from torch_geometric_ext.full_batch.adjacency import REDUCTIONS, Adjacency
 from torch_geometric_ext.full_batch.share_modules import (
     shallow_copy,
     with_child,
 )
-from torch_geometric_ext.full_batch.static_graph import (
-    EDGE_KEYS,
-    StaticGraph,
-    Subgraph,
+from torch_geometric_ext.full_batch.static_conv import (
+    PRODUCT,
+    Edges,
+    StaticConv,
+    autocasts,
+    is_hooked,
 )
+from torch_geometric_ext.full_batch.static_graph import EDGE_KEYS, StaticGraph
 from torch_geometric_ext.nn import SparseLinear
-from torch_geometric_ext.nn.linear_layers import HOOKS, LINEARS
+from torch_geometric_ext.nn.linear_layers import LINEARS
 from torch_geometric_ext.ops import sparse_linear
 
-STEPS = ('_propagate', '_message', '_aggregate', '_edge_update')
 METHODS = ['forward', 'propagate', 'message', 'aggregate', 'update']
-
-CACHED = 'cached aggregation of features'
-PRODUCT = 'sparse matrix product'
-MESSAGES = 'one message for each edge'
-
-Edges = Tuple[Tensor, Optional[Tensor]]
 
 
 def find_fast_convs(
-    model: Module, graph: StaticGraph, cache_aggregation: bool = True
+    model: Module,
+    graph: StaticGraph,
+    cache_aggregation: bool,
+    calls: List[Tuple[str, str]],
 ) -> Dict[Module, Module]:
     """Return a faster copy of each convolution of a model that has one. The
     copies share parameters, buffers, hooks and inner layers.
@@ -65,8 +59,10 @@ def find_fast_convs(
     Args:
         model (torch.nn.Module): The model.
         graph (StaticGraph): The graph that it runs on.
-        cache_aggregation (bool, optional): Whether the aggregation of the
-            features is cached. (default: :obj:`True`)
+        cache_aggregation (bool): Whether the aggregation of the features is
+            cached.
+        calls (List[Tuple[str, str]]): Is appended the name and the way of
+            each aggregation.
     """
     swaps: Dict[Module, Module] = {}
     for name, conv in model.named_modules():
@@ -76,8 +72,10 @@ def find_fast_convs(
                 name=name,
                 graph=graph,
                 cache_aggregation=cache_aggregation,
-                original=conv,
+                calls=calls,
             )
+            if 'cached' in vars(fast):  # Edges of subgraphs differ.
+                vars(fast)['cached'] = False
             swaps[conv] = fast
     return swaps
 
@@ -97,111 +95,12 @@ def obstacle(conv: Any) -> Optional[str]:
     return None
 
 
-class StaticConv(MessagePassing):
-    """Precede the class of a convolution.
+class NormalizedEdges(StaticConv):
+    """Normalize edges as a GCN does, once."""
 
-    Attributes:
-        name (str): The name of the convolution in its model.
-        graph (StaticGraph): The graph.
-        cache_aggregation (bool): Whether features are aggregated once.
-        record (Callable, optional): Is called with the name and the way of
-            each aggregation. (default: :obj:`None`)
-    """
-
-    name: str
-    graph: StaticGraph
-    cache_aggregation: bool
-    original: Module
-    record: Optional[Callable[[str, str], None]] = None
-
-    def static_edges(
-        self, x: Any, edge_index: Any, weight: Any
-    ) -> Optional[Tuple[Subgraph, Adjacency]]:
-        """Return the prepared edges of the graph that is given, or
-        :obj:`None` if it is not known or a hook needs messages.
-        """
-        subgraph = self.graph.find(edge_index)
-        if subgraph is None or self.explain or is_hooked(self, STEPS):
-            return None
-        data, x = subgraph.data, x[0] if isinstance(x, tuple) else x
-        if weight is not None and weight is not data.get('edge_weight'):
-            if weight is not data.get('edge_attr'):
-                return None
-        if not isinstance(x, Tensor) or x.dtype not in DTYPES:
-            return None
-        if x.size(0) != data.num_nodes or _autocasts(x):
-            return None
-        key = None if weight is None else 'edge_weight'
-        if weight is not None and weight is data.get('edge_attr'):
-            key = 'edge_attr'
-        return subgraph, self.graph.edges(
-            subgraph,
-            self.edges_key(key, x.dtype),
-            lambda data: self.prepare_edges(
-                data, None if key is None else data[key], x.dtype
-            ),
-        )
-
-    def edges_key(self, key: Optional[str], dtype: torch.dtype) -> Hashable:
-        """Return what the prepared edges depend on."""
-        return key
-
-    def prepare_edges(
-        self, data: Data, weight: Optional[Tensor], dtype: torch.dtype
-    ) -> Tuple[Tensor, Optional[Tensor]]:
-        """Return the edges of the whole graph that messages pass."""
-        return data.edge_index, weight
-
-    def cached_aggregation(
-        self,
-        x: Tensor,
-        subgraph: Subgraph,
-        adj: Adjacency,
-        multiplies_first: bool = True,
-    ) -> Optional[Tensor]:
-        """Return the aggregation of the features of the graph, or
-        :obj:`None` if :obj:`x` is something else.
-
-        In a part of the graph, it saves a hop. In the whole graph, sparse
-        features can be cheaper to multiply before they are aggregated.
-        """
-        if not self.cache_aggregation or x is not subgraph.data.x:
-            return None
-        key = next(k for k, edges in subgraph.edges.items() if edges is adj)
-        if subgraph.nodes is None and multiplies_first:
-            if not self.graph.saves_by_cache(key):
-                return None
-        self.note(CACHED)
-        return self.graph.aggregate(subgraph, key, self.aggr)
-
-    def propagate(
-        self, edge_index: Any, size: Any = None, **kwargs: Any
-    ) -> Any:
-        """Pass one message for each edge."""
-        self.note(MESSAGES)
-        return super().propagate(edge_index, size=size, **kwargs)
-
-    def note(self, way: str) -> None:
-        """Record how features are aggregated."""
-        if self.record is not None:
-            self.record(self.name, way)
-
-
-class StaticGCNConv(StaticConv, GCNConv):
-    """Run :class:`~torch_geometric.nn.conv.GCNConv` on a static graph."""
-
-    def forward(self, x: Any, edge_index: Any, edge_weight: Any = None) -> Any:
-        """Run the convolution, faster if it knows the graph."""
-        found = self.static_edges(x, edge_index, edge_weight)
-        if found is None:
-            return super().forward(x, edge_index, edge_weight)
-        subgraph, adj = found
-        if is_linear(self.lin) and self.lin.bias is None:
-            cached = self.cached_aggregation(x, subgraph, adj)
-            if cached is not None:
-                return self._finish(self.lin(cached))
-        self.note(PRODUCT)
-        return self._finish(adj.matmul(self.lin(x), self.aggr))
+    normalize: bool
+    add_self_loops: bool
+    improved: bool = False
 
     def edges_key(self, key: Optional[str], dtype: torch.dtype) -> Hashable:  # noqa: D102
         if not self.normalize:
@@ -213,7 +112,33 @@ class StaticGCNConv(StaticConv, GCNConv):
     ) -> Edges:
         if not self.normalize:
             return data.edge_index, weight
-        return _gcn_norm(self, data, weight, self.improved, dtype)
+        return gcn_norm(
+            data.edge_index,
+            weight,
+            data.x.size(0),
+            self.improved,
+            self.add_self_loops,
+            self.flow,
+            dtype,
+        )
+
+
+class StaticGCNConv(NormalizedEdges, GCNConv):
+    """Run :class:`~torch_geometric.nn.conv.GCNConv` on a static graph."""
+
+    def forward(self, x: Any, edge_index: Any, edge_weight: Any = None) -> Any:
+        """Run the convolution, faster if it knows the graph."""
+        found = self.static_edges(x, edge_index, edge_weight)
+        if found is None or isinstance(x, tuple):
+            return super().forward(x, edge_index, edge_weight)
+        if is_linear(self.lin) and self.lin.bias is None:
+            cached = self.cached_aggregation(x, *found)
+            if cached is not None:
+                return self._finish(self.lin(cached).to(x.dtype))
+        if autocasts(x):
+            return super().forward(x, edge_index, edge_weight)
+        self.note(PRODUCT)
+        return self._finish(found[1].matmul(self.lin(x), self.aggr))
 
     def _finish(self, out: Tensor) -> Tensor:
         return out if self.bias is None else out + self.bias
@@ -233,17 +158,18 @@ class StaticSum(StaticConv):
         found = None
         if isinstance(x, Tensor) and size is None:
             found = self.static_edges(x, edge_index, edge_weight)
-        if found is None:
+        first, linear = self.first_linear()
+        narrows = is_linear(linear) and _narrows(linear)
+        if found is not None:
+            cached = self.cached_aggregation(x, *found, narrows)
+            if cached is not None:
+                return self.finish(cached, x)
+        if found is None or autocasts(x):
             kwargs = {'edge_weight': edge_weight, 'size': size}
             kwargs = {k: v for k, v in kwargs.items() if v is not None}
             return super().forward(x, edge_index, **kwargs)
-        subgraph, adj = found
-        first, linear = self.first_linear()
-        narrows = is_linear(linear) and _narrows(linear)
-        cached = self.cached_aggregation(x, subgraph, adj, narrows)
-        if cached is not None:
-            return self.finish(cached, x)
         self.note(PRODUCT)
+        adj = found[1]
         if not narrows:
             return self.finish(adj.matmul(x, self.aggr), x)
         h = multiply(x, linear)
@@ -324,12 +250,10 @@ class StaticEdges(StaticConv):
         bound = inspect.signature(super().forward).bind(*args, **kwargs)
         given, parameters = bound.arguments, bound.signature.parameters
         key = next(key for key in EDGE_KEYS if key in parameters)
-        found = None
+        x, found = given['x'], None
         if given.get('size') is None:
-            found = self.static_edges(
-                given['x'], given['edge_index'], given.get(key)
-            )
-        if found is None:
+            found = self.static_edges(x, given['edge_index'], given.get(key))
+        if found is None or autocasts(x[0] if isinstance(x, tuple) else x):
             return super().forward(*args, **kwargs)
         conv, adj = shallow_copy(self), found[1]
         conv.__dict__.update({self.prepares: False, 'adj': adj})
@@ -350,41 +274,35 @@ class StaticEdges(StaticConv):
         if x.dim() == 2 and value is adj.weight:
             return adj.matmul(x, self.aggr)
         value = value.view(value.size(0), -1)
-        out = adj.weighted_matmul(value, x.view(x.size(0), value.size(1), -1))
+        out = adj.weighted_matmul(
+            value, x.view(x.size(0), value.size(1), -1), self.aggr
+        )
         return out.view_as(x)
 
 
-class StaticGCN2Conv(StaticEdges, GCN2Conv):
+class StaticGCN2Conv(NormalizedEdges, StaticEdges, GCN2Conv):
     """Run :class:`~torch_geometric.nn.conv.GCN2Conv` on a static graph."""
 
     prepares = 'normalize'
 
-    def edges_key(self, key: Optional[str], dtype: torch.dtype) -> Hashable:  # noqa: D102
-        if not self.normalize:
-            return key
-        return key, 'gcn', False, self.add_self_loops, dtype
 
-    def prepare_edges(  # noqa: D102
-        self, data: Data, weight: Optional[Tensor], dtype: torch.dtype
-    ) -> Edges:
-        if not self.normalize:
-            return data.edge_index, weight
-        return _gcn_norm(self, data, weight, False, dtype)
-
-
-class StaticAPPNP(StaticGCN2Conv, APPNP):
+class StaticAPPNP(NormalizedEdges, StaticEdges, APPNP):
     """Run :class:`~torch_geometric.nn.conv.APPNP` on a static graph."""
 
+    prepares = 'normalize'
 
-class StaticGATConv(StaticEdges, GATConv):
-    """Run :class:`~torch_geometric.nn.conv.GATConv` on a static graph."""
+
+class AttentionEdges(StaticEdges):
+    """Add self-loops as attention does, once."""
 
     prepares = 'add_self_loops'
+    add_self_loops: bool
+    fill_value: Any
 
     def edges_key(self, key: Optional[str], dtype: torch.dtype) -> Hashable:  # noqa: D102
         if not self.add_self_loops:
             return key
-        return key, 'loops', str(self.fill_value)
+        return key, 'loops', self.fill_value
 
     def prepare_edges(  # noqa: D102
         self, data: Data, weight: Optional[Tensor], dtype: torch.dtype
@@ -398,7 +316,11 @@ class StaticGATConv(StaticEdges, GATConv):
         )
 
 
-class StaticGATv2Conv(StaticGATConv, GATv2Conv):
+class StaticGATConv(AttentionEdges, GATConv):
+    """Run :class:`~torch_geometric.nn.conv.GATConv` on a static graph."""
+
+
+class StaticGATv2Conv(AttentionEdges, GATv2Conv):
     """Run :class:`~torch_geometric.nn.conv.GATv2Conv` on a static graph."""
 
 
@@ -456,18 +378,6 @@ def is_linear(linear: Any) -> bool:
     )
 
 
-def is_hooked(module: Module, steps: Tuple[str, ...] = ()) -> bool:
-    """Return whether a module has hooks, or hooks of some steps of message
-    passing.
-    """
-    names = [name for name in vars(module) if name.endswith('hooks')]
-    if steps:
-        names = [name for name in names if name.startswith(steps)]
-    else:
-        names = [name for name in names if name in HOOKS]
-    return any(getattr(module, name) for name in names)
-
-
 def _narrows(linear: Any) -> bool:
     """Return whether a layer has fewer outputs than inputs. A hook of the
     layer needs it to be called.
@@ -477,25 +387,3 @@ def _narrows(linear: Any) -> bool:
     if isinstance(linear, SparseLinear):
         return linear.out_channels < linear.in_channels
     return linear.weight.size(0) < linear.weight.size(1)
-
-
-def _gcn_norm(
-    conv: Any,
-    data: Data,
-    weight: Optional[Tensor],
-    improved: bool,
-    dtype: torch.dtype,
-) -> Edges:
-    return gcn_norm(
-        data.edge_index,
-        weight,
-        data.x.size(0),
-        improved,
-        conv.add_self_loops,
-        conv.flow,
-        dtype,
-    )
-
-
-def _autocasts(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)

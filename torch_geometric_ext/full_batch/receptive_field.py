@@ -3,7 +3,7 @@
 import copy
 import logging
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -11,11 +11,8 @@ from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.full_batch.cached_convs import (
-    CACHED,
-    MESSAGES,
-    obstacle,
-)
+from torch_geometric_ext.full_batch.cached_convs import obstacle
+from torch_geometric_ext.full_batch.static_conv import CACHED, MESSAGES
 from torch_geometric_ext.full_batch.static_graph import StaticGraph
 from torch_geometric_ext.nn.equivalence import (
     Results,
@@ -31,6 +28,9 @@ RunOn = Callable[..., Tensor]
 
 MODES = {True: 'training', False: 'evaluation'}
 SEED = 0
+# Nodes whose outputs are compared on the random graph: one node has equal
+# outputs by chance if a model passes messages against the edges.
+NUM_SEEDS = 4
 NOT_LOCAL = (
     'outputs or gradients of a node differ if the model only sees its '
     'receptive field'
@@ -49,6 +49,9 @@ class Plan:
         cache_aggregation (bool): Whether aggregated features are cached.
         ways (Dict[bool, Dict[str, str]]): How each convolution aggregates in
             training and in evaluation.
+        num_messages (Dict[bool, int]): How often faster convolutions pass
+            messages.
+        modes (Dict[bool, List[bool]]): The mode of each module.
         reasons (Dict[str, str]): Why something is not used.
     """
 
@@ -59,6 +62,12 @@ class Plan:
     cache_aggregation: bool = True
     ways: Dict[bool, Dict[str, str]] = field(
         default_factory=lambda: {True: {}, False: {}}
+    )
+    num_messages: Dict[bool, int] = field(
+        default_factory=lambda: {True: 0, False: 0}
+    )
+    modes: Dict[bool, List[bool]] = field(
+        default_factory=lambda: {True: [], False: []}
     )
     reasons: Dict[str, str] = field(default_factory=dict)
 
@@ -116,7 +125,7 @@ class _Trial:
         forward: Forward,
         run_on: RunOn,
     ) -> None:
-        self.model = perturb_parameters(copy.deepcopy(model).double())
+        self.model = perturb_parameters(copy_model(model).double())
         self.graph = graph
         self.forward = forward
         self.run_on = run_on
@@ -129,8 +138,8 @@ class _Trial:
         graph = random_graph(self.graph, num_hops + 1)
         size = graph.num_nodes
         # A model may cache what it saw first, which is another subgraph:
-        nodes = torch.tensor([[size // 4], [3 * size // 4]])
-        first, second = nodes.to(graph.data.x.device)
+        nodes = torch.arange(2 * NUM_SEEDS) * size // (2 * NUM_SEEDS)
+        first, second = nodes.view(-1, 2).t().to(graph.data.x.device)
 
         def plain(model: Module) -> Tensor:
             self.forward(model, graph.data)
@@ -164,37 +173,51 @@ class _Trial:
         """Return how often a model passes messages, with its dropout."""
         graph = random_graph(self.graph, 1)
         model = copy.deepcopy(self.model).train(training)
-        calls: List[str] = []
-        ways = plan.ways[training]
-
-        def record(name: str, way: str) -> None:
-            ways[name] = way
-            calls.append(way)
-
+        plan.modes[training] = [x.training for x in model.modules()]
+        calls: List[Tuple[str, str]] = []
+        others: List[Tuple[str, str]] = []
         for name, conv in model.named_modules():
             if isinstance(conv, MessagePassing) and (
                 not plan.fast_convs or obstacle(conv) is not None
             ):
                 conv.register_propagate_forward_hook(
-                    lambda *args, name=name: record(name, MESSAGES)
+                    lambda *args, name=name: others.append((name, MESSAGES))
                 )
         plan.num_hops[training] = None
         with torch.no_grad():
-            self.run_on(model, graph, plan, None, record)
-        return sum(way != CACHED for way in calls)
+            self.run_on(model, graph, plan, None, calls)
+        for name, way in calls + others:
+            ways = plan.ways[training].setdefault(name, way).split(' and ')
+            if way not in ways:
+                plan.ways[training][name] = ' and '.join([*ways, way])
+        plan.num_messages[training] = sum(way != CACHED for _, way in calls)
+        return plan.num_messages[training] + len(others)
+
+
+def copy_model(model: Module) -> Module:
+    """Return a deep copy of a model, even if it has attributes that it
+    computed, which PyTorch refuses to copy.
+    """
+    memo: Dict[int, Any] = {
+        id(value): value.detach()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, memo)
 
 
 def random_graph(graph: StaticGraph, num_hops: int) -> StaticGraph:
     """Return a ring with chords, loops and multi-edges, much longer than some
     hops, whose nodes and edges have features of any of the graph.
     """
-    size = 10 * num_hops + 50
+    size = 10 * NUM_SEEDS * num_hops + 50
     nodes = torch.arange(size)
     chords = torch.randint(size, (size // 3,))
     loops = torch.randint(size, (3,))
     row = torch.cat([nodes, nodes[:5], chords])
     col = torch.cat([nodes + 1, nodes[:5] + 1, chords + 2]) % size
-    back = torch.rand(row.numel()) < (1.0 if graph.undirected else 0.5)
+    back = torch.rand(row.numel()) < (1.0 if graph.undirected else 0.2)
     edge_index = torch.stack(
         [
             torch.cat([row, col[back], loops]),

@@ -2,7 +2,8 @@
 
 import copy
 from collections import OrderedDict
-from typing import Any, Callable, Dict, Hashable, NamedTuple, Optional, Tuple
+from functools import wraps
+from typing import Any, Callable, Dict, Hashable, Optional, Tuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,10 +11,10 @@ from torch_geometric.data import Data
 from torch_geometric.utils import is_undirected
 
 from torch_geometric_ext.full_batch.adjacency import Adjacency
-from torch_geometric_ext.full_batch.sparse_input import (
-    MAX_DENSITY,
-    SparseInput,
-)
+from torch_geometric_ext.full_batch.sparse_input import MAX_DENSITY
+from torch_geometric_ext.full_batch.subgraph import Selection, Subgraph
+
+Function = TypeVar('Function', bound=Callable[..., Any])
 
 EDGE_KEYS = ['edge_weight', 'edge_attr']
 # A subgraph of more nodes than this fraction saves less than it copies.
@@ -21,61 +22,19 @@ MAX_FRACTION = 0.9
 MAX_SUBGRAPHS = 8  # Masks of training, validation and test, and some more.
 
 
-class Subgraph:
-    """Hold the nodes that some outputs depend on, or the whole graph, and
-    what layers cache of it.
-
-    Args:
-        data (torch_geometric.data.Data): The subgraph.
-        nodes (torch.Tensor, optional): The nodes, ascending, or :obj:`None`
-            for all. (default: :obj:`None`)
-        targets (torch.Tensor, optional): The nodes whose incoming edges the
-            subgraph has, or :obj:`None` for all. (default: :obj:`None`)
+def caches(function: Function) -> Function:
+    """Let a method compute tensors that later calls use in any mode of
+    gradients and precision.
     """
 
-    def __init__(
-        self,
-        data: Data,
-        nodes: Optional[Tensor] = None,
-        targets: Optional[Tensor] = None,
-    ) -> None:
-        self.data = data
-        self.nodes = nodes
-        self.targets = targets
-        self.edges: Dict[Hashable, Adjacency] = {}
-        self.aggregated: Dict[Hashable, Tensor] = {}
-        self.inputs: Dict[int, SparseInput] = {}
+    @wraps(function)
+    def wrapper(self: 'StaticGraph', *args: Any) -> Any:
+        device = self.data.x.device.type
+        with torch.inference_mode(False), torch.no_grad():
+            with torch.autocast(device, enabled=False):
+                return function(self, *args)
 
-    def compress(self, x: Tensor) -> None:
-        """Multiply a tensor sparsely from now on, if it is sparse."""
-        found = SparseInput.find(x)
-        if found is not None:
-            self.inputs[id(x)] = found
-
-    @property
-    def num_bytes(self) -> int:
-        """The memory of caches, and of the copy of features of a part."""
-        tensors = list(self.aggregated.values())
-        if self.nodes is not None:
-            tensors.append(self.data.x)
-        return (
-            sum(x.numel() * x.element_size() for x in tensors)
-            + sum(found.num_bytes for found in self.inputs.values())
-            + sum(adj.num_bytes for adj in self.edges.values())
-        )
-
-
-class Selection(NamedTuple):
-    """Some nodes of a graph, and the subgraph that their outputs depend on.
-
-    Attributes:
-        subgraph (Subgraph): The subgraph.
-        rows (torch.Tensor, optional): The rows of its output to return, or
-            :obj:`None` for all.
-    """
-
-    subgraph: Subgraph
-    rows: Optional[Tensor]
+    return wrapper  # type: ignore[return-value]
 
 
 class StaticGraph:
@@ -171,6 +130,7 @@ class StaticGraph:
                     )
                 )
 
+    @caches
     def select(
         self, nodes: Optional[Tensor], num_hops: Optional[int]
     ) -> Selection:
@@ -205,6 +165,7 @@ class StaticGraph:
                 return selection.subgraph
         return None
 
+    @caches
     def edges(
         self,
         subgraph: Subgraph,
@@ -222,9 +183,7 @@ class StaticGraph:
         """
         if key not in subgraph.edges:
             if subgraph.nodes is None or subgraph.targets is None:
-                with torch.no_grad():
-                    pair = prepare(self.data)
-                adj = Adjacency(*pair, self.num_nodes)
+                adj = Adjacency(*prepare(self.data), self.num_nodes)
             else:
                 adj, _ = self.edges(self.whole, key, prepare).subgraph(
                     subgraph.nodes, subgraph.targets
@@ -232,7 +191,7 @@ class StaticGraph:
             subgraph.edges[key] = adj
         return subgraph.edges[key]
 
-    @torch.no_grad()
+    @caches
     def aggregate(
         self, subgraph: Subgraph, key: Hashable, aggr: str
     ) -> Tensor:
@@ -251,7 +210,7 @@ class StaticGraph:
             subgraph.aggregated[key, aggr] = out
         return subgraph.aggregated[key, aggr]
 
-    @torch.no_grad()
+    @caches
     def saves_by_cache(self, key: Hashable) -> bool:
         """Return whether the aggregated features of the whole graph are
         cheaper to multiply by a weight than the features, whose products are

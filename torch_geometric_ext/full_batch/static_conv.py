@@ -1,0 +1,136 @@
+"""The base of convolutions that know the static graph they run on."""
+
+from typing import Any, Hashable, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
+
+from torch_geometric_ext.full_batch.adjacency import DTYPES, Adjacency
+from torch_geometric_ext.full_batch.static_graph import EDGE_KEYS, StaticGraph
+from torch_geometric_ext.full_batch.subgraph import Subgraph
+from torch_geometric_ext.nn.linear_layers import HOOKS
+
+STEPS = ('_propagate', '_message', '_aggregate', '_edge_update')
+
+CACHED = 'cached aggregation of features'
+PRODUCT = 'sparse matrix product'
+MESSAGES = 'one message for each edge'
+
+Edges = Tuple[Tensor, Optional[Tensor]]
+
+
+class StaticConv(MessagePassing):
+    """Precede the class of a convolution.
+
+    Attributes:
+        name (str): The name of the convolution in its model.
+        graph (StaticGraph): The graph.
+        cache_aggregation (bool): Whether features are aggregated once.
+        calls (List[Tuple[str, str]]): The name and the way of each
+            aggregation since the list was cleared.
+    """
+
+    name: str
+    graph: StaticGraph
+    cache_aggregation: bool
+    calls: List[Tuple[str, str]]
+
+    def static_edges(
+        self, x: Any, edge_index: Any, weight: Any
+    ) -> Optional[Tuple[Subgraph, Adjacency]]:
+        """Return the prepared edges of the graph that is given, or
+        :obj:`None` if it is not known or a hook needs messages.
+        """
+        subgraph = self.graph.find(edge_index)
+        if subgraph is None or self.explain or is_hooked(self, STEPS):
+            return None
+        data, key = subgraph.data, None
+        if weight is not None:
+            keys = [key for key in EDGE_KEYS if weight is data.get(key)]
+            if not keys:
+                return None
+            key = keys[0]
+        sources = x if isinstance(x, tuple) else (x,)
+        if not all(self._accepts(x, weight, data) for x in sources):
+            return None
+        dtype = sources[0].dtype
+        return subgraph, self.graph.edges(
+            subgraph,
+            self.edges_key(key, dtype),
+            lambda data: self.prepare_edges(
+                data, None if key is None else data[key], dtype
+            ),
+        )
+
+    def edges_key(self, key: Optional[str], dtype: torch.dtype) -> Hashable:
+        """Return what the prepared edges depend on."""
+        return key
+
+    def prepare_edges(
+        self, data: Data, weight: Optional[Tensor], dtype: torch.dtype
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Return the edges of the whole graph that messages pass."""
+        return data.edge_index, weight
+
+    def cached_aggregation(
+        self,
+        x: Tensor,
+        subgraph: Subgraph,
+        adj: Adjacency,
+        multiplies_first: bool = True,
+    ) -> Optional[Tensor]:
+        """Return the aggregation of the features of the graph, or
+        :obj:`None` if :obj:`x` is something else.
+
+        In a part of the graph, it saves a hop. In the whole graph, sparse
+        features can be cheaper to multiply before they are aggregated.
+        """
+        if not self.cache_aggregation or x is not subgraph.data.x:
+            return None
+        key = next(k for k, edges in subgraph.edges.items() if edges is adj)
+        if subgraph.nodes is None and multiplies_first:
+            if not self.graph.saves_by_cache(key):
+                return None
+        self.note(CACHED)
+        return self.graph.aggregate(subgraph, key, self.aggr)
+
+    def propagate(
+        self, edge_index: Any, size: Any = None, **kwargs: Any
+    ) -> Any:
+        """Pass one message for each edge."""
+        self.note(MESSAGES)
+        return super().propagate(edge_index, size=size, **kwargs)
+
+    def _accepts(self, x: Any, weight: Optional[Tensor], data: Data) -> bool:
+        """Return whether features are of a type that products preserve."""
+        if not isinstance(x, Tensor) or x.dtype not in DTYPES:
+            return False
+        if x.size(0) != data.num_nodes:
+            return False
+        if weight is None:
+            return True
+        return torch.promote_types(weight.dtype, x.dtype) == x.dtype
+
+    def note(self, way: str) -> None:
+        """Record how features are aggregated."""
+        self.calls.append((self.name, way))
+
+
+def autocasts(x: Tensor) -> bool:
+    """Return whether products of a tensor are cast to another type."""
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def is_hooked(module: Module, steps: Tuple[str, ...] = ()) -> bool:
+    """Return whether a module has hooks, or hooks of some steps of message
+    passing.
+    """
+    names = [name for name in vars(module) if name.endswith('hooks')]
+    if steps:
+        names = [name for name in names if name.startswith(steps)]
+    else:
+        names = [name for name in names if name in HOOKS]
+    return any(getattr(module, name) for name in names)
