@@ -1,8 +1,19 @@
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any, Dict, Iterator, Literal, Optional, Set, Tuple, Union
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    Literal,
+    Optional,
+    Set,
+    Tuple,
+    Union,
+)
 from weakref import WeakSet
 
+from torch.compiler import is_compiling
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch_geometric.nn import MessagePassing
@@ -21,9 +32,7 @@ _seen: 'WeakSet[Module]' = WeakSet()
 
 
 @contextmanager
-def shared_batch(
-    batch: Any, levelwise: bool = True
-) -> Iterator[Optional[Levelwise]]:
+def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
     r"""Run the layers of a block on shared computation trees, level by level.
 
     Layer :math:`l` of a model updates the trees of depth :math:`l` only.
@@ -36,10 +45,10 @@ def shared_batch(
 
     .. code-block:: python
 
-        with shared_batch(batch) as run:
+        with shared_batch(batch) as fallbacks:
             h = gnn(batch.x, batch.edge_index)
         out = aggr(h, batch)
-        print(run.fallbacks)  # Empty if all layers ran level by level.
+        print(fallbacks)  # Empty if all layers ran level by level.
 
     Residual connections, jumping knowledge and other row-wise operations
     between layers are exact: rows of a lower level are repeated for the trees
@@ -53,16 +62,17 @@ def shared_batch(
     * it is called for the first time, and directly instead of by a module
       that is called within the block.
 
-    :obj:`run.fallbacks` lists such convolutions with the reason, and the
-    logger of :mod:`torch_geometric_ext.nn.levelwise` reports them.
+    The block returns a list of such convolutions with the reasons, and the
+    logger :obj:`torch_geometric_ext.nn.levelwise` reports them. Modules that
+    :func:`torch.compile` has compiled run on all levels, too.
 
     .. note::
         Set :obj:`levelwise=False` for models that trim layers
         (:func:`~torch_geometric.utils.trim_to_layer`), that have fewer layers
-        than trees are deep, that use several blocks for one mini-batch, or
-        that rely on the number of rows. Activation checkpointing computes
-        layers again during :obj:`backward()`, which then has to be called
-        within the block, too.
+        than trees are deep, that use several blocks for one mini-batch, that
+        rely on the number of rows, or that use activation checkpointing.
+        Checkpointing computes layers again during :obj:`backward()`, which
+        then has to be called within the block, too.
 
     Args:
         batch (SharedTreeBatch): A mini-batch of
@@ -82,7 +92,7 @@ def shared_batch(
                 stack.enter_context(context.tracker)
                 if levelwise:
                     stack.enter_context(_Hooks())
-            yield context
+            yield [] if context is None else context.fallbacks
     finally:
         _current.reset(token)
     if context is not None:
@@ -112,8 +122,8 @@ class _Hooks(ExitStack):
 
     def _find(self, module: Module, args: Tuple) -> Any:
         """Attach hooks to the convolutions in a module that is called."""
-        context = current_context()
-        if context is None or context.call is not None:
+        context = _idle_context()
+        if context is None:
             return None
         if module in self.modules:
             return None
@@ -137,14 +147,24 @@ class _Hooks(ExitStack):
         self.callback(after.remove)
 
 
-def _before(conv: Module, args: Tuple, kwargs: Dict[str, Any]) -> Any:
+def _idle_context() -> Optional[Levelwise]:
+    """Return the current mini-batch, unless a convolution is running."""
+    if is_compiling():  # A compiled graph has no level of its own.
+        return None
     context = current_context()
-    if context is None or context.call is not None:
+    return None if context is None or context.call is not None else context
+
+
+def _before(conv: Module, args: Tuple, kwargs: Dict[str, Any]) -> Any:
+    context = _idle_context()
+    if context is None:
         return None
     return context.begin(conv, args, kwargs, hooked=True)
 
 
 def _after(conv: Module, args: Tuple, out: Any) -> Any:
+    if is_compiling():
+        return None
     context = current_context()
     if context is None or context.call is None:
         return None

@@ -6,6 +6,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -183,7 +184,7 @@ class TrackRows(TorchFunctionMode):
         kwargs: Optional[Dict[str, Any]] = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self.paused or func in SIZES:
+        if self.paused or func in SIZES or is_compiling():
             return func(*args, **kwargs)
         found = []
         for x in _tensors([args, kwargs]):
