@@ -183,7 +183,7 @@ def test_warning():
         warnings.simplefilter('error')
         SharedTreeLoader(shared, 8)
         loader = SharedTreeLoader(shared, 1, cached=True)
-    assert 1 <= loader.report().inner_ratio < 1.1  # Extraction takes time.
+    assert 1 <= loader.report().inner_ratio < 1.25  # Extraction takes time.
     with pytest.warns(UserWarning, match='of 1 graphs .*cached=True'):
         SharedTreeLoader(shared, 1)
     other = ShareComputationTrees(num_layers=3)(make_graphs(200))

@@ -412,12 +412,12 @@ def test_hooks_and_modules_stay_as_they_are():
     handle = model.convs[0].register_forward_hook(
         lambda *args: calls.append(args[1][0].size(0))
     )
-    with shared_batch(batch):
+    with shared_batch(batch) as fallbacks:
         model(batch.x, batch.edge_index)
         with shared_batch(batch):  # Blocks nest.
             model(batch.x, batch.edge_index)
         model(batch.x, batch.edge_index)
-    assert len(calls) == 3
+    assert len(calls) == 3 and fallbacks == []
     handle.remove()
     for conv in model.convs:
         assert len(conv._forward_hooks) == len(conv._forward_pre_hooks) == 0

@@ -22,7 +22,7 @@ NUM_SAMPLES = 8  # Mini-batches in a report, a choice.
 MIN_RATIO = 1.0
 # Extraction takes a part of each step, as benchmark/loader/shared_trees.py
 # measured against mini-batches of plain graphs that are collated once.
-MIN_FRESH_RATIO = 1.1
+MIN_FRESH_RATIO = 1.25
 
 
 class SharedTreeLoader(DataLoader):

@@ -113,7 +113,7 @@ class _Probe(Module):
         )
 
     def forward(self, graph: _Graph) -> Tensor:
-        out = self.conv(
+        out = self.conv.forward(  # Without hooks, which may count calls.
             edge_index=graph.edge_index,
             **{key: x[graph.row] for key, x in self.node.items()},
             **graph.edge,

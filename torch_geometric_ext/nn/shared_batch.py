@@ -58,7 +58,8 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
       convolution and tells whether it reads one hop,
     * it reads other edges than :obj:`batch.edge_index`, or features of nodes
       other than :obj:`x`, or returns more than embeddings,
-    * it reads the output of a layer that has fallen back,
+    * it reads the output of a layer that has fallen back, or follows
+      operations on the edges outside of convolutions,
     * it is called for the first time, and directly instead of by a module
       that is called within the block.
 
@@ -85,9 +86,12 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
         ValueError: If fewer convolutions ran than trees are deep, or more.
     """
     context = Levelwise(batch) if 'root_ptr' in batch else None
+    outer = current_context()
     token = _current.set(context or False)
     try:
         with ExitStack() as stack:
+            if outer is not None:
+                stack.enter_context(outer.tracker.pause())
             if context is not None:
                 stack.enter_context(context.tracker)
                 if levelwise:
