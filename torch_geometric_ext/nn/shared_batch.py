@@ -35,13 +35,13 @@ _seen: 'WeakSet[Module]' = WeakSet()
 def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
     r"""Run the layers of a block on shared computation trees, level by level.
 
-    Layer :math:`l` of a model updates the trees of depth :math:`l` only.
-    The output holds the trees of the highest level, for
+    Layer :math:`l` of a model updates the trees of depth :math:`l` only. The
+    output holds the trees of the highest level, for
     :class:`~torch_geometric_ext.nn.RootAggregation`. Losses and gradients are
-    those of unmodified layers, which update the trees of all levels in each
-    layer. Batch normalization by
-    :class:`~torch_geometric_ext.nn.TreeBatchNorm` counts each tree as often as
-    it occurs.
+    those of layers on all levels. Residual connections, jumping knowledge and
+    other row-wise operations are exact: rows of a lower level are repeated for
+    the trees of a higher one.
+    :class:`~torch_geometric_ext.nn.TreeBatchNorm` counts repeated trees.
 
     .. code-block:: python
 
@@ -50,40 +50,31 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
         out = aggr(h, batch)
         print(fallbacks)  # Empty if all layers ran level by level.
 
-    Residual connections, jumping knowledge and other row-wise operations
-    between layers are exact: rows of a lower level are repeated for the trees
-    of a higher one. A convolution falls back to all levels if
+    A convolution falls back to all levels, is listed with the reason, and
+    logged, if it
 
-    * it does not pass an equivalence check, which runs once for each
-      convolution and tells whether it reads one hop,
-    * it reads other edges than :obj:`batch.edge_index`, or features of nodes
-      other than :obj:`x`, or returns more than embeddings,
-    * it reads the output of a layer that has fallen back, or follows
-      operations on the edges outside of convolutions,
-    * it is called for the first time, and directly instead of by a module
-      that is called within the block.
-
-    The block returns a list of such convolutions with the reasons, and the
-    logger :obj:`torch_geometric_ext.nn.levelwise` reports them. Modules that
-    :func:`torch.compile` has compiled run on all levels, too.
+    * does not pass an equivalence check, which runs once for each convolution
+      and tells whether it reads one hop,
+    * reads other edges than :obj:`batch.edge_index`, features of nodes other
+      than :obj:`x`, or outputs that a fallback or edges went into, or returns
+      more than embeddings,
+    * is called for the first time, and directly instead of by a module that
+      is called within the block, or was compiled by :func:`torch.compile`.
 
     .. note::
-        Set :obj:`levelwise=False` for models that trim layers
-        (:func:`~torch_geometric.utils.trim_to_layer`), that have fewer layers
-        than trees are deep, that use several blocks for one mini-batch, that
-        rely on the number of rows, or that use activation checkpointing.
-        Checkpointing computes layers again during :obj:`backward()`, which
-        then has to be called within the block, too.
+        Set :obj:`levelwise=False` for models that trim layers, have fewer
+        layers than trees are deep, use several blocks for one mini-batch, or
+        use activation checkpointing (call :obj:`backward()` in the block).
 
     Args:
         batch (SharedTreeBatch): A mini-batch of
-            :class:`~torch_geometric_ext.loader.SharedTreeLoader`. A mini-batch
-            of plain graphs has no effect, so that one model serves both.
+            :class:`~torch_geometric_ext.loader.SharedTreeLoader`, or of plain
+            graphs, for which layers run as they are.
         levelwise (bool, optional): If set to :obj:`False`, each layer updates
             the trees of all levels. (default: :obj:`True`)
 
     Raises:
-        ValueError: If fewer convolutions ran than trees are deep, or more.
+        ValueError: If fewer or more convolutions run than trees are deep.
     """
     context = Levelwise(batch) if 'root_ptr' in batch else None
     outer = current_context()

@@ -1,6 +1,7 @@
 """Track the level of shared computation trees that rows of tensors hold."""
 
 import itertools
+import re
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -12,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 MISMATCH = (RuntimeError, IndexError, ValueError)
 METADATA = (int, torch.dtype, torch.device, torch.layout, type(None))
+INPLACE = re.compile(r'__i(?!n|t)\w+__|__setitem__|\w*[^_]_')
 
 # Frequent functions that return no tensors:
 SIZES = {Tensor.size, Tensor.dim, Tensor.shape.__get__}  # type: ignore
@@ -259,12 +261,7 @@ def _is_metadata(out: Any) -> bool:
 
 
 def _is_inplace(func: Any) -> bool:
-    name = getattr(func, '__name__', '')
-    if name.startswith('__i') and name not in ['__index__', '__invert__']:
-        return name != '__int__'
-    return name == '__setitem__' or (
-        name.endswith('_') and not name.endswith('__')
-    )
+    return INPLACE.fullmatch(getattr(func, '__name__', '')) is not None
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
