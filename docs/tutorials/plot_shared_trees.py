@@ -161,12 +161,12 @@ print(f'largest difference of gradients: {(grad - tree_grad).abs().max():.1e}')
 # The highest level comes first in the output, so that :obj:`h` has fewer rows
 # than the mini-batch. Residual connections and jumping knowledge are exact,
 # too. A convolution that does not pass an equivalence check (one that reads
-# two hops, for example) runs on the trees of all levels, and
-# :obj:`fallbacks` gives the reason:
-with shared_batch(tree_batch) as run:
+# two hops, for example) runs on the trees of all levels, and the block returns
+# a list with the reason:
+with shared_batch(tree_batch) as fallbacks:
     h = model.gnn(tree_batch.x.double(), tree_batch.edge_index)
 print(f'rows: {h.size(0):,} of {tree_batch.num_nodes:,}')
-print(f'on all levels: {run.fallbacks}')
+print(f'on all levels: {fallbacks}')
 
 # %%
 # Set :obj:`levelwise=False` to update the trees of all levels in each layer:

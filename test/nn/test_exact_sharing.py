@@ -335,11 +335,11 @@ class Stack(torch.nn.Module):
 
     def forward(self, batch):
         h = self.encoder(batch.x)
-        with shared_batch(batch, self.levelwise) as run:
+        with shared_batch(batch, self.levelwise) as fallbacks:
             for layer in self.convs:
                 h = layer(h, batch.edge_index, *self.edges(layer, batch))
                 h = h.tanh()
-        self.fallbacks = [] if run is None else run.fallbacks
+        self.fallbacks = fallbacks
         return self.head(self.aggr(h, batch))
 
     @staticmethod

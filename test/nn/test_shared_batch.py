@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from torch_geometric import nn as pyg
 from torch_geometric.data import Batch, Data
 from torch_geometric.testing import withCUDA
@@ -211,6 +212,15 @@ class ByHand(Base):
         return self.convs[0](x.tanh(), edge_index)
 
 
+class AnyArguments(Base):
+    class Conv(pyg.SAGEConv):
+        def forward(self, *args):
+            return super().forward(*args)
+
+    def make(self):
+        return self.Conv(F, F)
+
+
 class OtherGraph(Base):
     """Copies the edges, which then are not those of the mini-batch."""
 
@@ -247,16 +257,17 @@ FALLBACKS = [
     (TwoHops, 'equivalence check'),
     (ByHand, 'operations on the edges'),
     (OtherGraph, 'other edges'),
+    (AnyArguments, 'any number of arguments'),
 ]
 
 
 def gradients(model, batch, **kwargs):
-    with shared_batch(batch, **kwargs) as run:
+    with shared_batch(batch, **kwargs) as fallbacks:
         h = model(batch.x, batch.edge_index)
     out = RootAggregation('sum')(h, batch)
     weight = torch.linspace(1, 2, out.numel()).view_as(out).to(out)
     params = list(model.parameters())
-    return run, out, torch.autograd.grad((out * weight).sum(), params)
+    return fallbacks, out, torch.autograd.grad((out * weight).sum(), params)
 
 
 def assert_exact(model, batch, plain, **kwargs):
@@ -264,11 +275,11 @@ def assert_exact(model, batch, plain, **kwargs):
     state = copy.deepcopy(model.state_dict())
     _, expected, grads = gradients(model, plain)
     model.load_state_dict(state)
-    run, out, others = gradients(model, batch, **kwargs)
+    fallbacks, out, others = gradients(model, batch, **kwargs)
     assert torch.allclose(out, expected, rtol=1e-9)
     for grad, other in zip(grads, others):
         assert torch.allclose(grad, other, rtol=1e-9, atol=1e-9)
-    return run.fallbacks
+    return fallbacks
 
 
 @pytest.mark.parametrize('make', LEVELWISE)
@@ -309,19 +320,19 @@ def test_called_directly():
     batch, aggr = make_batch(edge_attr=False), RootAggregation('sum')
 
     def run(batch):
-        with shared_batch(batch) as found:
+        with shared_batch(batch) as fallbacks:
             h = batch.x
             for conv in convs:
                 h = h + conv(h, batch.edge_index)
-        return aggr(h, batch), found
+        return aggr(h, batch), fallbacks
 
     expected, _ = run(plain_batch())
     out, first = run(batch)
     assert torch.allclose(out, expected)
-    assert len(first.fallbacks) == 1 and 'first time' in first.fallbacks[0]
+    assert len(first) == 1 and 'first time' in first[0]
     out, second = run(batch)
     assert torch.allclose(out, expected)
-    assert second.fallbacks == []
+    assert second == []
     sizes = batch.num_sampled_nodes
     assert convs[0].num_rows[1:] == [batch.num_nodes, sum(sizes[1:])]
     assert convs[1].num_rows[1:] == [batch.num_nodes, sum(sizes[:2])]
@@ -340,7 +351,7 @@ def test_known_and_unknown_convolutions():
 
     model = Mixed()
     for _ in range(2):
-        with shared_batch(batch) as run:
+        with shared_batch(batch) as fallbacks:
             h = model.known(batch.x, batch.edge_index).tanh()
             h = model.unknown(h, batch.edge_index)
         out = RootAggregation('sum')(h, batch)
@@ -348,7 +359,7 @@ def test_known_and_unknown_convolutions():
         h = model.known(plain.x, plain.edge_index).tanh()
         h = model.unknown(h, plain.edge_index)
         assert torch.allclose(out, RootAggregation('sum')(h, plain))
-    assert run.fallbacks == []
+    assert fallbacks == []
 
 
 @pytest.mark.parametrize('inside', [True, False])
@@ -375,10 +386,10 @@ def test_edge_features():
     batch, plain = make_batch(), plain_batch()
     outs = []
     for b in [plain, batch]:
-        with shared_batch(b) as run:
+        with shared_batch(b) as fallbacks:
             h = model(b.x, b.edge_index, edge_attr=b.edge_attr)
         outs.append(RootAggregation('sum')(h, b))
-    assert torch.allclose(*outs) and run.fallbacks == []
+    assert torch.allclose(*outs) and fallbacks == []
 
 
 def test_pooled_graphs_within_the_block():
@@ -387,12 +398,12 @@ def test_pooled_graphs_within_the_block():
     edge_index, outs = torch.tensor([[0, 1], [1, 2]]), []
     for batch in [plain_batch(), make_batch(edge_attr=False)]:
         for _ in range(2):
-            with shared_batch(batch) as run:
+            with shared_batch(batch) as fallbacks:
                 h = model(batch.x, batch.edge_index)
                 h = RootAggregation('sum')(h, batch)
                 outs.append(torch.nn.Sequential(other)[0](h, edge_index))
     assert all(torch.allclose(out, outs[0]) for out in outs)
-    assert run.fallbacks == []
+    assert fallbacks == []
 
 
 def test_hooks_and_modules_stay_as_they_are():
@@ -401,12 +412,12 @@ def test_hooks_and_modules_stay_as_they_are():
     handle = model.convs[0].register_forward_hook(
         lambda *args: calls.append(args[1][0].size(0))
     )
-    with shared_batch(batch):
+    with shared_batch(batch) as fallbacks:
         model(batch.x, batch.edge_index)
         with shared_batch(batch):  # Blocks nest.
             model(batch.x, batch.edge_index)
         model(batch.x, batch.edge_index)
-    assert len(calls) == 3
+    assert len(calls) == 3 and fallbacks == []
     handle.remove()
     for conv in model.convs:
         assert len(conv._forward_hooks) == len(conv._forward_pre_hooks) == 0
@@ -449,6 +460,36 @@ def test_number_of_layers():
     with pytest.raises(ValueError, match='further than trees of depth 1'):
         with shared_batch(flat):
             model(flat.x, flat.edge_index)
+
+
+@pytest.mark.parametrize('use_reentrant', [True, False])
+def test_checkpoints(use_reentrant):
+    class Model(Base):
+        def forward(self, x, edge_index):
+            for conv in self.convs:
+                x = checkpoint(
+                    conv, x, edge_index, use_reentrant=use_reentrant
+                )
+                x = x.tanh()
+            return x
+
+    torch.manual_seed(0)
+    model, grads = Model().double(), []
+    for batch in [plain_batch(), make_batch(edge_attr=False)]:
+        model.zero_grad()
+        with shared_batch(batch, levelwise=False):
+            x = batch.x.clone().requires_grad_()
+            h = model(x, batch.edge_index)
+            RootAggregation('sum')(h, batch).square().sum().backward()
+        grads.append([param.grad.clone() for param in model.parameters()])
+    assert all(map(torch.allclose, *grads))
+
+
+def test_compiled_models():
+    torch.manual_seed(0)
+    model, batch = Residual().double(), make_batch(edge_attr=False)
+    model = torch.compile(model, backend='eager')
+    assert_exact(model, batch, plain_batch())
 
 
 def test_trimmed_layers():
@@ -494,9 +535,9 @@ def test_without_gradients(grad):
     torch.manual_seed(0)
     model, batch = Base().double().eval(), make_batch(edge_attr=False)
     with grad():
-        with shared_batch(batch) as run:
+        with shared_batch(batch) as fallbacks:
             h = model(batch.x, batch.edge_index)
-    assert run.fallbacks == []
+    assert fallbacks == []
     assert h.size(0) == batch.num_sampled_nodes[0]
 
 
@@ -514,9 +555,9 @@ def test_random_numbers_are_those_of_the_model():
 def test_lazy_convolutions():
     model, batch = pyg.GraphSAGE(-1, F, 2).double(), make_batch(2)
     for _ in range(2):
-        with shared_batch(batch) as run:
+        with shared_batch(batch) as fallbacks:
             model(batch.x, batch.edge_index)
-    assert run.fallbacks == []
+    assert fallbacks == []
 
 
 @withCUDA

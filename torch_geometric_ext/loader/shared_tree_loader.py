@@ -84,6 +84,7 @@ class SharedTreeLoader(DataLoader):
         shared: SharedTrees,
         batch_size: int = 1,
         shuffle: bool = False,
+        *,
         cached: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -167,11 +168,10 @@ class SharedTreeLoader(DataLoader):
             return
         advice = '' if is_kept else ', and to extract them once (cached=True)'
         warnings.warn(
-            f'Mini-batches of {report.num_graphs} graphs hold '
-            f'{report.num_rows} rows of trees for all layers in place of '
-            f'{report.num_nodes * report.num_layers} rows of nodes, which '
-            f'hardly pays: training may be slower than on plain graphs. It '
-            f'helps to use larger mini-batches or fewer layers{advice}',
+            f'Mini-batches of {report.num_graphs} graphs share so little that '
+            f'training hardly pays (nodes to trees after the first layer: '
+            f'{report.inner_ratio:.2f}). It helps to use larger mini-batches '
+            f'or fewer layers{advice}',
             stacklevel=3,
         )
 

@@ -7,7 +7,11 @@ from torch_geometric.nn.aggr import Aggregation
 
 from torch_geometric_ext.nn.aggr.root_aggregation import ORDERED_AGGRS
 from torch_geometric_ext.nn.norm import TreeBatchNorm
-from torch_geometric_ext.nn.one_hop import guess_inputs, reads_one_hop
+from torch_geometric_ext.nn.one_hop import (
+    BATCH_NORMS,
+    guess_inputs,
+    reads_one_hop,
+)
 
 MIXING_NORMS: Tuple[Type[Module], ...] = (
     pyg.DiffGroupNorm,
@@ -33,20 +37,13 @@ def check_exact(
 ) -> None:
     r"""Check that a model is exact on shared computation trees.
 
-    Each convolution passes an equivalence check: on a random graph, its
-    outputs and gradients have to be those on computation trees of depth 1, in
-    double precision, with other weights and with neighbors in another order.
-    An error lists all layers that are not exact, with the reason:
+    An equivalence check runs each convolution on a random graph and on
+    computation trees of depth 1, in double precision, with other weights and
+    with neighbors in another order. An error lists the layers that differ:
 
-    * convolutions that read several hops
-      (:class:`~torch_geometric.nn.conv.TAGConv`,
-      :class:`~torch_geometric.nn.conv.ChebConv`,
-      :class:`~torch_geometric.nn.conv.APPNP`, …), or that normalize by what
-      only neighbors see (:class:`~torch_geometric.nn.conv.SGConv`,
-      :class:`~torch_geometric.nn.conv.GCN2Conv`, …),
-    * convolutions that do not run on any of the inputs that their attributes
-      suggest,
-    * :class:`~torch_geometric.nn.conv.GCNConv` that normalizes by itself,
+    * convolutions that read several hops, that normalize by what only
+      neighbors see (:class:`~torch_geometric.nn.conv.GCNConv` by default), or
+      that do not run on inputs guessed from their attributes,
     * convolutions that replace self-loops, if :obj:`shared` has kept some,
     * more convolutions than the trees of :obj:`shared` are deep,
     * norms, attention and pooling that mix the nodes of a graph,
@@ -54,19 +51,15 @@ def check_exact(
       normalization of messages,
     * dropout, which draws once for each distinct tree.
 
-    The check reads modules only. Functions in :meth:`forward`, such as
-    :func:`torch.nn.functional.dropout`, and repeated calls of a convolution
-    are not seen.
+    Functions in :meth:`forward` and repeated calls are not checked.
 
     Args:
-        model (torch.nn.Module): The layers that work on nodes. Leave out the
-            layers after pooling: they may do anything.
-        shared (SharedTrees, optional): The trees that it is to be trained on.
-            (default: :obj:`None`)
+        model (torch.nn.Module): The layers that work on nodes.
+        shared (SharedTrees, optional): The trees. (default: :obj:`None`)
         dropout (bool, optional): If set to :obj:`True`, dropout is accepted.
             (default: :obj:`False`)
-        num_hops (int, optional): The receptive field of the model.
-            (default: its number of convolutions)
+        num_hops (int, optional): The receptive field of the model. (default:
+            its number of convolutions)
         allow (Iterable[type], optional): Classes of modules to accept without
             a check. (default: :obj:`()`)
 
@@ -82,32 +75,41 @@ def check_exact(
         ValueError: ...
           'norms.0' (GraphNorm) mixes the nodes of a graph
     """
+    reasons, num_convs = _reasons(model, shared, dropout, tuple(allow))
+    num_hops = num_convs if num_hops is None else num_hops
+    if shared is not None and num_hops > shared.num_layers:
+        reasons.append(
+            f'{num_hops} convolutions read further than trees of depth '
+            f"{shared.num_layers} (set 'num_hops' if they are parallel)"
+        )
+    if reasons:
+        raise ValueError(
+            "'model' differs on shared computation trees (leave out layers "
+            'after pooling):\n  ' + '\n  '.join(reasons)
+        )
+
+
+def _reasons(
+    model: Module,
+    shared: Optional[Any],
+    dropout: bool,
+    allow: Tuple[Type[Module], ...],
+) -> Tuple[List[str], int]:
+    """Return why layers are not exact, and the number of convolutions."""
     reasons: List[str] = []
     num_convs = 0
-    for name, module, outer in _walk('', model, None, tuple(allow)):
+    for name, module, outer in _walk('', model, None, allow):
         found = [check(module, outer, shared) for check in CHECKS]
         if not dropout and _dropout(module) > 0:
             found.append(
-                "draws once for each distinct tree (set 'dropout=True' if "
-                'that is what you want)'
+                "draws once for each distinct tree (set 'dropout=True' to "
+                'accept that)'
             )
         label = f"'{name}' " if name else ''
         for reason in filter(None, found):
             reasons.append(f'{label}({module.__class__.__name__}) {reason}')
         num_convs += isinstance(module, pyg.MessagePassing)
-    if num_hops is None:
-        num_hops = num_convs
-    if shared is not None and num_hops > shared.num_layers:
-        reasons.append(
-            f'{num_hops} convolutions read further than trees of depth '
-            f"{shared.num_layers} (set 'num_hops' if they are not one behind "
-            f'the other)'
-        )
-    if reasons:
-        raise ValueError(
-            "'model' differs on shared computation trees (leave out what "
-            'comes after pooling):\n  ' + '\n  '.join(reasons)
-        )
+    return reasons, num_convs
 
 
 def _walk(
@@ -193,7 +195,7 @@ def _norm(
     outer: Optional[Module],
     shared: Optional[Any],
 ) -> Optional[str]:
-    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, BATCH_NORMS):
         if outer is not None and not isinstance(outer, NODE_CONVS):
             return 'normalizes messages, which are not counted'
         if not isinstance(module, TreeBatchNorm):

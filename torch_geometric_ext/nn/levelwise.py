@@ -44,7 +44,7 @@ class Call(NamedTuple):
 
 
 class Levelwise:
-    r"""Runs the convolutions of a model on the levels of one mini-batch.
+    r"""Run the convolutions of a model on the levels of one mini-batch.
 
     Layer :math:`l` updates the trees of depth :math:`l` only: it reads the
     same trees truncated to depth :math:`l - 1`, and their children. A
@@ -64,9 +64,6 @@ class Levelwise:
         self.level = 0
         self.fallbacks: List[str] = []
         self.call: Optional[Call] = None
-
-    def __repr__(self) -> str:
-        return f'{self.__class__.__name__}(fallbacks={self.fallbacks})'
 
     def run(self, conv: Module, args: Tuple, kwargs: Dict[str, Any]) -> Any:
         """Call a convolution that is known to read one hop."""
@@ -89,6 +86,9 @@ class Levelwise:
     ) -> Tuple[Tuple, Dict[str, Any]]:
         """Return the arguments of a convolution for its level."""
         names = _argument_names(type(conv).forward)
+        if names is None:
+            self._log(conv, 'takes any number of arguments')
+            return self._begin_on_all_levels(conv, args, kwargs, hooked)
         named = {**dict(zip(names, args)), **kwargs}
         call = Call(conv, self._all_rows(), named, named, hooked)
         self.call, self.tracker.paused = call, True
@@ -121,9 +121,15 @@ class Levelwise:
     def begin_first(self, conv: Module, args: Tuple) -> Tuple:
         """Return positional arguments of a convolution for all levels."""
         self._log(conv, 'was called directly for the first time')
-        self.call = Call(conv, self._all_rows(), {}, {}, hooked=True)
+        return self._begin_on_all_levels(conv, args, {}, hooked=True)[0]
+
+    def _begin_on_all_levels(
+        self, conv: Module, args: Tuple, kwargs: Dict[str, Any], hooked: bool
+    ) -> Tuple[Tuple, Dict[str, Any]]:
+        self.call = Call(conv, self._all_rows(), {}, {}, hooked)
         self.tracker.paused = True
-        return tuple(self.expand(value) for value in args)
+        args = tuple(self.expand(value) for value in args)
+        return args, {key: self.expand(x) for key, x in kwargs.items()}
 
     def count_of(self, x: Tensor) -> Optional[Tensor]:
         """Return how often the trees in the first rows of a tensor occur."""
@@ -294,8 +300,12 @@ class Levelwise:
 
 
 @functools.cache
-def _argument_names(forward: Callable[..., Any]) -> List[str]:
-    return list(inspect.signature(forward).parameters)[1:]
+def _argument_names(forward: Callable[..., Any]) -> Optional[List[str]]:
+    """Return the names of positional arguments, unless they are open-ended."""
+    params = list(inspect.signature(forward).parameters.values())[1:]
+    if any(param.kind is param.VAR_POSITIONAL for param in params):
+        return None
+    return [param.name for param in params]
 
 
 def _is_exact(conv: Module, args: Dict[str, Any], edge: List[str]) -> bool:

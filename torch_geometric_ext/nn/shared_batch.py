@@ -1,8 +1,19 @@
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any, Dict, Iterator, Literal, Optional, Set, Tuple, Union
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    Literal,
+    Optional,
+    Set,
+    Tuple,
+    Union,
+)
 from weakref import WeakSet
 
+from torch.compiler import is_compiling
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch_geometric.nn import MessagePassing
@@ -21,68 +32,62 @@ _seen: 'WeakSet[Module]' = WeakSet()
 
 
 @contextmanager
-def shared_batch(
-    batch: Any, levelwise: bool = True
-) -> Iterator[Optional[Levelwise]]:
+def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
     r"""Run the layers of a block on shared computation trees, level by level.
 
-    Layer :math:`l` of a model updates the trees of depth :math:`l` only.
-    The output holds the trees of the highest level, for
+    Layer :math:`l` of a model updates the trees of depth :math:`l` only. The
+    output holds the trees of the highest level, for
     :class:`~torch_geometric_ext.nn.RootAggregation`. Losses and gradients are
-    those of unmodified layers, which update the trees of all levels in each
-    layer. Batch normalization by
-    :class:`~torch_geometric_ext.nn.TreeBatchNorm` counts each tree as often as
-    it occurs.
+    those of layers on all levels. Residual connections, jumping knowledge and
+    other row-wise operations are exact: rows of a lower level are repeated for
+    the trees of a higher one.
+    :class:`~torch_geometric_ext.nn.TreeBatchNorm` counts repeated trees.
 
     .. code-block:: python
 
-        with shared_batch(batch) as run:
+        with shared_batch(batch) as fallbacks:
             h = gnn(batch.x, batch.edge_index)
         out = aggr(h, batch)
-        print(run.fallbacks)  # Empty if all layers ran level by level.
+        print(fallbacks)  # Empty if all layers ran level by level.
 
-    Residual connections, jumping knowledge and other row-wise operations
-    between layers are exact: rows of a lower level are repeated for the trees
-    of a higher one. A convolution falls back to all levels if
+    A convolution falls back to all levels, is listed with the reason, and
+    logged, if it
 
-    * it does not pass an equivalence check, which runs once for each
-      convolution and tells whether it reads one hop,
-    * it reads other edges than :obj:`batch.edge_index`, or features of nodes
-      other than :obj:`x`, or returns more than embeddings,
-    * it reads the output of a layer that has fallen back,
-    * it is called for the first time, and directly instead of by a module
-      that is called within the block.
-
-    :obj:`run.fallbacks` lists such convolutions with the reason, and the
-    logger of :mod:`torch_geometric_ext.nn.levelwise` reports them.
+    * does not pass an equivalence check, which runs once for each convolution
+      and tells whether it reads one hop,
+    * reads other edges than :obj:`batch.edge_index`, features of nodes other
+      than :obj:`x`, or outputs that a fallback or edges went into, or returns
+      more than embeddings,
+    * is called for the first time, and directly instead of by a module that
+      is called within the block, or was compiled by :func:`torch.compile`.
 
     .. note::
-        Set :obj:`levelwise=False` for models that trim layers
-        (:func:`~torch_geometric.utils.trim_to_layer`), that have fewer layers
-        than trees are deep, that use several blocks for one mini-batch, or
-        that rely on the number of rows. Activation checkpointing computes
-        layers again during :obj:`backward()`, which then has to be called
-        within the block, too.
+        Set :obj:`levelwise=False` for models that trim layers, have fewer
+        layers than trees are deep, use several blocks for one mini-batch, or
+        use activation checkpointing (call :obj:`backward()` in the block).
 
     Args:
         batch (SharedTreeBatch): A mini-batch of
-            :class:`~torch_geometric_ext.loader.SharedTreeLoader`. A mini-batch
-            of plain graphs has no effect, so that one model serves both.
+            :class:`~torch_geometric_ext.loader.SharedTreeLoader`, or of plain
+            graphs, for which layers run as they are.
         levelwise (bool, optional): If set to :obj:`False`, each layer updates
             the trees of all levels. (default: :obj:`True`)
 
     Raises:
-        ValueError: If fewer convolutions ran than trees are deep, or more.
+        ValueError: If fewer or more convolutions run than trees are deep.
     """
     context = Levelwise(batch) if 'root_ptr' in batch else None
+    outer = current_context()
     token = _current.set(context or False)
     try:
         with ExitStack() as stack:
+            if outer is not None:
+                stack.enter_context(outer.tracker.pause())
             if context is not None:
                 stack.enter_context(context.tracker)
                 if levelwise:
                     stack.enter_context(_Hooks())
-            yield context
+            yield [] if context is None else context.fallbacks
     finally:
         _current.reset(token)
     if context is not None:
@@ -112,8 +117,8 @@ class _Hooks(ExitStack):
 
     def _find(self, module: Module, args: Tuple) -> Any:
         """Attach hooks to the convolutions in a module that is called."""
-        context = current_context()
-        if context is None or context.call is not None:
+        context = _idle_context()
+        if context is None:
             return None
         if module in self.modules:
             return None
@@ -137,14 +142,24 @@ class _Hooks(ExitStack):
         self.callback(after.remove)
 
 
-def _before(conv: Module, args: Tuple, kwargs: Dict[str, Any]) -> Any:
+def _idle_context() -> Optional[Levelwise]:
+    """Return the current mini-batch, unless a convolution is running."""
+    if is_compiling():  # A compiled graph has no level of its own.
+        return None
     context = current_context()
-    if context is None or context.call is not None:
+    return None if context is None or context.call is not None else context
+
+
+def _before(conv: Module, args: Tuple, kwargs: Dict[str, Any]) -> Any:
+    context = _idle_context()
+    if context is None:
         return None
     return context.begin(conv, args, kwargs, hooked=True)
 
 
 def _after(conv: Module, args: Tuple, out: Any) -> Any:
+    if is_compiling():
+        return None
     context = current_context()
     if context is None or context.call is None:
         return None

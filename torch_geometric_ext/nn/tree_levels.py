@@ -1,16 +1,19 @@
 """Track the level of shared computation trees that rows of tensors hold."""
 
 import itertools
+import re
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 MISMATCH = (RuntimeError, IndexError, ValueError)
 METADATA = (int, torch.dtype, torch.device, torch.layout, type(None))
+INPLACE = re.compile(r'__i(?!n|t)\w+__|__setitem__|\w*[^_]_')
 
 # Frequent functions that return no tensors:
 SIZES = {Tensor.size, Tensor.dim, Tensor.shape.__get__}  # type: ignore
@@ -183,7 +186,7 @@ class TrackRows(TorchFunctionMode):
         kwargs: Optional[Dict[str, Any]] = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self.paused or func in SIZES:
+        if self.paused or func in SIZES or is_compiling():
             return func(*args, **kwargs)
         found = []
         for x in _tensors([args, kwargs]):
@@ -258,12 +261,7 @@ def _is_metadata(out: Any) -> bool:
 
 
 def _is_inplace(func: Any) -> bool:
-    name = getattr(func, '__name__', '')
-    if name.startswith('__i') and name not in ['__index__', '__invert__']:
-        return name != '__int__'
-    return name == '__setitem__' or (
-        name.endswith('_') and not name.endswith('__')
-    )
+    return INPLACE.fullmatch(getattr(func, '__name__', '')) is not None
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

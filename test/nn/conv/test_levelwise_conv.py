@@ -102,14 +102,14 @@ def test_errors(batch):
 
 def test_other_outputs_run_on_all_levels(batch):
     gat = LevelwiseConv(GATConv(1, 4))
-    with shared_batch(batch) as run:
+    with shared_batch(batch) as fallbacks:
         out, (edge_index, _) = gat(
             batch.x, batch.edge_index, return_attention_weights=True
         )
     expected, _ = gat.conv(
         batch.x, batch.edge_index, return_attention_weights=True
     )
-    assert len(run.fallbacks) == 1 and torch.allclose(out, expected)
+    assert len(fallbacks) == 1 and torch.allclose(out, expected)
     assert edge_index.size(1) == batch.num_edges + batch.num_nodes
 
 
