@@ -25,7 +25,6 @@ from torch_geometric.nn import (
     GroupAddRev,
     LayerNorm,
     PairNorm,
-    SAGEConv,
     Sequential,
     SGConv,
     TAGConv,

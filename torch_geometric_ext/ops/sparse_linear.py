@@ -3,6 +3,7 @@ from typing import Any, Callable, Iterator, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 import torch_geometric_ext.typing
 from torch_geometric_ext.ops.register import register_operator
@@ -12,6 +13,11 @@ from torch_geometric_ext.ops.register import register_operator
 BLOCK_SIZE = 1 << 24
 
 
+def _overridden_by(x: Tensor, *args: Any, **kwargs: Any) -> Tuple[Tensor]:
+    return (x,)
+
+
+@wrap_torch_function(_overridden_by)  # Modes can see a layer, not kernels.
 def sparse_linear(
     x: Tensor,
     values: Tensor,
