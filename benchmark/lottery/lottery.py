@@ -1,37 +1,43 @@
-"""Measure the accuracy of lottery tickets, and the time to find them.
+"""Measure the accuracy of lottery tickets and the time of their search.
 
 Two-layer networks classify the nodes of Cora, CiteSeer and PubMed (public
 split) or of a larger graph (twenty random training nodes of each class) with
 pruned weights and edges:
 
 * dense: the network on the whole graph, 200 epochs,
-* narrow: a dense network of as many weights, the rival of pruned weights,
+* narrow: a dense network of as many weights, the baseline of pruned weights,
 * random, one_shot, imp, fast: the methods of `GraphLotteryPruner` (imp with
   rounds of 200 epochs, as in its paper),
 * learned: one_shot with learned scores of edges.
 
 A `+` marks distillation of the dense network, which `fast` always uses: with
 80 % of the loss, or all of it if only edges are pruned. The table shows the
-rivals with and without distillation. All networks, dense and narrow ones too,
-train on the receptive field of the loss with a cached first aggregation;
-`--epochs` shows the cost of plain loops.
+baselines with and without distillation. All networks, dense and narrow ones
+included, train with full-batch acceleration; `--epochs` shows the cost of
+plain loops.
 
-The table holds the test accuracy at the best validation accuracy (mean and
-standard deviation over seeds), its difference to the dense network of the
-same seed (mean and standard error), the multiply-adds saved in the forward
-pass, the CPU seconds, including the training of the dense network, and their
-ratio to the seconds of `fast`.
+The columns of the table are
 
-With `--unseen`, the graph has no test nodes in training, and all nodes and
-edges in the test.
+* the test accuracy at the best validation accuracy (mean and standard
+  deviation over seeds),
+* its difference to the dense network of the same seed (mean and standard
+  error),
+* the fraction of multiply-adds saved in the forward pass,
+* the CPU seconds, including the training of the dense network, and their ratio
+  to the seconds of `fast`.
 
-`--epochs` prints the milliseconds of an epoch instead: of a plain loop, of a
-plain loop with masks on dense weights, and of the stages of a search (98 % of
-weights and 35 % of edges pruned; `learned` is the dense stage with learned
-scores of edges), and the ratio of the slowest stage of `fast` to the plain
-loop. Two columns of seconds follow, both projected from these epochs: `fast`
-with its default numbers of epochs, and iterative pruning to 99 % in plain
-loops, which takes 22 trainings of 200 epochs with masks.
+With `--unseen`, training uses the graph without its test nodes, and the test
+uses the whole graph.
+
+`--epochs` prints other columns:
+
+* the milliseconds of an epoch of a plain loop, of a plain loop with masks on
+  dense weights, and of the stages of a search (98 % of weights and 35 % of
+  edges pruned; `learned` is the dense stage with learned scores of edges),
+* the ratio of the slowest stage of `fast` to the plain loop,
+* the seconds, projected from these epochs, of `fast` with its default numbers
+  of epochs, and of iterative pruning to 99 % in plain loops (22 trainings of
+  200 epochs with masks).
 """
 
 import argparse
@@ -75,8 +81,8 @@ EPOCHS_HEADER = (
 
 
 class GIN(Module):
-    """A GIN of one linear layer per convolution: with more layers, or with
-    batch normalization, it does not train on so few labels.
+    """A GIN of one linear layer per convolution. With more linear layers or
+    batch normalization, training on few labels fails.
     """
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int):
@@ -137,7 +143,7 @@ def train(
     teacher: Optional[Module] = None,
 ) -> Tuple[Module, Result]:
     """Return a trained network at its best validation accuracy, and its
-    result on the whole graph, if there is one.
+    result on `whole` (default: `data`).
     """
     start = time.process_time()
     task: Task = NodeTask(data)
@@ -249,7 +255,9 @@ def table(name: str, kind: str, args: argparse.Namespace) -> None:
 
 
 def plain_epoch(model: Module, data: Data) -> float:
-    """Return the seconds of an epoch with validation in every other one."""
+    """Return the mean seconds of an epoch, with validation in every second
+    epoch.
+    """
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     times = []
     for epoch in range(13):
@@ -266,7 +274,7 @@ def plain_epoch(model: Module, data: Data) -> float:
 
 
 def masked(model: Module) -> Module:
-    """Multiply dense weights by masks, as is common."""
+    """Multiply the dense weights of a model by random masks, in-place."""
     for module in list(model.modules()):
         weight = getattr(module, 'weight', None)
         if isinstance(weight, torch.nn.Parameter) and weight.dim() == 2:
@@ -276,7 +284,7 @@ def masked(model: Module) -> Module:
 
 
 def epochs(name: str, kind: str, args: argparse.Namespace) -> None:
-    """Print the time of an epoch of each stage."""
+    """Print the times of an epoch of plain loops and of each stage."""
     data = load(args.root, name)
     torch.manual_seed(0)
     model = network(kind, data)

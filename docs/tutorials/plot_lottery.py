@@ -2,24 +2,25 @@ r"""
 Find a winning ticket
 =====================
 
-A trained network holds more weights than it needs, and its graph more edges.
-Which of them could go? To prune after training is easy for weights: nothing in
-PyG does it, but a few lines would. Edges are harder. A factor of zero for a
-message is not the same as no message: a mean still divides by the number of
-neighbors, attention is still shared with a neighbor that is gone, and a GCN
-still normalizes by degrees that are no longer there. And a mask saves no time.
+A trained network has more weights than it needs, and its graph more edges.
+A *winning ticket* is a sub-network and a sub-graph that together are as
+accurate as the dense model on the whole graph.
+:class:`~torch_geometric_ext.lottery.GraphLotteryPruner` searches for a ticket,
+and returns an ordinary model and a smaller graph.
 
-A *winning ticket* is a part of the weights and a part of the edges that are
-together as good as all of them.
-:class:`~torch_geometric_ext.lottery.GraphLotteryPruner` looks for it, and
-gives back an ordinary model and a smaller graph.
+Masks on weights and edges do not suffice. A message that is multiplied by
+zero still counts: a mean still divides by the number of neighbors, attention
+still attends to the pruned neighbor, and a GCN still normalizes by the degrees
+before pruning. Masks save no time, either. The pruner removes weights and
+edges instead.
 """
 
 # %%
 # The model and the graph
 # -----------------------
-# 1,797 handwritten digits, each linked to those it is most similar to, and a
-# GCN of two layers. Of each digit, 20 images have a label:
+# The nodes are 1,797 images of handwritten digits, with edges to the most
+# similar images. 20 images of each digit have a label. The model is a GCN of
+# two layers:
 import tempfile
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from torch_geometric.nn import GCN
 from torch_geometric.transforms import RandomLinkSplit
 
 from torch_geometric_ext.datasets import DigitsKNN
-from torch_geometric_ext.utils import GraphLotteryPruner, Ticket, count_macs
+from torch_geometric_ext.lottery import GraphLotteryPruner, Ticket
+from torch_geometric_ext.utils import count_macs
 
 root = Path(tempfile.mkdtemp())
 data = DigitsKNN(str(root))[0]
@@ -41,20 +43,21 @@ model = GCN(64, 256, num_layers=2, out_channels=10, dropout=0.5)
 # %%
 # The ticket
 # ----------
-# Two shares tell what is to go. The rest is one call, which trains by
-# :obj:`train_mask` and chooses by :obj:`val_mask`. Test nodes are not looked
-# at:
-shares = dict(weight_sparsity=0.95, edge_sparsity=0.35)
+# The pruner needs the fractions of weights and edges to prune. One call trains
+# by :obj:`train_mask` and selects by :obj:`val_mask`. Labels of test nodes are
+# not used:
+sparsity = dict(weight_sparsity=0.95, edge_sparsity=0.35)
 epochs = dict(pretrain_epochs=60, search_epochs=80, retrain_epochs=80)
-pruner = GraphLotteryPruner(model, **shares, **epochs)
+pruner = GraphLotteryPruner(model, **sparsity, **epochs)
 ticket = pruner.fit(data)
 print(ticket)
 
 # %%
-# The accuracies are those on validation nodes: of the dense model, of the
-# search, in which weights move, and of the ticket, trained from the initial
-# weights on. What is applied is the better of the last two. The model that was
-# searched is unchanged, and so is the graph:
+# The ticket prints validation accuracies of three stages: the dense model, the
+# search, in which connections move, and the ticket retrained from its initial
+# weights. :meth:`~torch_geometric_ext.lottery.Ticket.apply` returns copies of
+# the model and the graph. By default (``weights='final'``), the pruned model
+# has the weights of the better of the last two stages:
 small_model, small_data = ticket.apply(model, data)
 print(small_data)
 
@@ -68,12 +71,12 @@ def test(model, data, mask='test_mask'):
 print(f'test accuracy: {test(small_model, small_data):.1f} %')
 
 # %%
-# It is an ordinary :class:`~torch_geometric.nn.models.GCN`, with zeros. With
-# ``sparse=True``, the zeros do not exist
-# (:class:`~torch_geometric_ext.nn.SparseLinear`), and are not multiplied. The
-# weights that are left belong to a few of the 256 hidden channels. With
-# ``narrow=True``, the other ones do not exist, either, so that messages are
-# short:
+# The pruned model is an ordinary :class:`~torch_geometric.nn.models.GCN` with
+# zeros. With ``sparse=True``, its layers are
+# :class:`~torch_geometric_ext.nn.SparseLinear`, which neither store nor
+# multiply the zeros. The remaining weights belong to a few of the 256 hidden
+# channels. With ``narrow=True``, the model has these channels only, and
+# shorter messages:
 sparse_model, _ = ticket.apply(model, sparse=True, narrow=True)
 print(sparse_model.convs)
 for part, graph in [(model, data), (sparse_model, small_data)]:
@@ -81,21 +84,21 @@ for part, graph in [(model, data), (sparse_model, small_data)]:
     print(f'{macs.num_parameters:,} parameters, {macs.forward:,} MACs')
 
 # %%
-# What happened to the graph?
-# ---------------------------
-# On the left, how each stage learned. On the right, how many neighbors nodes
-# have. Edges between nodes of many neighbors left, those of nodes with few are
-# still there:
+# The pruned graph
+# ----------------
+# The left plot shows the validation accuracy of each stage. The right plot
+# shows the degrees of the nodes. The search prunes edges between nodes of high
+# degree, and keeps edges of nodes of low degree:
 ticket.plot(data)
 plt.show()
 
 # %%
-# The rivals
-# ----------
-# A ticket is worth something only if it beats what is simpler. First, the
-# dense model and a *narrow* dense one of as many weights, trained by hand for
-# as many epochs as the search took in all (and without dropout, which would
-# harm so few channels):
+# Baselines
+# ---------
+# A ticket pays only if it beats simpler methods. The first baselines are the
+# dense model and a *narrow* dense model of as many weights. A plain loop
+# trains the narrow model for as many epochs as all stages of the search, and
+# without dropout, which harms few channels:
 
 
 def train(model, num_epochs=220):
@@ -120,8 +123,7 @@ seed_everything(0)
 results['narrow dense'] = train(GCN(64, 13, num_layers=2, out_channels=10))
 
 # %%
-# Second, as many edges at random, which is one of the methods, with all
-# weights:
+# The second baseline prunes as many edges at random, and no weights:
 random = GraphLotteryPruner(
     model, method='random', edge_sparsity=0.35, retrain_epochs=60
 )
@@ -130,17 +132,18 @@ for name, accuracy in results.items():
     print(f'{name:15}{accuracy:6.1f} %')
 
 # %%
-# One seed is an anecdote, and these digits are easy: neighbors are nearly
-# always of the same class, so that it hardly matters which edges are kept, and
-# with 64 features, a narrow model has enough weights for each of them. With
-# thousands of features, as in bags of words, it has not
-# (:doc:`measured on three citation graphs </benchmarks>`). Hold both rivals
-# against the ticket on your own graph.
+# One seed proves nothing, and these digits are easy. Neighbors nearly always
+# have the same class, so that the choice of edges hardly matters. With 64
+# features, a narrow model has enough weights for each feature. With thousands
+# of features, as in bags of words, a narrow model has too few
+# (:doc:`/benchmarks` has results on three citation graphs). Compare the ticket
+# with both baselines on your own graph.
 #
-# Keep it
-# -------
-# A file holds masks, weights and metrics, but no code. It is checked against
-# the model when it is read:
+# Save and load
+# -------------
+# A file holds masks, weights and metrics, but no code.
+# :meth:`~torch_geometric_ext.lottery.Ticket.load` checks that the ticket fits
+# the model:
 ticket.save(root / 'ticket.pt')
 ticket = Ticket.load(root / 'ticket.pt', model)
 try:
@@ -149,16 +152,17 @@ except ValueError as error:
     print(error)
 
 # %%
-# To train it with a loop of your own, start from the initial weights:
+# A training loop of your own starts from the initial weights:
 start, _ = ticket.apply(model, data, weights='initial', sparse=True)
 print(start.convs[0].lin)
 
 # %%
 # Other tasks
 # -----------
-# Whatever has a loss and a metric can be searched: ``loss_fn(model, data)`` is
-# minimized, and ``evaluate(model, data)`` tells how good it is, the higher the
-# better. Both get to see the pruned graph. Here, links are predicted:
+# Any task with a loss and a metric has tickets. The search minimizes
+# ``loss_fn(model, data)``, and selects by the highest
+# ``evaluate(model, data)``. Both functions receive the pruned graph. This
+# example predicts links:
 split = RandomLinkSplit(num_test=0.0, is_undirected=True)
 train_data, val_data, _ = split(data)
 
@@ -181,13 +185,13 @@ def evaluate(model, data):
 
 few = dict(pretrain_epochs=10, search_epochs=10, retrain_epochs=10)
 encoder = GCN(64, 64, num_layers=2)
-pruner = GraphLotteryPruner(encoder, **shares, **few)
+pruner = GraphLotteryPruner(encoder, **sparsity, **few)
 print(pruner.fit(train_data, loss_fn, evaluate))
 
 # %%
-# Mini-batches need to tell which edges of the graph they hold, by
-# :obj:`e_id`. Those of a :class:`~torch_geometric.loader.NeighborLoader` do.
-# Here, its seeds are all nodes with a label to train or to validate on:
+# Mini-batches need the numbers of their edges in the graph as :obj:`e_id`.
+# :class:`~torch_geometric.loader.NeighborLoader` adds them. The seeds of this
+# loader are all nodes with a label in training or validation:
 #
 # .. code-block:: python
 #
@@ -196,11 +200,11 @@ print(pruner.fit(train_data, loss_fn, evaluate))
 #         mask = batch[mask][:batch.batch_size]
 #         return out[mask], batch.y[:batch.batch_size][mask]
 #
-#     def loss_fn(model, batch):  # A sum, since there may be no such seed.
+#     def loss_fn(model, batch):  # A mean over no seeds would be NaN.
 #         out, y = seeds(model, batch, 'train_mask')
 #         return F.cross_entropy(out, y, reduction='sum')
 #
-#     def evaluate(model, batches):  # Without edges that left, like all.
+#     def evaluate(model, batches):  # Mini-batches without pruned edges.
 #         results = [seeds(model, batch, 'val_mask') for batch in batches]
 #         return sum(int((x.argmax(dim=-1) == y).sum()) for x, y in results)
 #
@@ -213,17 +217,18 @@ print(pruner.fit(train_data, loss_fn, evaluate))
 #     )
 #     ticket = pruner.fit(loader, loss_fn, evaluate)
 #
-# The loader samples from the whole graph, and edges leave its mini-batches
-# afterwards: a node may have fewer neighbors than were asked for.
+# The loader samples from the whole graph. Edges are pruned from its
+# mini-batches afterwards, so that a node may have fewer neighbors than
+# :obj:`num_neighbors`.
 #
-# For a list of graphs, :func:`~torch_geometric_ext.lottery.number_edges` gives
-# all edges a number, such that a :class:`~torch_geometric.loader.DataLoader`
-# of them works in the same way.
+# :func:`~torch_geometric_ext.lottery.number_edges` numbers the edges of a list
+# of graphs. A :class:`~torch_geometric.loader.DataLoader` of these graphs
+# works in the same way.
 #
 # Long searches
 # -------------
-# With a checkpoint, a search that was interrupted goes on where it was, with
-# the same result. Callbacks are told the progress, and may interrupt:
+# With a checkpoint, an interrupted search resumes and finds the same ticket.
+# Callbacks receive the progress, and can interrupt the search:
 lines = []
 
 
@@ -233,8 +238,8 @@ def report(progress):
         raise KeyboardInterrupt
 
 
-for _ in range(2):  # The second time, to the end.
-    pruner = GraphLotteryPruner(model, **shares, **few)
+for _ in range(2):  # The second search resumes the first.
+    pruner = GraphLotteryPruner(model, **sparsity, **few)
     try:
         pruner.fit(data, callbacks=[report], checkpoint=root / 'search.pt')
     except KeyboardInterrupt:
@@ -242,14 +247,17 @@ for _ in range(2):  # The second time, to the end.
 print(lines[-1])
 
 # %%
-# What to keep in mind
-# --------------------
-# * A search costs more than to train once. It pays if the ticket is used
-#   often, or on a device that the dense model does not fit.
-# * ``method='imp'`` prunes in rounds, a fifth of the weights in each: many
-#   times the epochs. ``method='one_shot'`` leaves the search out.
-# * ``ignored=['convs.0']`` leaves a layer dense.
-# * Layers that normalize over channels, or divide them into heads, keep all of
-#   them: ``ticket.narrow_index`` tells whether there is a narrow model.
-# * Predict on the pruned graph, or try the whole one: the weights often do as
-#   well there, and new nodes come with all their edges.
+# Practical advice
+# ----------------
+# * A search trains the model several times, with full-batch acceleration
+#   (:func:`~torch_geometric_ext.full_batch.accelerate`) for node
+#   classification. The cost pays off if the ticket is used often, or on a
+#   device with too little memory for the dense model.
+# * :doc:`/develop/lottery` describes the algorithm.
+# * ``method='imp'`` prunes a fifth of the remaining weights in each round, and
+#   takes many times the epochs. ``method='one_shot'`` skips the search.
+# * ``ignored=['convs.0']`` keeps a layer dense.
+# * Models that normalize over channels keep all channels:
+#   ``ticket.narrow_index`` is :obj:`None` without a narrow model.
+# * Predict on the pruned graph, and compare with the whole graph: the weights
+#   are often as accurate there, and new nodes come with all of their edges.
