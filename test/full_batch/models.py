@@ -22,7 +22,6 @@ from torch_geometric.nn import (
     GraphNorm,
     GraphSAGE,
     GraphUNet,
-    GroupAddRev,
     LayerNorm,
     PairNorm,
     Sequential,
@@ -248,10 +247,6 @@ GLOBAL = {
     **{kind: lambda kind=kind: Mean(kind) for kind in KINDS},
     'pair norm': lambda: Net(GCNConv, norm=PairNorm()),
     'unet': lambda: GraphUNet(CHANNELS, 8, 3, depth=2),
-    'reversible': lambda: Net(
-        lambda a, b: GroupAddRev(GCNConv(a // 2, b // 2), num_groups=2),
-        residual=True,
-    ),
     'graph norm': lambda: Net(GCNConv, norm=GraphNorm(8)),
     'attention': lambda: Net(
         lambda a, b: GPSConv(a, GCNConv(a, b), norm=None)
