@@ -152,7 +152,7 @@ def make_loader(
 
 
 def compare_loading(dataset: InMemoryDataset, name: str) -> None:
-    """Seconds to load an epoch, without training."""
+    """Print the seconds to load an epoch, without training."""
     shared = share(dataset, 'GIN', 2)
     print(f'\n{name}: seconds to load an epoch')
     print(f'{"batch":>6}{"plain":>10}{"shared":>10}{"ratio":>9}')
@@ -341,7 +341,7 @@ def cpu_name() -> str:
 
 
 def peak_memory(root: str, name: str, shared: bool, queue: Any) -> None:
-    """Bytes that a full-batch step allocates at its peak."""
+    """Report the bytes that a full-batch step allocates at its peak."""
     torch.set_num_threads(1)
     dataset = load(root, name)
     model = Net('GIN', dataset.num_features, num_layers=2)
@@ -349,11 +349,13 @@ def peak_memory(root: str, name: str, shared: bool, queue: Any) -> None:
     if shared:
         trees = share(dataset, 'GIN', 2)
         batch = next(iter(SharedTreeLoader(trees, len(trees))))
+        small = next(iter(make_loader(trees, 2).loader))
     else:
         batch = collate(dataset)
-    train_step(model, optimizer, next(iter(DataLoader(dataset, 2))))
+        small = next(iter(DataLoader(dataset, 2)))
+    train_step(model, optimizer, small)
     with open('/proc/self/clear_refs', 'w') as file:
-        file.write('5')  # Forgets the peak so far.
+        file.write('5')  # Reset the peak.
     before = status('VmRSS')
     train_step(model, optimizer, batch)
     queue.put(status('VmHWM') - before)
