@@ -37,51 +37,6 @@ ALLOWED = {
 # `utils` re-exports the lottery:
 EXCEPTIONS = {('utils', 'lottery')}
 
-# Known violations, to be removed from these lists once they are fixed:
-KNOWN_IMPORTS = {('full_batch.static_graph', 'lottery.edges.edge_pairs')}
-KNOWN_PRIVATE_USES = {
-    'transforms.mirage.cache',
-    'transforms.mirage.mirage_condense',
-}
-KNOWN_LONG_MODULES = {
-    'full_batch.cached_convs',
-    'full_batch.static_graph',
-    'lottery.graph_lottery_pruner',
-    'transforms.mirage.mirage_condense',
-}
-KNOWN_LONG_FUNCTIONS = {
-    'lottery.graph_lottery_pruner.fit',
-    'lottery.ticket.apply',
-    'nn.check_exact.check_exact',
-    'ops.computation_tree_ids.computation_tree_ids',
-    'ops.frequent_itemsets.frequent_itemsets',
-}
-KNOWN_VAGUE_OPENERS = {
-    'data.shared_trees',
-    'data.tree_bytes',
-    'full_batch.cached_convs',
-    'full_batch.receptive_field',
-    'full_batch.static_graph',
-    'lottery.edges.edge_pairs',
-    'lottery.edges.edge_ranking',
-    'lottery.search',
-    'lottery.stage',
-    'lottery.task',
-    'lottery.weights.channel_selection',
-    'lottery.weights.narrow_model',
-    'nn.shared_batch',
-    'ops.computation_tree_ids',
-    'ops.extract_trees',
-    'ops.frequent_itemsets',
-    'ops.unique_trees',
-    'transforms.discretize',
-    'transforms.mirage.budget',
-    'transforms.mirage.cache',
-    'transforms.mirage.frequent_patterns',
-    'transforms.mirage.report',
-    'transforms.mirage.select_graphs',
-    'transforms.share_graphs',
-}
 
 MAX_LINES = 400  # Of a module.
 MAX_FUNCTION_LINES = 60  # Of a function, with its docstring.
@@ -171,7 +126,7 @@ def test_modules_are_found() -> None:
 @pytest.mark.parametrize('room', list(ALLOWED))
 def test_rooms_import_allowed_rooms_only(room: str) -> None:
     allowed = {*ALLOWED[room], room, 'typing'}
-    known = EXCEPTIONS | KNOWN_IMPORTS
+    known = EXCEPTIONS
     wrong = []
     for name in MODULES:
         for target in IMPORTS[name] if get_room(name) == room else []:
@@ -258,8 +213,7 @@ def find_private_uses(name: str, tree: ast.Module) -> Iterator[str]:
 def test_no_private_name_of_another_module() -> None:
     wrong: List[str] = []
     for name, tree in {**MODULES, **parse(*SCRIPTS)}.items():
-        if get_local(name) not in KNOWN_PRIVATE_USES:
-            wrong += find_private_uses(name, tree)
+        wrong += find_private_uses(name, tree)
     assert wrong == []
 
 
@@ -285,8 +239,7 @@ def update(sampler):
 
 def test_modules_are_short() -> None:
     for name, path in find_files(PACKAGE).items():
-        if get_local(name) not in KNOWN_LONG_MODULES:
-            assert len(path.read_text().splitlines()) <= MAX_LINES, name
+        assert len(path.read_text().splitlines()) <= MAX_LINES, name
 
 
 def test_functions_are_short() -> None:
@@ -300,7 +253,6 @@ def test_functions_are_short() -> None:
         name
         for name, node in functions
         if (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
-        and name not in KNOWN_LONG_FUNCTIONS
     ]
     assert len(long) <= MAX_LONG_FUNCTIONS * len(functions), long
 
@@ -320,7 +272,6 @@ def test_docstrings_open_with_a_verb_or_term() -> None:
         for public, node in find_public(name, tree):
             docstring = ast.get_docstring(node)  # type: ignore[arg-type]
             word = f'{docstring} '.split()[0].strip(',.:').lower()
-            known = get_local(name) in KNOWN_VAGUE_OPENERS
-            if word in VAGUE_OPENERS and not known:
+            if word in VAGUE_OPENERS:
                 wrong.append(f'{public}: {docstring}')
     assert wrong == []
