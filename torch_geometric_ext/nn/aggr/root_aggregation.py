@@ -97,10 +97,10 @@ class RootAggregation(torch.nn.Module):
 
         Args:
             h (torch.Tensor): The node embeddings. For shared trees, the rows
-                of the highest level are enough. Rows of a lower level, which
-                inner layers return within
-                :func:`~torch_geometric_ext.nn.shared_batch`, are repeated for
-                the highest one.
+                of the highest level are enough. Outputs of inner layers in
+                :func:`~torch_geometric_ext.nn.shared_batch` have rows of a
+                lower level, which are repeated for the highest one: pool them
+                within the block, or as the layers returned them.
             batch (Data or torch.Tensor): The mini-batch, or the graph of each
                 node.
 
