@@ -120,6 +120,8 @@ def accelerate(
         raise TypeError(
             f"'model' needs to be a 'torch.nn.Module' (got {type(model)})"
         )
+    if isinstance(model, AcceleratedModel):
+        raise TypeError("'model' is already accelerated")
     if not isinstance(graph, StaticGraph):
         raise TypeError(
             f"'graph' needs to be a 'StaticGraph' (got {type(graph)})"
@@ -198,8 +200,6 @@ class AcceleratedModel(Module):
         self._check(nodes)
         self.graph.check_unchanged()
         self._check_modules()
-        for pair in self._copies:
-            pair.pull()
         training = self.model.training
         num_hops = self.plan.num_hops[training]
         if self.plan.modes[training] != self._modes():
@@ -214,8 +214,6 @@ class AcceleratedModel(Module):
             )
             self.plan.num_hops[training] = None
             out = self._run(nodes, None)
-        for pair in self._copies:
-            pair.push()
         return out
 
     def select(
@@ -241,11 +239,15 @@ class AcceleratedModel(Module):
     def _run(self, nodes: Optional[Tensor], num_hops: Optional[int]) -> Tensor:
         subgraph, rows = self.graph.select(nodes, num_hops)
         self._calls.clear()
+        for pair in self._copies:
+            pair.pull()
         if subgraph.inputs:
             with SparseInputs(subgraph.inputs):
                 out = self.call(self._runner, subgraph.data)
         else:
             out = self.call(self._runner, subgraph.data)
+        for pair in self._copies:
+            pair.push()
         num_nodes = subgraph.data.num_nodes
         if not isinstance(out, Tensor) or out.shape[:1] != (num_nodes,):
             raise ValueError(

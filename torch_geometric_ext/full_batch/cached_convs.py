@@ -37,6 +37,7 @@ from torch_geometric_ext.full_batch.static_conv import (
     Edges,
     StaticConv,
     autocasts,
+    first_tensor,
     is_hooked,
 )
 from torch_geometric_ext.full_batch.static_graph import EDGE_KEYS, StaticGraph
@@ -131,14 +132,21 @@ class StaticGCNConv(NormalizedEdges, GCNConv):
         found = self.static_edges(x, edge_index, edge_weight)
         if found is None or isinstance(x, tuple):
             return super().forward(x, edge_index, edge_weight)
-        if is_linear(self.lin) and self.lin.bias is None:
-            cached = self.cached_aggregation(x, *found)
-            if cached is not None:
-                return self._finish(self.lin(cached).to(x.dtype))
-        if autocasts(x):
-            return super().forward(x, edge_index, edge_weight)
-        self.note(PRODUCT)
-        return self._finish(found[1].matmul(self.lin(x), self.aggr))
+        adj = found[1]
+        if self.multiplies(x, adj):
+            if is_linear(self.lin) and self.lin.bias is None:
+                cached = self.cached_aggregation(x, *found)
+                if cached is not None:
+                    return self._finish(self.lin(cached).to(x.dtype))
+            if not autocasts(x):
+                self.note(PRODUCT)
+                return self._finish(adj.matmul(self.lin(x), self.aggr))
+        # Nodes at the border of a subgraph lack edges to normalize by:
+        conv = shallow_copy(self)
+        vars(conv)['normalize'] = False
+        return super(StaticGCNConv, conv).forward(
+            x, adj.edge_index, adj.weight
+        )
 
     def _finish(self, out: Tensor) -> Tensor:
         return out if self.bias is None else out + self.bias
@@ -158,6 +166,8 @@ class StaticSum(StaticConv):
         found = None
         if isinstance(x, Tensor) and size is None:
             found = self.static_edges(x, edge_index, edge_weight)
+        if found is not None and not self.multiplies(x, found[1]):
+            found = None
         first, linear = self.first_linear()
         narrows = is_linear(linear) and _narrows(linear)
         if found is not None:
@@ -253,10 +263,13 @@ class StaticEdges(StaticConv):
         x, found = given['x'], None
         if given.get('size') is None:
             found = self.static_edges(x, given['edge_index'], given.get(key))
-        if found is None or autocasts(x[0] if isinstance(x, tuple) else x):
+        if found is None:
             return super().forward(*args, **kwargs)
         conv, adj = shallow_copy(self), found[1]
-        conv.__dict__.update({self.prepares: False, 'adj': adj})
+        vars(conv)[self.prepares] = False
+        x = first_tensor(x)
+        if self.multiplies(x, adj) and not autocasts(x):
+            vars(conv)['adj'] = adj
         given.update({'edge_index': adj.edge_index, key: adj.weight})
         return super(StaticEdges, conv).forward(**given)
 
@@ -268,16 +281,14 @@ class StaticEdges(StaticConv):
         if adj is None or edge_index is not adj.edge_index:
             return super().propagate(edge_index, size=size, **kwargs)
         self.note(PRODUCT)
-        x = kwargs['x']
+        x = first_tensor(kwargs['x'])
         value: Any = kwargs.get('alpha', kwargs.get('edge_weight'))
-        x = x[0] if isinstance(x, tuple) else x
-        if x.dim() == 2 and value is adj.weight:
+        if x.dim() == 3:
+            return adj.weighted_matmul(value, x, self.aggr)
+        if value is adj.weight:
             return adj.matmul(x, self.aggr)
-        value = value.view(value.size(0), -1)
-        out = adj.weighted_matmul(
-            value, x.view(x.size(0), value.size(1), -1), self.aggr
-        )
-        return out.view_as(x)
+        value, x = value.view(-1, 1), x.unsqueeze(1)
+        return adj.weighted_matmul(value, x, self.aggr).squeeze(1)
 
 
 class StaticGCN2Conv(NormalizedEdges, StaticEdges, GCN2Conv):

@@ -11,6 +11,7 @@ from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
+from torch_geometric_ext.full_batch.adjacency import DTYPES
 from torch_geometric_ext.full_batch.cached_convs import obstacle
 from torch_geometric_ext.full_batch.static_conv import CACHED, MESSAGES
 from torch_geometric_ext.full_batch.static_graph import StaticGraph
@@ -95,6 +96,7 @@ def find_plan(
             cached. (default: :obj:`True`)
     """
     reasons: Dict[str, str] = {}
+    cache_aggregation &= graph.data.x.dtype in DTYPES
     for fast_convs in [True, False]:
         plan = Plan(
             fast_convs=fast_convs,
@@ -225,7 +227,8 @@ def random_graph(graph: StaticGraph, num_hops: int) -> StaticGraph:
         ]
     )
     source = graph.data
-    data = Data(edge_index=edge_index, num_nodes=size)
+    data = copy.copy(source)
+    data.edge_index, data.num_nodes = edge_index, size
     for key, value in source:
         if key == 'edge_index' or not isinstance(value, Tensor):
             continue
@@ -233,10 +236,14 @@ def random_graph(graph: StaticGraph, num_hops: int) -> StaticGraph:
             data[key] = _rows(value, edge_index.size(1))
         elif source.is_node_attr(key):
             data[key] = _rows(value, size)
+        elif value.is_floating_point():
+            data[key] = value.double()
     return StaticGraph(data.to(source.x.device))
 
 
 def _rows(x: Tensor, size: int) -> Tensor:
+    if x.size(0) == 0:
+        x = x.new_zeros(1, *x.shape[1:])
     rows = x[torch.randint(x.size(0), (size,)).to(x.device)]
     if not rows.is_floating_point():
         return rows

@@ -189,6 +189,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, inputs: SparseInput) -> Tensor:
         ctx.inputs = inputs
+        # Checkpoints need as many saved tensors as a dense product has, which
+        # recomputes this one.
+        ctx.save_for_backward(inputs.x)
         return inputs.rows @ weight
 
     @staticmethod

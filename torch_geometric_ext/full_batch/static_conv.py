@@ -42,10 +42,10 @@ class StaticConv(MessagePassing):
         self, x: Any, edge_index: Any, weight: Any
     ) -> Optional[Tuple[Subgraph, Adjacency]]:
         """Return the prepared edges of the graph that is given, or
-        :obj:`None` if it is not known or a hook needs messages.
+        :obj:`None` if it is not known.
         """
         subgraph = self.graph.find(edge_index)
-        if subgraph is None or self.explain or is_hooked(self, STEPS):
+        if subgraph is None:
             return None
         data, key = subgraph.data, None
         if weight is not None:
@@ -53,10 +53,12 @@ class StaticConv(MessagePassing):
             if not keys:
                 return None
             key = keys[0]
-        sources = x if isinstance(x, tuple) else (x,)
-        if not all(self._accepts(x, weight, data) for x in sources):
-            return None
-        dtype = sources[0].dtype
+        for features in x if isinstance(x, tuple) else (x,):
+            if not isinstance(features, Tensor):
+                return None
+            if features.size(0) != data.num_nodes:
+                return None
+        dtype = first_tensor(x).dtype
         return subgraph, self.graph.edges(
             subgraph,
             self.edges_key(key, dtype),
@@ -97,6 +99,16 @@ class StaticConv(MessagePassing):
         self.note(CACHED)
         return self.graph.aggregate(subgraph, key, self.aggr)
 
+    def multiplies(self, x: Tensor, adj: Adjacency) -> bool:
+        """Return whether a matrix product gives what messages give, and no
+        hook needs them.
+        """
+        if self.explain or is_hooked(self, STEPS) or x.dtype not in DTYPES:
+            return False
+        if adj.weight is None:
+            return True
+        return torch.promote_types(adj.weight.dtype, x.dtype) == x.dtype
+
     def propagate(
         self, edge_index: Any, size: Any = None, **kwargs: Any
     ) -> Any:
@@ -104,19 +116,15 @@ class StaticConv(MessagePassing):
         self.note(MESSAGES)
         return super().propagate(edge_index, size=size, **kwargs)
 
-    def _accepts(self, x: Any, weight: Optional[Tensor], data: Data) -> bool:
-        """Return whether features are of a type that products preserve."""
-        if not isinstance(x, Tensor) or x.dtype not in DTYPES:
-            return False
-        if x.size(0) != data.num_nodes:
-            return False
-        if weight is None:
-            return True
-        return torch.promote_types(weight.dtype, x.dtype) == x.dtype
-
     def note(self, way: str) -> None:
         """Record how features are aggregated."""
         self.calls.append((self.name, way))
+
+
+def first_tensor(x: Any) -> Tensor:
+    """Return the features of sources."""
+    out: Tensor = x[0] if isinstance(x, tuple) else x
+    return out
 
 
 def autocasts(x: Tensor) -> bool:

@@ -22,6 +22,9 @@ MAX_FRACTION = 0.9
 MAX_SUBGRAPHS = 8  # Masks of training, validation and test, and some more.
 
 
+IS_SUBGRAPH = '_is_static_subgraph'  # Marks the edges of subgraphs.
+
+
 def caches(function: Function) -> Function:
     """Let a method compute tensors that later calls use in any mode of
     gradients and precision.
@@ -146,6 +149,8 @@ class StaticGraph:
         """
         if nodes is None:
             return Selection(self.whole, None)
+        if nodes.is_inference():  # Its version is not counted.
+            nodes = nodes.clone()
         key = self._find(nodes, num_hops)
         if key is None:
             key = id(nodes), nodes._version, num_hops
@@ -163,6 +168,12 @@ class StaticGraph:
         for _, selection in reversed(self._cache.values()):
             if edge_index is selection.subgraph.data.edge_index:
                 return selection.subgraph
+        if hasattr(edge_index, IS_SUBGRAPH):
+            raise RuntimeError(
+                f'a subgraph is no longer cached; compute gradients of a '
+                f'model with checkpoints before it runs on {MAX_SUBGRAPHS} '
+                f'other selections of nodes'
+            )
         return None
 
     @caches
@@ -272,6 +283,7 @@ class StaticGraph:
             key: self.data[key]._version
             for key in keys
             if self.data.get(key) is not None
+            and not self.data[key].is_inference()
         }
 
     def _find(
@@ -294,7 +306,9 @@ class StaticGraph:
             index = nodes.nonzero().flatten()
         if num_hops is None:
             return Selection(self.whole, index)
-        part, targets = self._receptive_field(index, num_hops)
+        # Models need not run without nodes:
+        seeds = index if index.numel() > 0 else index.new_zeros(1)
+        part, targets = self._receptive_field(seeds, num_hops)
         if part.numel() > MAX_FRACTION * self.num_nodes:
             return Selection(self.whole, index)
         rows = torch.searchsorted(part, index)
@@ -313,7 +327,8 @@ class StaticGraph:
 
     def _subgraph(self, nodes: Tensor, targets: Tensor) -> Subgraph:
         adj, e_id = self._raw_edges(self.whole).subgraph(nodes, targets)
-        data = Data(num_nodes=nodes.numel())
+        data = copy.copy(self.data)
+        data.num_nodes = nodes.numel()
         for key, value in self.data:
             if key == 'edge_index' or not isinstance(value, Tensor):
                 continue
@@ -322,6 +337,7 @@ class StaticGraph:
             elif key == 'x' or self.data.is_node_attr(key):
                 data[key] = value[nodes]
         data.edge_index = adj.edge_index
+        setattr(data.edge_index, IS_SUBGRAPH, True)
         subgraph = Subgraph(data, nodes, targets)
         subgraph.edges[None] = adj
         whole = self.whole.inputs.get(id(self.data.x))
