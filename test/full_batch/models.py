@@ -296,5 +296,5 @@ def assert_equal(fast, model, data, nodes=None):
             # A gradient that is missing may be one of zeros in the other way.
             assert all(x is None or not x.any() for x in [a, b])
         else:
-            scale = 1 + float(b.abs().max()) if b.numel() > 0 else 1.0
+            scale = 1 + float(b.detach().abs().max()) if b.numel() > 0 else 1.0
             torch.testing.assert_close(a, b, rtol=0, atol=digits * scale)

@@ -22,6 +22,8 @@ from torch_geometric.utils import degree, dropout_edge
 from torch_geometric_ext.full_batch import StaticGraph, accelerate
 
 DTYPES = [torch.double, torch.float]
+FLOATS = ['gcn', 'sage', 'gin', 'gat', 'appnp', 'pna']
+DIRECTED = ['gcn', 'sage max', 'gin', 'gat', 'gcn2', 'tag', 'flow']
 
 
 def compare(model, data, modes=(True, False)):
@@ -38,8 +40,11 @@ def compare(model, data, modes=(True, False)):
 
 
 @withCUDA
-@pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('name', LOCAL)
+@pytest.mark.parametrize(
+    'name, dtype',
+    [(name, torch.double) for name in LOCAL]
+    + [(name, torch.float) for name in FLOATS],
+)
 def test_local_models(name, dtype, device):
     torch.manual_seed(0)
     data = make_graph(device, dtype)
@@ -50,7 +55,7 @@ def test_local_models(name, dtype, device):
         assert part.num_edges < 0.5 * data.num_edges
 
 
-@pytest.mark.parametrize('name', LOCAL)
+@pytest.mark.parametrize('name', DIRECTED)
 def test_local_models_on_directed_graphs(name):
     torch.manual_seed(0)
     data = make_sparse(make_graph(directed=True))

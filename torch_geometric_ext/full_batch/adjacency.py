@@ -129,7 +129,7 @@ class Adjacency:
         ptr, index = take_rows(ptr, targets)
         target = targets[row_index(ptr, index.numel())]
         ends = torch.stack([source[index], target])
-        edge_index = torch.searchsorted(nodes, ends)
+        edge_index = torch.searchsorted(nodes, ends.contiguous())
         e_id = perm[index]
         weight = None if self.weight is None else self.weight[e_id]
         return Adjacency(edge_index, weight, nodes.numel()), e_id

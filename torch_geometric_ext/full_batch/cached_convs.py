@@ -143,7 +143,7 @@ class StaticGCNConv(NormalizedEdges, GCNConv):
                 return self._finish(adj.matmul(self.lin(x), self.aggr))
         # Nodes at the border of a subgraph lack edges to normalize by:
         conv = shallow_copy(self)
-        vars(conv)['normalize'] = False
+        conv.normalize = False
         return super(StaticGCNConv, conv).forward(
             x, adj.edge_index, adj.weight
         )
@@ -266,10 +266,10 @@ class StaticEdges(StaticConv):
         if found is None:
             return super().forward(*args, **kwargs)
         conv, adj = shallow_copy(self), found[1]
-        vars(conv)[self.prepares] = False
+        setattr(conv, self.prepares, False)
         x = first_tensor(x)
         if self.multiplies(x, adj) and not autocasts(x):
-            vars(conv)['adj'] = adj
+            conv.adj = adj
         given.update({'edge_index': adj.edge_index, key: adj.weight})
         return super(StaticEdges, conv).forward(**given)
 
