@@ -13,14 +13,15 @@ each method in turn:
 An epoch is a step of training (forward, backward, Adam) and an evaluation of
 the validation nodes. Prints milliseconds (medians; of CPU time with one thread
 and of wall time with more), ratios, the memory that a training step keeps for
-its backward pass (of features and activations, without parameters) and that of
-all caches, the seconds that it takes to set up the fast way, and the largest
+its backward pass (without parameters, features and caches) and that of all
+caches, the seconds that it takes to set up the fast way, and the largest
 difference of losses and gradients between plain and fast, relative to the
 largest gradient of a tensor, in single and in double precision.
 """
 
 import argparse
 import copy
+import gc
 import statistics
 import time
 from pathlib import Path
@@ -30,7 +31,7 @@ import torch
 import torch.nn.functional as F
 import torch_geometric
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch_geometric.data import Data
 from torch_geometric.datasets import Amazon, Coauthor, Planetoid
 from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
@@ -165,10 +166,16 @@ def clock() -> float:
 
 def saved_memory(model: Module, method: Method) -> float:
     """Return the memory that a forward pass keeps for the backward pass, in
-    MiB, without parameters.
+    MiB, without parameters, features and caches.
     """
     sizes = {}
-    params = {x.untyped_storage().data_ptr() for x in model.parameters()}
+    model.train()
+    method.train()  # Fills caches.
+    known = {
+        x.untyped_storage().data_ptr()
+        for x in gc.get_objects()
+        if type(x) in [Tensor, Parameter] and x.layout == torch.strided
+    }
 
     def pack(x: Tensor) -> Tensor:
         if x.layout == torch.strided:
@@ -176,10 +183,9 @@ def saved_memory(model: Module, method: Method) -> float:
             sizes[storage.data_ptr()] = storage.nbytes()
         return x
 
-    model.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         out = method.train()
-    total = sum(size for key, size in sizes.items() if key not in params)
+    total = sum(size for key, size in sizes.items() if key not in known)
     return total / 2**20 if out.requires_grad else 0.0
 
 

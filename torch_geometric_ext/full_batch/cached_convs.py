@@ -173,7 +173,8 @@ class StaticSum(StaticConv):
         if found is not None:
             cached = self.cached_aggregation(x, *found, narrows)
             if cached is not None:
-                return self.finish(cached, x)
+                is_sparse = id(cached) in found[0].inputs
+                return self.finish(cached, x, is_sparse)
         if found is None or autocasts(x):
             kwargs = {'edge_weight': edge_weight, 'size': size}
             kwargs = {k: v for k, v in kwargs.items() if v is not None}
@@ -183,9 +184,13 @@ class StaticSum(StaticConv):
         if not narrows:
             return self.finish(adj.matmul(x, self.aggr), x)
         h = multiply(x, linear)
-        out = adj.matmul(h, self.aggr)
-        if isinstance(self, GINConv):
-            out = out + (1 + self.eps) * h
+        return self.finish_multiplied(adj.matmul(h, self.aggr), h, x)
+
+    def finish_multiplied(self, out: Tensor, h: Tensor, x: Tensor) -> Tensor:
+        """Return the output from an aggregation that is multiplied by the
+        weight of the first linear layer, as :obj:`h` is.
+        """
+        first, linear = self.first_linear()
         # The copy of this layer only adds the bias of its linear layer:
         return with_child(self, first, AddBias(linear)).transform(out, x)
 
@@ -195,7 +200,9 @@ class StaticSum(StaticConv):
         """
         raise NotImplementedError
 
-    def finish(self, out: Tensor, x: Tensor) -> Tensor:
+    def finish(
+        self, out: Tensor, x: Tensor, is_sparse: bool = False
+    ) -> Tensor:
         """Return the output of the layer from its aggregation."""
         return self.transform(out, x)
 
@@ -213,8 +220,20 @@ class StaticGINConv(StaticSum, GINConv):
             return name, self.nn
         return name, self.get_submodule(name)
 
-    def finish(self, out: Tensor, x: Tensor) -> Tensor:  # noqa: D102
-        return self.nn(out + (1 + self.eps) * x)
+    def finish(  # noqa: D102
+        self, out: Tensor, x: Tensor, is_sparse: bool = False
+    ) -> Tensor:
+        linear = self.first_linear()[1]
+        if not is_sparse or not is_linear(linear) or is_hooked(linear):
+            return self.nn(out + (1 + self.eps) * x)
+        # Both are sparse, but their sum is a new, dense tensor:
+        h = multiply(x, linear)
+        return self.finish_multiplied(multiply(out, linear), h, x)
+
+    def finish_multiplied(  # noqa: D102
+        self, out: Tensor, h: Tensor, x: Tensor
+    ) -> Tensor:
+        return super().finish_multiplied(out + (1 + self.eps) * h, h, x)
 
     def transform(self, out: Tensor, x: Tensor) -> Tensor:  # noqa: D102
         return self.nn(out)
