@@ -14,12 +14,10 @@ from torch_geometric.nn import Sequential
 
 from torch_geometric_ext.full_batch.cached_convs import find_fast_convs
 from torch_geometric_ext.full_batch.receptive_field import (
-    MODES,
-    NOT_LOCAL,
     Forward,
     Plan,
-    copy_model,
     find_plan,
+    verify_plan,
 )
 from torch_geometric_ext.full_batch.report import Report, make_report
 from torch_geometric_ext.full_batch.share_modules import Copy, replace_modules
@@ -27,14 +25,7 @@ from torch_geometric_ext.full_batch.sparse_input import SparseInputs
 from torch_geometric_ext.full_batch.static_conv import CACHED
 from torch_geometric_ext.full_batch.static_graph import EDGE_KEYS, StaticGraph
 from torch_geometric_ext.full_batch.subgraph import Subgraph
-from torch_geometric_ext.nn.equivalence import (
-    NoDropout,
-    Results,
-    fork_rng,
-    is_close,
-)
 
-NUM_SAMPLES = 64  # Nodes whose outputs are compared on the graph itself.
 PREFIX = 'model.'
 
 
@@ -136,7 +127,7 @@ def accelerate(
     run_on = _run_on(forward)
     plan = find_plan(model, graph, forward, run_on, cache_aggregation)
     if verify:
-        _verify(model, graph, plan, forward)
+        verify_plan(model, graph, plan, forward, run_on)
     return AcceleratedModel(model, graph, plan, forward)
 
 
@@ -340,52 +331,6 @@ def _run_on(forward: Forward) -> Callable[..., Tensor]:
         return out._run(nodes, plan.num_hops[model.training])
 
     return run_on
-
-
-def _verify(
-    model: Module, graph: StaticGraph, plan: Plan, forward: Forward
-) -> None:
-    """Run on the whole graph in a mode if outputs of some nodes differ."""
-    for training, mode in MODES.items():
-        if plan.num_hops[training] is not None:
-            error = _difference(model, graph, plan, forward, training)
-            if error is not None:
-                plan.num_hops[training] = None
-                plan.reasons[f'the receptive field in {mode}'] = error
-
-
-@torch.no_grad()
-def _difference(
-    model: Module,
-    graph: StaticGraph,
-    plan: Plan,
-    forward: Forward,
-    training: bool,
-) -> Optional[str]:
-    """Compare outputs of some nodes with those of the whole graph: a model
-    may read a median over all nodes, which the random graph cannot show.
-    """
-    data, device = graph.data, graph.data.x.device
-    generator = torch.Generator().manual_seed(0)
-    nodes = torch.randperm(graph.num_nodes, generator=generator)
-    nodes = nodes[:NUM_SAMPLES].to(device)
-    if graph.select(nodes, plan.num_hops[training]).subgraph.nodes is None:
-        return None
-
-    outs: List[Results] = []
-    try:
-        for is_plain in [True, False]:
-            other = copy_model(model).train(training)
-            with fork_rng(0, device), NoDropout():
-                if is_plain:
-                    out = forward(other, data)[nodes]
-                else:
-                    fast = AcceleratedModel(other, graph, plan, forward)
-                    out = fast._run(nodes, plan.num_hops[training])
-            outs.append({'': out})
-        return None if is_close(outs[1], outs[0]) else NOT_LOCAL
-    except Exception as e:  # User models can raise anything.
-        return f'the check on the graph raised {e!r}'
 
 
 def _remove_prefix(

@@ -16,6 +16,7 @@ from torch_geometric_ext.full_batch.cached_convs import obstacle
 from torch_geometric_ext.full_batch.static_conv import CACHED, MESSAGES
 from torch_geometric_ext.full_batch.static_graph import StaticGraph
 from torch_geometric_ext.nn.equivalence import (
+    NoDropout,
     Results,
     fork_rng,
     is_close,
@@ -29,6 +30,7 @@ RunOn = Callable[..., Tensor]
 
 MODES = {True: 'training', False: 'evaluation'}
 SEED = 0
+NUM_SAMPLES = 64  # Nodes whose outputs are compared on the graph itself.
 # Nodes whose outputs are compared on the random graph: one node has equal
 # outputs by chance if a model passes messages against the edges.
 NUM_SEEDS = 4
@@ -115,6 +117,45 @@ def find_plan(
         reasons[what] = error
         logging.getLogger(__name__).info('No %s: %s', what, error)
     return Plan(fast_convs=False, cache_aggregation=False, reasons=reasons)
+
+
+def verify_plan(
+    model: Module,
+    graph: StaticGraph,
+    plan: Plan,
+    forward: Forward,
+    run_on: RunOn,
+) -> None:
+    """Run on the whole graph in a mode if outputs of some nodes differ.
+
+    The random graph cannot show all differences: a model may compare the
+    degree of a node with a median, for example.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    nodes = torch.randperm(graph.num_nodes, generator=generator)
+    nodes = nodes[:NUM_SAMPLES].to(graph.data.x.device)
+    for training, mode in MODES.items():
+        hops = plan.num_hops[training]
+        if graph.select(nodes, hops).subgraph.nodes is None:
+            continue
+        outs: List[Results] = []
+        error = None
+        try:
+            for run in [
+                lambda model: forward(model, graph.data)[nodes],
+                lambda model: run_on(model, graph, plan, nodes),
+            ]:
+                other = copy_model(model).train(training)
+                with fork_rng(SEED, nodes.device), torch.no_grad():
+                    with NoDropout():
+                        outs.append({'': run(other)})
+            if not is_close(outs[1], outs[0]):
+                error = NOT_LOCAL
+        except Exception as e:  # User models can raise anything.
+            error = f'the check on the graph raised {e!r}'
+        if error is not None:
+            plan.num_hops[training] = None
+            plan.reasons[f'the receptive field in {mode}'] = error
 
 
 class _Trial:

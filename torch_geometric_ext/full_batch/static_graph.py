@@ -311,7 +311,7 @@ class StaticGraph:
         part, targets = self._receptive_field(seeds, num_hops)
         if part.numel() > MAX_FRACTION * self.num_nodes:
             return Selection(self.whole, index)
-        rows = torch.searchsorted(part, index)
+        rows = torch.searchsorted(part, index.contiguous())
         return Selection(self._subgraph(part, targets), rows)
 
     def _receptive_field(
