@@ -62,11 +62,11 @@ class Method(NamedTuple):
 
 def load(root: str, name: str, labels: str) -> Data:
     if name in ['Computers']:
-        data = Amazon(root, name)[0]
+        data = Amazon(f'{root}/Amazon', name)[0]
     elif name in ['Physics']:
-        data = Coauthor(root, name)[0]
+        data = Coauthor(f'{root}/Coauthor', name)[0]
     else:
-        data = Planetoid(root, name)[0]
+        data = Planetoid(f'{root}/Planetoid', name)[0]
     if labels == 'few' and 'train_mask' in data:
         return data
     generator = torch.Generator().manual_seed(0)
