@@ -24,7 +24,6 @@ from torch_geometric.nn import (
     GraphUNet,
     LayerNorm,
     PairNorm,
-    SAGEConv,
     Sequential,
     SGConv,
     TAGConv,
