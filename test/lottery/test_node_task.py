@@ -1,12 +1,15 @@
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from full_batch.models import CHANNELS, NUM_NODES, make_graph
 from torch.nn import Module
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GCN, GCNConv, Linear, Sequential
 
-from torch_geometric_ext.full_batch.static_graph import KnownGraph, call
+from torch_geometric_ext.full_batch.accelerate import call_model
 from torch_geometric_ext.lottery import node_task as module
 from torch_geometric_ext.lottery.node_task import (
     NodeTask,
@@ -25,7 +28,7 @@ def test_node_task():
     mask = torch.tensor([True, True, False, False])
     data = graph(y=torch.tensor([0, 1, 1, 0]), train_mask=mask, val_mask=~mask)
     model = GCN(2, 4, 1, 2)
-    task = NodeTask(KnownGraph(data))
+    task = NodeTask(data)
     out = model(data.x, data.edge_index)
     log_prob = out.log_softmax(dim=-1)
     loss = -(log_prob[0, 0] + log_prob[1, 1]) / 2
@@ -48,7 +51,7 @@ def test_targets_may_be_of_some_nodes(monkeypatch, num_labels, num_targets):
     monkeypatch.setattr(module, 'MIN_TARGETS', 2)
     mask = torch.arange(4) < num_labels
     data = graph(y=torch.tensor([0, 1, 1, 0]), train_mask=mask, val_mask=~mask)
-    task, found = NodeTask(KnownGraph(data)), set()
+    task, found = NodeTask(data), set()
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
         sample = task.distilled(GCN(2, 4, 1, 2), 1.0, generator).sample
@@ -63,10 +66,10 @@ def test_any_integers_are_classes():
     y = torch.tensor([0, 1, 1, 0])
     data = graph(y=y, train_mask=mask, val_mask=mask)
     model = GCN(2, 4, 1, 2)
-    loss = NodeTask(KnownGraph(data)).loss(model, data)
+    loss = NodeTask(data).loss(model, data)
     for dtype in [torch.int32, torch.uint8]:
         data.y = y.to(dtype)
-        assert NodeTask(KnownGraph(data)).loss(model, data) == loss
+        assert NodeTask(data).loss(model, data) == loss
 
 
 def test_check_node_task():
@@ -117,7 +120,7 @@ def test_models_that_need_weights_of_edges():
     expected = conv(data.x, data.edge_index, data.edge_weight)
     for other in [Weighted(), model]:
         check_node_task(data, other, 0.5)
-        assert torch.equal(call(other, data), expected)
+        assert torch.equal(call_model(other, data), expected)
 
 
 class Constant(Module):
@@ -131,5 +134,91 @@ class Constant(Module):
 
 @pytest.mark.parametrize('out', [torch.ones(4), (torch.ones(4, 2), 0)])
 def test_other_results_of_models(out):
+    mask = torch.ones(4, dtype=torch.bool)
+    y = torch.zeros(4, dtype=torch.long)
+    data = graph(y=y, train_mask=mask, val_mask=mask)
     with pytest.raises(ValueError, match='a score of each class'):
-        call(Constant(out), graph())
+        NodeTask(data).loss(Constant(out), data)
+
+
+def large_graph():
+    data = make_graph()
+    data.edge_index = data.edge_index[:, :300]
+    return data
+
+
+def check(task, model):
+    """Compare losses and gradients with those of an accelerated task."""
+    other = copy.deepcopy(model)
+    fast = task.accelerate(model)
+    loss, expected = fast.loss(model, None), task.loss(other, task.data)
+    torch.testing.assert_close(loss, expected)
+    grads = [
+        torch.autograd.grad(x, list(net.parameters()))
+        for x, net in [(loss, model), (expected, other)]
+    ]
+    torch.testing.assert_close(*grads)
+    assert fast.evaluate(model) == task.evaluate(other)
+    model.train()
+    return fast
+
+
+def test_accelerate():
+    torch.manual_seed(0)
+    task, model = NodeTask(large_graph()), GCN(CHANNELS, 8, 2, 3).double()
+    fast = check(task, model)
+    assert fast.batches()[0].num_nodes < 0.5 * NUM_NODES
+    mask = torch.arange(task.data.num_edges) % 3 > 0
+    check(task.pruned(mask), GCN(CHANNELS, 8, 2, 3).double())
+
+
+def test_graphs_that_are_not_static():
+    torch.manual_seed(0)
+    data = large_graph()
+    data.x.requires_grad_()
+    task, model = NodeTask(data), GCN(CHANNELS, 8, 2, 3).double()
+    assert task.accelerate(model) is task
+    task.loss(model, data).backward()
+    assert data.x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('fraction', [0.5, 1.0])
+def test_distilled_tasks_train_on_all_nodes(fraction):
+    torch.manual_seed(0)
+    model = GCN(CHANNELS, 8, 2, 3).double()
+    task = NodeTask(large_graph()).distilled(copy.deepcopy(model), fraction)
+    fast = check(task, model)
+    assert fast.nodes is None and fast.target_rows is None
+
+
+@pytest.mark.parametrize('prune', [False, True])
+def test_distilled_tasks_train_on_samples(monkeypatch, prune):
+    monkeypatch.setattr(module, 'MIN_TARGETS', 20)
+    torch.manual_seed(0)
+    model = GCN(CHANNELS, 8, 2, 3).double()
+    task = NodeTask(large_graph())
+    task = task.distilled(copy.deepcopy(model), 0.75, torch.Generator())
+    if prune:
+        task = task.pruned(torch.arange(task.data.num_edges) % 3 > 0)
+    fast = task.accelerate(model)
+    assert fast.batches()[0].num_nodes < 0.5 * NUM_NODES
+    assert task.sample.numel() == 20
+
+    data, mask = task.data, task.data.train_mask
+    out = copy.deepcopy(model).train()(data.x, data.edge_index)
+    loss = 0.25 * F.cross_entropy(out[mask], data.y[mask])
+    targets = task.targets[task.sample]
+    loss = loss + 0.75 * F.cross_entropy(out[task.sample], targets)
+    model.train()
+    torch.testing.assert_close(fast.loss(model, None), loss)
+
+
+def test_all_targets_are_used_where_that_is_free(monkeypatch):
+    monkeypatch.setattr(module, 'MIN_TARGETS', 280)
+    torch.manual_seed(0)
+    model = GCN(CHANNELS, 8, 2, 3, norm='graph_norm').double()
+    task = NodeTask(make_graph())
+    task = task.distilled(copy.deepcopy(model), 0.75, torch.Generator())
+    fast = task.accelerate(model)
+    assert fast.batches()[0].num_nodes == NUM_NODES
+    assert fast.nodes is None and fast.target_rows is None

@@ -19,7 +19,6 @@ from torch_geometric.nn import (
 )
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.full_batch.static_graph import KnownGraph
 from torch_geometric_ext.lottery.node_task import NodeTask
 from torch_geometric_ext.lottery.task import CustomTask
 from torch_geometric_ext.lottery.weights.channel_rigl import ChannelRigL
@@ -50,9 +49,7 @@ def layers(model):
 
 def find(model, size, data=None):
     data = graph() if data is None else data
-    return find_channels(
-        model, NodeTask(KnownGraph(data)), layers(model), size, 1
-    )[0]
+    return find_channels(model, NodeTask(data), layers(model), size, 1)[0]
 
 
 def left(mask):
@@ -115,9 +112,7 @@ MODELS = {
 def test_layers_given_features_keep_their_inputs():
     torch.manual_seed(0)
     names, data = ['conv.lin', 'last'], graph(num_features=8)
-    for channels in find_channels(
-        Shared(), NodeTask(KnownGraph(data)), names, 30, 1
-    ):
+    for channels in find_channels(Shared(), NodeTask(data), names, 30, 1):
         assert 0 < channels.rows['conv.lin'].sum() < 8
         assert channels.cols['conv.lin'].all()
         assert torch.equal(channels.cols['last'], channels.rows['conv.lin'])
@@ -390,7 +385,7 @@ def test_channel_rigl(density):
     moved = False
     for _ in range(8):
         optimizer.zero_grad()
-        NodeTask(KnownGraph(data)).loss(model, data).backward()
+        NodeTask(data).loss(model, data).backward()
         optimizer.step()
         scheduler.step()
         for name, layer in scheduler.layers.items():
