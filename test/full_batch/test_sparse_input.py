@@ -2,83 +2,124 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch_geometric.nn import GCN, Linear
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.full_batch.sparse_input import (
-    DoublySparseLinear,
     SparseInput,
-    SparseInputLinear,
-    swap_linears,
+    SparseInputs,
 )
 from torch_geometric_ext.nn import SparseLinear
 
+CHANNELS = 50
 
-def features(device='cpu'):
-    x = torch.zeros(20, 50, device=device)
-    x[torch.arange(20), torch.arange(0, 40, 2)] = torch.rand(20, device=device)
-    return x
+
+def features(device='cpu', dtype=torch.float):
+    """Each node has one feature that is not zero."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(20, CHANNELS)
+    x[torch.arange(20), torch.arange(0, 40, 2)] = torch.rand(
+        20, generator=generator
+    )
+    return x.to(device, dtype)
+
+
+def sparsely(x):
+    return SparseInputs({id(x): SparseInput.find(x)})
+
+
+class Count(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts dense products of features."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_dense = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        dense = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+        self.num_dense += func in dense and not any(
+            x.layout == torch.sparse_csr for x in args
+        )
+        return func(*args, **(kwargs or {}))
 
 
 @withCUDA
-def test_equals_the_dense_layer(device):
-    x = features(device)
-    inputs = SparseInput.find(x)
-    dense = GCN(50, 8, num_layers=2, out_channels=50).to(device)
-    model = swap_linears(copy.deepcopy(dense), [inputs])
-    assert isinstance(model.convs[0].lin, SparseInputLinear)
-    assert type(model.convs[1].lin) is Linear
-    assert list(model.state_dict()) == list(dense.state_dict())
-
+@pytest.mark.parametrize('dtype', [torch.float, torch.double])
+def test_models_are_equal(dtype, device):
+    torch.manual_seed(0)
+    x = features(device, dtype)
+    model = GCN(CHANNELS, 8, 2, CHANNELS).to(device, dtype)
     edge_index = torch.tensor([[0, 1, 2], [1, 2, 3]], device=device)
-    outs = [net(x, edge_index) for net in [dense, model]]
-    torch.testing.assert_close(*outs)
-    for out in outs:
-        out.square().sum().backward()
-    for a, b in zip(dense.parameters(), model.parameters()):
-        torch.testing.assert_close(a.grad, b.grad)
+    expected = model(x, edge_index)
+    with sparsely(x):
+        out = model(x, edge_index)
+    torch.testing.assert_close(out, expected)
+    params = list(model.parameters())
+    grads = [
+        torch.autograd.grad(y.square().sum(), params) for y in [out, expected]
+    ]
+    torch.testing.assert_close(*grads)
 
 
-def test_other_inputs_are_dense():
+PRODUCTS = {
+    'linear': F.linear,
+    'matmul': lambda x, weight: torch.matmul(x, weight.t()),
+    'mm': lambda x, weight: torch.mm(x, weight.t()),
+    'operator': lambda x, weight: x @ weight.t(),
+    'method': lambda x, weight: x.mm(weight.t()),
+}
+
+
+@pytest.mark.parametrize('name', PRODUCTS)
+def test_products(name):
+    x, product = features(), PRODUCTS[name]
+    weight = torch.randn(3, CHANNELS)
+    expected = product(x, weight)
+    with sparsely(x), Count() as count:
+        torch.testing.assert_close(product(x, weight), expected)
+        assert count.num_dense == 0
+        other = x.clone()
+        assert torch.equal(product(other, weight), expected)
+        assert count.num_dense == 1
+
+
+def test_other_products_are_dense():
     x = features()
-    model = swap_linears(torch.nn.Sequential(Linear(50, 4)), [SparseInput(x)])
-    other = torch.randn(3, 50)
-    weight, bias = model[0].weight, model[0].bias
-    assert torch.equal(model(other), other @ weight.t() + bias)
-    assert copy.deepcopy(model)[0].inputs[0] is model[0].inputs[0]
+    calls = [
+        lambda: F.linear(input=x, weight=torch.ones(3, CHANNELS)),
+        lambda: x.matmul(torch.ones(CHANNELS)),
+        lambda: x @ torch.ones(2, CHANNELS, 3),
+        lambda: torch.ones(3, 20) @ x,
+        lambda: x @ torch.eye(CHANNELS).to_sparse(),
+        lambda: x + x,
+    ]
+    for call in calls:
+        expected = call()
+        with sparsely(x):
+            assert torch.equal(call(), expected)
+    with sparsely(x), pytest.raises(RuntimeError, match='dtype'):
+        x @ torch.ones(CHANNELS, 3, dtype=torch.double)
 
 
-@pytest.mark.parametrize(
-    'cls, name', [(torch.nn.Linear, 'input'), (Linear, 'x')]
-)
-def test_serves_as_the_dense_layer(cls, name):
+@pytest.mark.parametrize('cls', [nn.Linear, Linear])
+def test_layers_and_autocast(cls):
+    x, layer = features(), cls(CHANNELS, 4)
+    with sparsely(x), Count() as count:
+        torch.testing.assert_close(layer(x), F.linear(x, *layer.parameters()))
+        assert count.num_dense == 0
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+
+
+def test_parametrized_layers():
     x = features()
-    dense = cls(50, 4)
-    layer = swap_linears(torch.nn.Sequential(dense), [SparseInput(x)])[0]
-    assert isinstance(layer, SparseInputLinear)
-    torch.testing.assert_close(layer(**{name: x}), dense(x))
-    for key in ['in_channels', 'in_features', 'out_channels', 'out_features']:
-        assert getattr(layer, key, None) == getattr(dense, key, None)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert torch.equal(layer(x), dense(x))
-
-
-def test_layers_of_other_classes_stay():
-    class Scaled(torch.nn.Linear):
-        scale = 2.0
-
-    layer = torch.nn.Sequential(Scaled(50, 4))
-    assert swap_linears(layer, [SparseInput(features())])[0].scale == 2.0
-
-
-def test_columns_equal_those_of_the_transpose():
-    for size in [(20, 50), (0, 5), (5, 0), (3, 7)]:
-        x = torch.rand(size) * (torch.rand(size) < 0.1)
-        cols, expected = SparseInput(x).cols, x.t().to_sparse_csr()
-        assert cols.shape == expected.shape
-        for name in ['crow_indices', 'col_indices', 'values']:
-            a, b = getattr(cols, name)(), getattr(expected, name)()
-            assert torch.equal(a, b)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(CHANNELS, 4))
+    expected = layer(x)
+    with sparsely(x), Count() as count:
+        torch.testing.assert_close(layer(x), expected)
+    assert count.num_dense == 0
 
 
 @withCUDA
@@ -86,56 +127,70 @@ def test_columns_equal_those_of_the_transpose():
 @pytest.mark.parametrize('bias', [True, False])
 def test_sparse_layers_skip_zeros_of_both(device, sparsity, pays, bias):
     x = features(device)
-    dense = SparseLinear(50, 4, bias=bias, sparsity=sparsity, seed=0)
-    dense = dense.to(device)
-    other = torch.nn.Sequential(copy.deepcopy(dense))
-    layer = swap_linears(other, [SparseInput(x)])[0]
-    assert type(layer) is DoublySparseLinear
-    assert list(layer.state_dict()) == list(dense.state_dict())
-
-    outs = [net(x) for net in [dense, layer]]
-    torch.testing.assert_close(*outs)
-    assert torch.equal(*outs) or pays
-    for out in outs:
-        out.square().sum().backward()
-    for a, b in zip(dense.parameters(), layer.parameters()):
-        torch.testing.assert_close(a.grad, b.grad)
-
-    assert torch.equal(layer(x.clone()), dense(x))
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        assert torch.equal(layer(x), dense(x))
-    with pytest.raises(ValueError, match="'x' needs to be of the type"):
-        layer.double()(x)
+    layer = SparseLinear(CHANNELS, 4, bias=bias, sparsity=sparsity, seed=0)
+    layer = layer.to(device)
+    expected = layer(x)
+    with sparsely(x):
+        out = layer(x)
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(out, expected) or pays
+    params = list(layer.parameters())
+    grads = [
+        torch.autograd.grad(y.square().sum(), params) for y in [out, expected]
+    ]
+    torch.testing.assert_close(*grads)
 
 
 def test_sparse_layers_follow_moves():
-    x = features()
-    sparse = SparseLinear(50, 4, sparsity=0.5, seed=0)
-    layer = swap_linears(torch.nn.Sequential(sparse), [SparseInput(x)])[0]
-    index, values = torch.arange(100), torch.rand(100)
-    layer.set_weights(index, values)
-    weight = torch.cat([values, torch.zeros(100)]).view(4, 50)
-    torch.testing.assert_close(layer(x), x @ weight.t() + layer.bias)
-    layer.reset_mask(seed=1)
-    expected = x @ layer.weight.t() + layer.bias
-    torch.testing.assert_close(layer(x), expected)
-    assert copy.deepcopy(layer).inputs[0] is layer.inputs[0]
+    x, layer = features(), SparseLinear(CHANNELS, 4, sparsity=0.5, seed=0)
+    with sparsely(x):
+        for _ in range(2):
+            expected = x @ layer.weight.t() + layer.bias
+            torch.testing.assert_close(layer(x), expected)
+            layer.reset_mask(seed=1)
 
 
-def test_sparse_layers_of_other_sizes_stay():
-    model = torch.nn.Sequential(SparseLinear(40, 4))
-    model = swap_linears(model, [SparseInput(features())])
-    assert type(model[0]) is SparseLinear
+@withCUDA
+def test_gradients(device):
+    inputs = SparseInput.find(features(device, torch.double))
+    weight = torch.randn(CHANNELS, 2, device=device).double().requires_grad_()
+    assert torch.autograd.gradcheck(inputs.matmul, weight)
+    assert torch.autograd.gradgradcheck(inputs.matmul, weight)
+
+
+def test_gradients_of_many_rows():
+    """More than fit into a block."""
+    x = torch.rand(5000, 30) * (torch.rand(5000, 30) < 0.05)
+    weight = torch.randn(30, 3, requires_grad=True)
+    out, expected = SparseInput.find(x).matmul(weight), x @ weight
+    grads = [
+        torch.autograd.grad(y.square().sum(), weight) for y in [out, expected]
+    ]
+    torch.testing.assert_close(*grads)
+
+
+def test_take():
+    x, nodes = features(), torch.tensor([3, 0, 3])
+    inputs = SparseInput.find(x)
+    part = inputs.take(x[nodes], nodes)
+    assert torch.equal(part.rows.to_dense(), x[nodes])
+    assert part.density == inputs.density == 1 / CHANNELS
+    size = inputs.num_bytes
+    assert size == 20 * (4 + 8)
+    inputs.matmul(
+        torch.randn(CHANNELS, 2, requires_grad=True)
+    ).sum().backward()
+    assert inputs.num_bytes == 2 * size
+    assert copy.copy(inputs).x is x
 
 
 @pytest.mark.parametrize(
     'x',
     [
-        None,
         torch.ones(20, 50),
         torch.zeros(20, 50, dtype=torch.long),
+        torch.zeros(20, 50, dtype=torch.half),
         torch.zeros(20, 5, 10),
-        torch.zeros(20, 50).to_sparse(),
         torch.zeros(20, 50, requires_grad=True),
     ],
 )

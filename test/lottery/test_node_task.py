@@ -1,7 +1,10 @@
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from full_batch.models import CHANNELS, NUM_NODES, make_graph
 from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN
@@ -79,6 +82,90 @@ class Constant(Module):
 @pytest.mark.parametrize('out', [torch.ones(4), (torch.ones(4, 2), 0)])
 def test_other_results_of_models(out):
     mask = torch.ones(4, dtype=torch.bool)
-    data = graph(y=torch.arange(4) % 2, train_mask=mask, val_mask=mask)
+    y = torch.zeros(4, dtype=torch.long)
+    data = graph(y=y, train_mask=mask, val_mask=mask)
     with pytest.raises(ValueError, match='a score of each class'):
         NodeTask(data).loss(Constant(out), data)
+
+
+def large_graph():
+    data = make_graph()
+    data.edge_index = data.edge_index[:, :300]
+    return data
+
+
+def check(task, model):
+    """Compare losses and gradients with those of an accelerated task."""
+    other = copy.deepcopy(model)
+    fast = task.accelerate(model)
+    loss, expected = fast.loss(model, None), task.loss(other, task.data)
+    torch.testing.assert_close(loss, expected)
+    grads = [
+        torch.autograd.grad(x, list(net.parameters()))
+        for x, net in [(loss, model), (expected, other)]
+    ]
+    torch.testing.assert_close(*grads)
+    assert fast.evaluate(model) == task.evaluate(other)
+    model.train()
+    return fast
+
+
+def test_accelerate():
+    torch.manual_seed(0)
+    task, model = NodeTask(large_graph()), GCN(CHANNELS, 8, 2, 3).double()
+    fast = check(task, model)
+    assert fast.batches()[0].num_nodes < 0.5 * NUM_NODES
+    mask = torch.arange(task.data.num_edges) % 3 > 0
+    check(task.pruned(mask), GCN(CHANNELS, 8, 2, 3).double())
+
+
+def test_graphs_that_are_not_static():
+    torch.manual_seed(0)
+    data = large_graph()
+    data.x.requires_grad_()
+    task, model = NodeTask(data), GCN(CHANNELS, 8, 2, 3).double()
+    assert task.accelerate(model) is task
+    task.loss(model, data).backward()
+    assert data.x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('fraction', [0.5, 1.0])
+def test_distilled_tasks_train_on_all_nodes(fraction):
+    torch.manual_seed(0)
+    model = GCN(CHANNELS, 8, 2, 3).double()
+    task = NodeTask(large_graph()).distilled(copy.deepcopy(model), fraction)
+    fast = check(task, model)
+    assert fast.nodes is None and fast.target_rows is None
+
+
+@pytest.mark.parametrize('prune', [False, True])
+def test_distilled_tasks_train_on_samples(monkeypatch, prune):
+    monkeypatch.setattr(module, 'MIN_TARGETS', 20)
+    torch.manual_seed(0)
+    model = GCN(CHANNELS, 8, 2, 3).double()
+    task = NodeTask(large_graph())
+    task = task.distilled(copy.deepcopy(model), 0.75, torch.Generator())
+    if prune:
+        task = task.pruned(torch.arange(task.data.num_edges) % 3 > 0)
+    fast = task.accelerate(model)
+    assert fast.batches()[0].num_nodes < 0.5 * NUM_NODES
+    assert task.sample.numel() == 20
+
+    data, mask = task.data, task.data.train_mask
+    out = copy.deepcopy(model).train()(data.x, data.edge_index)
+    loss = 0.25 * F.cross_entropy(out[mask], data.y[mask])
+    targets = task.targets[task.sample]
+    loss = loss + 0.75 * F.cross_entropy(out[task.sample], targets)
+    model.train()
+    torch.testing.assert_close(fast.loss(model, None), loss)
+
+
+def test_all_targets_are_used_where_that_is_free(monkeypatch):
+    monkeypatch.setattr(module, 'MIN_TARGETS', 280)
+    torch.manual_seed(0)
+    model = GCN(CHANNELS, 8, 2, 3, norm='graph_norm').double()
+    task = NodeTask(make_graph())
+    task = task.distilled(copy.deepcopy(model), 0.75, torch.Generator())
+    fast = task.accelerate(model)
+    assert fast.batches()[0].num_nodes == NUM_NODES
+    assert fast.nodes is None and fast.target_rows is None

@@ -12,7 +12,10 @@ from torch.nn.parameter import is_lazy
 from torch_geometric.data import Data
 from torch_geometric.nn import Sequential
 
-from torch_geometric_ext.full_batch.cached_convs import find_fast_convs
+from torch_geometric_ext.full_batch.cached_convs import (
+    StaticEdges,
+    find_fast_convs,
+)
 from torch_geometric_ext.full_batch.receptive_field import (
     Forward,
     Plan,
@@ -310,6 +313,8 @@ def call_model(model: Module, data: Data) -> Tensor:
 def edge_kwargs(model: Module, data: Data) -> Dict[str, Any]:
     """Return the edge weights and edge features that a model takes."""
     accepted = list(inspect.signature(model.forward).parameters)
+    if isinstance(model, StaticEdges):
+        accepted = list(model.signature.parameters)
     if isinstance(model, Sequential):  # Its signature is an attribute.
         accepted = list(model.signature.param_dict)
     return {

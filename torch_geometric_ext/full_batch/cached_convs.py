@@ -144,9 +144,8 @@ class StaticGCNConv(NormalizedEdges, GCNConv):
         # Nodes at the border of a subgraph lack edges to normalize by:
         conv = shallow_copy(self)
         conv.normalize = False
-        return super(StaticGCNConv, conv).forward(
-            x, adj.edge_index, adj.weight
-        )
+        forward = super(StaticGCNConv, conv).forward
+        return forward(x, adj.edge_index, adj.weight)
 
     def _finish(self, out: Tensor) -> Tensor:
         return out if self.bias is None else out + self.bias
@@ -200,15 +199,15 @@ class StaticSum(StaticConv):
         """
         raise NotImplementedError
 
+    def transform(self, out: Tensor, x: Tensor) -> Tensor:
+        """Transform the aggregation, of self-loops, too."""
+        raise NotImplementedError
+
     def finish(
         self, out: Tensor, x: Tensor, is_sparse: bool = False
     ) -> Tensor:
         """Return the output of the layer from its aggregation."""
         return self.transform(out, x)
-
-    def transform(self, out: Tensor, x: Tensor) -> Tensor:
-        """Transform the aggregation, of self-loops, too."""
-        raise NotImplementedError
 
 
 class StaticGINConv(StaticSum, GINConv):
@@ -274,10 +273,15 @@ class StaticEdges(StaticConv):
     prepares: str
     adj: Optional[Adjacency] = None
 
+    @property
+    def signature(self) -> inspect.Signature:
+        """The signature of the convolution."""
+        return inspect.signature(super().forward)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the convolution, faster if it knows the graph."""
-        bound = inspect.signature(super().forward).bind(*args, **kwargs)
-        given, parameters = bound.arguments, bound.signature.parameters
+        given = self.signature.bind(*args, **kwargs).arguments
+        parameters = self.signature.parameters
         key = next(key for key in EDGE_KEYS if key in parameters)
         x, found = given['x'], None
         if given.get('size') is None:
@@ -367,11 +371,7 @@ CLASSES: Dict[type, type] = {
 
 
 class AddBias(Module):
-    """Add the bias of a linear layer, and nothing else.
-
-    Args:
-        linear (torch.nn.Module): The layer.
-    """
+    """Add the bias of a linear layer, and nothing else."""
 
     def __init__(self, linear: Module) -> None:
         super().__init__()

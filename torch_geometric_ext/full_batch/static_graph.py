@@ -33,9 +33,9 @@ def caches(function: Function) -> Function:
     @wraps(function)
     def wrapper(self: 'StaticGraph', *args: Any) -> Any:
         device = self.data.x.device.type
-        with torch.inference_mode(False), torch.no_grad():
-            with torch.autocast(device, enabled=False):
-                return function(self, *args)
+        autocast = torch.autocast(device, enabled=False)
+        with torch.inference_mode(False), torch.no_grad(), autocast:
+            return function(self, *args)
 
     return wrapper  # type: ignore[return-value]
 
@@ -123,14 +123,13 @@ class StaticGraph:
         """Raise an error if a tensor was changed in place."""
         for key, version in self._versions.items():
             if self.data[key]._version != version:
+                other = "another 'StaticGraph'"
+                if key == 'x':
+                    other = "'StaticGraph.update(x)'"
                 raise RuntimeError(
                     f"'{key}' of a 'StaticGraph' was changed in place, after "
                     f'it was cached; use '
-                    + (
-                        "'StaticGraph.update(x)'"
-                        if key == 'x'
-                        else "another 'StaticGraph'"
-                    )
+                    f'{other}'
                 )
 
     @caches
