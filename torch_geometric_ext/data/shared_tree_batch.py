@@ -29,7 +29,8 @@ class SharedTreeBatch(Data):
       to the lowest. They have the meaning of
       :class:`~torch_geometric.loader.NeighborLoader`:
       :func:`~torch_geometric.utils.trim_to_layer` drops nodes that later
-      layers do not read.
+      layers do not read (set :obj:`levelwise=False` in
+      :func:`~torch_geometric_ext.nn.shared_batch`, which does so itself).
 
     The attribute :obj:`batch` does not exist, since graphs share trees. Pool
     with :class:`~torch_geometric_ext.nn.RootAggregation`.

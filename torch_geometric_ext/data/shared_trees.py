@@ -74,7 +74,13 @@ class SharedTrees:
         return [num_labels] + [level.own.numel() for level in self.levels]
 
     def report(self) -> SharingReport:
-        """Return the sizes of the plain graphs and of the shared trees."""
+        """Return the sizes of the plain graphs and of the shared trees.
+
+        The sizes are those of one mini-batch of the whole data set. Smaller
+        mini-batches share less:
+        :meth:`~torch_geometric_ext.loader.SharedTreeLoader.report` returns
+        their sizes.
+        """
         return SharingReport(
             self.num_layers,
             len(self),

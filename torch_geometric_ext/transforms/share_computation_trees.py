@@ -13,8 +13,8 @@ from torch_geometric_ext.transforms.tree_settings import (
     tree_settings,
 )
 
-# The ratio of nodes to distinct trees below which a user is warned; a choice:
-# mini-batches share less than the whole data set.
+# The nodes for each distinct tree of the data set below which to warn; a
+# choice: mini-batches share less, as `SharedTreeLoader` reports.
 MIN_RATIO = 1.5
 
 
@@ -31,12 +31,13 @@ class ShareComputationTrees:
     .. code-block:: python
 
         shared = ShareComputationTrees(num_layers=2)(train_dataset)
-        print(shared.report())
         loader = SharedTreeLoader(shared, batch_size=512, shuffle=True)
+        print(loader.report())
         aggr = RootAggregation('sum')
 
         for batch in loader:
-            h = gnn(batch.x, batch.edge_index)  # Two layers.
+            with shared_batch(batch):
+                h = gnn(batch.x, batch.edge_index)  # Two layers.
             loss = F.cross_entropy(head(aggr(h, batch)), batch.y)
 
     Sharing is exact for convolutions that read one hop, aggregate a multiset
@@ -178,10 +179,10 @@ class ShareComputationTrees:
         ratio = shared.report().node_ratio
         if ratio < MIN_RATIO:
             warnings.warn(
-                f'Sharing {self.num_layers} layers of computation trees does '
-                f'not pay for this data set: there are only {ratio:.1f} nodes '
-                f'for each distinct tree. Use fewer layers, which share more, '
-                f"or 'LevelwiseConv', which computes less",
+                f'Trees of depth {self.num_layers} may save no time: this '
+                f'data set has only {ratio:.1f} nodes for each distinct tree. '
+                f"Check 'SharedTreeLoader(...).report()' at your batch size, "
+                f'or use fewer layers, which share more',
                 stacklevel=3,
             )
 

@@ -9,17 +9,24 @@ from torch_geometric_ext.nn.shared_batch import current_context
 class LevelwiseConv(torch.nn.Module):
     r"""Run a convolution on one level of shared computation trees.
 
-    :func:`~torch_geometric_ext.nn.shared_batch` runs all convolutions level
-    by level by default. This wrapper does so without the equivalence check,
-    from the first call on, and if :obj:`levelwise=False` is set. Use it for
-    convolutions that cannot be checked but are known to read one hop.
-    Outside of :func:`~torch_geometric_ext.nn.shared_batch`, it is the
-    convolution it wraps. The keys of a :obj:`state_dict()` gain a
-    :obj:`conv.`, until :meth:`revert`.
+    :func:`~torch_geometric_ext.nn.shared_batch` runs convolutions level by
+    level by default, without this wrapper. Wrap a convolution if it reads one
+    hop and
+
+    * it does not pass the equivalence check of
+      :func:`~torch_geometric_ext.nn.shared_batch`,
+    * its first call has to run on one level (by default, it runs on all levels
+      if no module calls the convolution, or if parameters are lazy), or
+    * the block sets :obj:`levelwise=False`.
+
+    The wrapper does not check that the convolution reads one hop. Outside of
+    :func:`~torch_geometric_ext.nn.shared_batch`, it is the convolution it
+    wraps. The keys of a :obj:`state_dict()` gain a :obj:`conv.`, until
+    :meth:`revert`.
 
     .. code-block:: python
 
-        model = LevelwiseConv.convert(GIN(in_channels, 64, num_layers=2))
+        model = LevelwiseConv.convert(model)  # All convolutions, unchecked.
 
         with shared_batch(batch):
             h = model(batch.x, batch.edge_index)
