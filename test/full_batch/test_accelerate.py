@@ -203,6 +203,9 @@ def test_copies():
         assert_equal(other, expected, data, data.train_mask)
         assert other.select(data.train_mask).nodes is not None
         assert not torch.equal(other(data.train_mask), fast(data.train_mask))
+        other.model.convs[0].register_message_forward_hook(lambda *args: None)
+        with pytest.warns(UserWarning, match='passes more messages'):
+            assert_equal(other, expected, data, data.train_mask)
 
 
 @pytest.mark.parametrize(

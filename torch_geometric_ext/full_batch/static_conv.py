@@ -116,6 +116,11 @@ class StaticConv(MessagePassing):
         self.note(MESSAGES)
         return super().propagate(edge_index, size=size, **kwargs)
 
+    def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
+        """Keep :meth:`propagate`, which PyG replaces in the class of a
+        convolution that is unpickled.
+        """
+
     def note(self, way: str) -> None:
         """Record how features are aggregated."""
         self.calls.append((self.name, way))
