@@ -17,8 +17,7 @@ from torch_geometric_ext.full_batch.subgraph import Selection, Subgraph
 Function = TypeVar('Function', bound=Callable[..., Any])
 
 EDGE_KEYS = ['edge_weight', 'edge_attr']
-# A subgraph of more nodes than this fraction saves less than it copies.
-MAX_FRACTION = 0.9
+MAX_FRACTION = 0.9  # A larger subgraph saves less than it copies (choice).
 MAX_SUBGRAPHS = 8  # Masks of training, validation and test, and some more.
 
 
