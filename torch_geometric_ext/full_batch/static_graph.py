@@ -17,8 +17,7 @@ from torch_geometric_ext.full_batch.subgraph import Selection, Subgraph
 Function = TypeVar('Function', bound=Callable[..., Any])
 
 EDGE_KEYS = ['edge_weight', 'edge_attr']
-# A subgraph of more nodes than this fraction saves less than it copies.
-MAX_FRACTION = 0.9
+MAX_FRACTION = 0.9  # A larger subgraph saves less than it copies (choice).
 MAX_SUBGRAPHS = 8  # Masks of training, validation and test, and some more.
 
 
@@ -123,9 +122,8 @@ class StaticGraph:
         """Raise an error if a tensor was changed in place."""
         for key, version in self._versions.items():
             if self.data[key]._version != version:
-                other = "another 'StaticGraph'"
-                if key == 'x':
-                    other = "'StaticGraph.update(x)'"
+                is_x, other = key == 'x', "another 'StaticGraph'"
+                other = "'StaticGraph.update(x)'" if is_x else other
                 raise RuntimeError(
                     f"'{key}' of a 'StaticGraph' was changed in place, after "
                     f'it was cached; use '
@@ -169,9 +167,9 @@ class StaticGraph:
                 return selection.subgraph
         if hasattr(edge_index, IS_SUBGRAPH):
             raise RuntimeError(
-                f'a subgraph is no longer cached; compute gradients of a '
-                f'model with checkpoints before it runs on {MAX_SUBGRAPHS} '
-                f'other selections of nodes'
+                f'a subgraph is no longer cached; run a model with '
+                f'checkpoints on up to {MAX_SUBGRAPHS} selections of nodes '
+                f'before gradients are computed'
             )
         return None
 
