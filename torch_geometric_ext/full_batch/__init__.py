@@ -1,4 +1,5 @@
-from .accelerate import AcceleratedModel, accelerate
+from .accelerate import accelerate
+from .accelerated_model import AcceleratedModel
 from .report import Report
 from .static_graph import StaticGraph
 

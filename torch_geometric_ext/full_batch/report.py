@@ -7,9 +7,9 @@ import torch
 from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.full_batch.cached_convs import obstacle
-from torch_geometric_ext.full_batch.receptive_field import MODES, Plan
-from torch_geometric_ext.full_batch.static_conv import MESSAGES
+from torch_geometric_ext.full_batch.conv.find_static_convs import obstacle
+from torch_geometric_ext.full_batch.conv.static_conv import MESSAGES
+from torch_geometric_ext.full_batch.plan import MODES, Plan
 from torch_geometric_ext.full_batch.static_graph import StaticGraph
 
 

@@ -17,6 +17,14 @@ from torch.nn import Module
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from torch_geometric_ext.lottery.check import (
+    check_data,
+    check_fit,
+    check_node_task,
+    check_optimizer,
+    check_prunable,
+    warn_if_no_update,
+)
 from torch_geometric_ext.lottery.checkpoint import Checkpoint
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.prune_edges import (
@@ -42,14 +50,6 @@ from torch_geometric_ext.lottery.task import (
     Task,
 )
 from torch_geometric_ext.lottery.ticket import Ticket
-from torch_geometric_ext.lottery.validation import (
-    check_data,
-    check_fit,
-    check_node_task,
-    check_optimizer,
-    check_prunable,
-    warn_if_no_update,
-)
 from torch_geometric_ext.lottery.weights.weight_masks import (
     clear_caches,
     weight_key,

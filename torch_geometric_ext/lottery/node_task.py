@@ -12,8 +12,8 @@ from torch_geometric_ext.full_batch import (
     StaticGraph,
     accelerate,
 )
-from torch_geometric_ext.full_batch.accelerate import call_model
-from torch_geometric_ext.full_batch.static_graph import EDGE_KEYS, is_static
+from torch_geometric_ext.full_batch.call_model import call_model
+from torch_geometric_ext.full_batch.check_static import EDGE_KEYS, is_static
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 from torch_geometric_ext.lottery.task import Task
 

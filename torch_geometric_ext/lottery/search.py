@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch_geometric_ext.data.digest import digest
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.edge_pruner import EdgePruner
-from torch_geometric_ext.lottery.edges.edge_ranking import prune_randomly
+from torch_geometric_ext.lottery.edges.edge_selection import prune_randomly
 from torch_geometric_ext.lottery.edges.learned_scores import LearnedScores
 from torch_geometric_ext.lottery.settings import Settings
 from torch_geometric_ext.lottery.stage import (

@@ -7,7 +7,7 @@ from torch_geometric.nn.aggr import Aggregation
 
 from torch_geometric_ext.nn.aggr.root_aggregation import ORDERED_AGGRS
 from torch_geometric_ext.nn.norm import TreeBatchNorm
-from torch_geometric_ext.nn.one_hop import (
+from torch_geometric_ext.nn.reads_one_hop import (
     BATCH_NORMS,
     guess_inputs,
     reads_one_hop,

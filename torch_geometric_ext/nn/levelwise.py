@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
-from torch_geometric_ext.nn.one_hop import Inputs, reads_one_hop
+from torch_geometric_ext.nn.reads_one_hop import Inputs, reads_one_hop
 from torch_geometric_ext.nn.tree_levels import (
     Rows,
     TrackRows,

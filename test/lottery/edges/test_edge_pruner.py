@@ -4,7 +4,7 @@ from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.edge_pruner import EdgePruner
-from torch_geometric_ext.lottery.edges.edge_ranking import (
+from torch_geometric_ext.lottery.edges.edge_selection import (
     prune_by_degree,
     prune_by_score,
     prune_randomly,

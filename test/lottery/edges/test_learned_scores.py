@@ -9,7 +9,7 @@ from torch_geometric.testing import withCUDA
 from torch_geometric.utils import to_torch_csr_tensor
 
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
-from torch_geometric_ext.lottery.edges.edge_ranking import spread_penalty
+from torch_geometric_ext.lottery.edges.edge_selection import spread_penalty
 from torch_geometric_ext.lottery.edges.learned_scores import LearnedScores
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
-from torch_geometric_ext.lottery.edges.edge_ranking import (
+from torch_geometric_ext.lottery.edges.edge_selection import (
     prune_by_degree,
     prune_by_score,
     prune_randomly,

@@ -8,7 +8,7 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import is_sparse
 
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
-from torch_geometric_ext.lottery.edges.edge_ranking import spread_penalty
+from torch_geometric_ext.lottery.edges.edge_selection import spread_penalty
 from torch_geometric_ext.lottery.task import LossFunction
 from torch_geometric_ext.lottery.weights.weight_masks import clear_caches
 
@@ -27,7 +27,7 @@ class LearnedScores(Module):
         l1 (float, optional): Weight of the mean magnitude of scores in the
             loss. (default: :obj:`1e-4`)
         spread (float, optional): Weight of
-            :func:`~torch_geometric_ext.lottery.edges.edge_ranking.spread_penalty`
+            :func:`~torch_geometric_ext.lottery.edges.edge_selection.spread_penalty`
             in the loss. (default: :obj:`0.1`)
     """
 

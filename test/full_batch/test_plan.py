@@ -164,7 +164,7 @@ class Hubs(nn.Module):
 @pytest.mark.parametrize('mode', [True, False])
 def test_graph_itself_is_compared(monkeypatch, mode):
     """What a small random graph cannot show."""
-    module = 'torch_geometric_ext.full_batch.receptive_field.random_graph'
+    module = 'torch_geometric_ext.full_batch.plan.random_graph'
     graph = StaticGraph(make_graph())
     small = StaticGraph(make_graph())
     small.update(small.data.x)

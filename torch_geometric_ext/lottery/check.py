@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.full_batch.accelerate import edge_kwargs
+from torch_geometric_ext.full_batch.call_model import edge_kwargs
 from torch_geometric_ext.nn import SparseLinear
 
 NODE_TASK_KEYS = ['x', 'edge_index', 'y', 'train_mask', 'val_mask']

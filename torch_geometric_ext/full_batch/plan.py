@@ -12,8 +12,8 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_ext.full_batch.adjacency import DTYPES
-from torch_geometric_ext.full_batch.cached_convs import obstacle
-from torch_geometric_ext.full_batch.static_conv import CACHED, MESSAGES
+from torch_geometric_ext.full_batch.conv.find_static_convs import obstacle
+from torch_geometric_ext.full_batch.conv.static_conv import CACHED, MESSAGES
 from torch_geometric_ext.full_batch.static_graph import StaticGraph
 from torch_geometric_ext.nn.equivalence import (
     NoDropout,

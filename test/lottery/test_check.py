@@ -5,8 +5,8 @@ from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN, GCNConv, Linear, Sequential
 
-from torch_geometric_ext.full_batch.accelerate import call_model
-from torch_geometric_ext.lottery.validation import (
+from torch_geometric_ext.full_batch.call_model import call_model
+from torch_geometric_ext.lottery.check import (
     check_data,
     check_node_task,
 )

@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
-from torch_geometric_ext.lottery.edges.edge_ranking import (
+from torch_geometric_ext.lottery.edges.edge_selection import (
     NUM_ROUNDS,
     prune_by_degree,
     prune_by_degree_product,

@@ -9,7 +9,8 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_ext.full_batch.adjacency import DTYPES, Adjacency
-from torch_geometric_ext.full_batch.static_graph import EDGE_KEYS, StaticGraph
+from torch_geometric_ext.full_batch.check_static import EDGE_KEYS
+from torch_geometric_ext.full_batch.static_graph import StaticGraph
 from torch_geometric_ext.full_batch.subgraph import Subgraph
 from torch_geometric_ext.nn.linear_layers import HOOKS
 

@@ -3,7 +3,7 @@ import torch
 from torch_geometric import nn as pyg
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.nn.one_hop import (
+from torch_geometric_ext.nn.reads_one_hop import (
     Inputs,
     guess_inputs,
     reads_one_hop,
