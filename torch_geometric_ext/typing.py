@@ -1,4 +1,4 @@
-"""Flags of optional dependencies.
+"""Load the compiled operators and set the flag `WITH_EXT`.
 
 Read a flag when it is needed (``torch_geometric_ext.typing.WITH_EXT``) instead
 of importing its value, so that tests can switch it off.

@@ -28,16 +28,15 @@ def accelerate(
     r"""Make a model faster on a static graph, with equal outputs and
     gradients.
 
-    The result computes
+    The accelerated model
 
-    * only what the outputs that are asked for depend on, the receptive field
-      of a mask or of indices,
-    * the aggregation of features, the normalization of edges and self-loops
-      once,
-    * products of features of which few values are not zero without the zeros,
-    * the transformation before the aggregation where a layer has fewer
-      outputs than inputs, and
-    * aggregations as sparse matrix products, without a message for each edge,
+    * computes only the receptive field of the requested outputs (a mask or
+      indices),
+    * aggregates features, normalizes edges and adds self-loops once,
+    * skips zeros in products with sparse features,
+    * transforms before it aggregates where a layer has fewer outputs than
+      inputs, and
+    * aggregates by sparse matrix products, without a message for each edge,
       in :class:`~torch_geometric.nn.conv.GCNConv`,
       :class:`~torch_geometric.nn.conv.GCN2Conv`,
       :class:`~torch_geometric.nn.conv.GINConv`,
@@ -47,11 +46,12 @@ def accelerate(
       :class:`~torch_geometric.nn.conv.GATv2Conv` and
       :class:`~torch_geometric.nn.conv.APPNP`.
 
-    Any model is allowed. Whether it computes the same is checked with a small
-    random graph in double precision, and on the graph itself. What is not
-    exact is not used: a model that normalizes over all nodes runs on the
-    whole graph, for example. :meth:`AcceleratedModel.report` lists what is
-    used, and why something is not.
+    Any model is allowed. An equivalence check on a small random graph in
+    double precision, and a second one on the graph itself, find out which of
+    these optimizations are exact. The others are not used: a model that
+    normalizes over all nodes runs on the whole graph, for example.
+    :meth:`AcceleratedModel.report` lists the optimizations in use, and why
+    others are not.
 
     .. code-block:: python
 
@@ -136,6 +136,6 @@ def _run_on(forward: Forward) -> Callable[..., Tensor]:
         calls: Optional[List[Tuple[str, str]]] = None,
     ) -> Tensor:
         out = AcceleratedModel(model, graph, plan, forward, calls)
-        return out._run(nodes, plan.num_hops[model.training])
+        return out.run(nodes, plan.num_hops[model.training])
 
     return run_on

@@ -87,7 +87,7 @@ class AcceleratedModel(Module):
         num_hops = self.plan.num_hops[training]
         if self.plan.modes[training] != self._modes():
             num_hops = None
-        out = self._run(nodes, num_hops)
+        out = self.run(nodes, num_hops)
         if num_hops is not None and self._reads_further(nodes, training):
             warnings.warn(
                 'The model passes more messages than when it was accelerated, '
@@ -96,7 +96,7 @@ class AcceleratedModel(Module):
                 stacklevel=2,
             )
             self.plan.num_hops[training] = None
-            out = self._run(nodes, None)
+            out = self.run(nodes, None)
         return out
 
     def select(
@@ -119,7 +119,10 @@ class AcceleratedModel(Module):
     def extra_repr(self) -> str:  # noqa: D102
         return f'graph={self.graph}'
 
-    def _run(self, nodes: Optional[Tensor], num_hops: Optional[int]) -> Tensor:
+    def run(self, nodes: Optional[Tensor], num_hops: Optional[int]) -> Tensor:
+        """Return the outputs of some nodes, computed on the subgraph within
+        some hops, or on the whole graph.
+        """
         subgraph, rows = self.graph.select(nodes, num_hops)
         self._calls.clear()
         for pair in self._copies:

@@ -1,4 +1,6 @@
-"""Find by trial what a model needs of a graph to compute some outputs."""
+"""Find the receptive field and the fastest exact plan of a model by
+equivalence checks.
+"""
 
 import copy
 import logging
@@ -82,7 +84,7 @@ def find_plan(
     run_on: RunOn,
     cache_aggregation: bool = True,
 ) -> Plan:
-    """Return the fastest plan by which a model computes the same.
+    """Return the fastest plan that passes the equivalence check.
 
     Plans are tried on a random graph whose nodes and edges have features of
     the graph, in double precision, with perturbed parameters, in training
@@ -126,7 +128,8 @@ def verify_plan(
     forward: Forward,
     run_on: RunOn,
 ) -> None:
-    """Run on the whole graph in a mode if outputs of some nodes differ.
+    """Fall back to the whole graph, in training or in evaluation, if outputs
+    of sampled nodes differ.
 
     The random graph cannot show all differences: a model may compare the
     degree of a node with a median, for example.

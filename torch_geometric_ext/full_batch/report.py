@@ -1,4 +1,4 @@
-"""Tell what an accelerated model does, and what it does not."""
+"""Report which optimizations a model uses, and why others are not used."""
 
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional

@@ -40,8 +40,9 @@ class Copy(NamedTuple):
 
 
 def shallow_copy(module: T, cls: Optional[type] = None) -> T:
-    """Return a copy, perhaps of another class, that shares everything with a
-    module but the attributes that are assigned later.
+    """Return a shallow copy of a module, optionally with another class.
+
+    Later assignments do not change the original.
     """
     out: Any = object.__new__(type(module) if cls is None else cls)
     vars(out).update(vars(module))

@@ -147,8 +147,8 @@ def _sparse_linear(
     col: Tensor,
     *pattern: Tensor,
 ) -> Any:
-    """Skip the zeros of the features if that saves more than to skip those of
-    the weight.
+    """Skip zeros of the features if this saves more work than skipping zeros
+    of the weight.
     """
     size = x.x.size(1), rowptr.numel() - 1
     numel = size[0] * size[1]

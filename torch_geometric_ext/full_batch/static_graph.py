@@ -28,8 +28,8 @@ IS_SUBGRAPH = '_is_static_subgraph'  # Marks the edges of subgraphs.
 
 
 def caches(function: Function) -> Function:
-    """Let a method compute tensors that later calls use in any mode of
-    gradients and precision.
+    """Run a method without autograd, autocast and inference mode, so that the
+    tensors that it caches are valid in every mode.
     """
 
     @wraps(function)
@@ -108,7 +108,7 @@ class StaticGraph:
 
     @property
     def undirected(self) -> bool:
-        """Whether all edges go both ways."""
+        """Return whether all edges go both ways."""
         if self._undirected is None:
             index, num_nodes = self.data.edge_index, self.num_nodes
             self._undirected = is_undirected(index, num_nodes=num_nodes)

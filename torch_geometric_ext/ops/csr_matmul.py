@@ -82,7 +82,7 @@ class _Matmul(torch.autograd.Function):
 
 
 class _DotProducts(torch.autograd.Function):
-    """Multiply what both ends of each edge hold."""
+    """Compute the dot product of both ends of each edge."""
 
     @staticmethod
     def forward(

@@ -69,7 +69,7 @@ class Discretize(BaseTransform):
 
     @property
     def fitted(self) -> bool:
-        """Whether :meth:`fit` has found bins."""
+        """Return whether :meth:`fit` was called."""
         return len(self._bins) > 0
 
     def fit(self, dataset: Any) -> 'Discretize':

@@ -24,7 +24,7 @@ Edges = Tuple[Tensor, Optional[Tensor]]
 
 
 class StaticConv(MessagePassing):
-    """Precede the class of a convolution.
+    """Mix static-graph caching into a convolution, whose class comes next.
 
     Attributes:
         name (str): The name of the convolution in its model.
