@@ -224,7 +224,9 @@ def compare(
     name: str, data: Data, hidden: int, args: argparse.Namespace
 ) -> Dict[str, float]:
     model = make(name, data, hidden)
-    errors = differences(name, model, data) if args.differences else [0, 0]
+    errors = [float('nan')] * 2
+    if args.differences:
+        errors = differences(name, model, data)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
     y = data.y[data.train_mask]
     methods = {'plain': plain(model, data)}
