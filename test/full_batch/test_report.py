@@ -23,12 +23,12 @@ def test_report(device):
     text = str(report)
     for line in [
         '  training: whole graph',
-        '  evaluation: 1 hops',
+        '  evaluation: 1 hop',
         '  convs.0: cached aggregation of features',
         '  convs.1: sparse matrix product',
         'nonzero, skips zeros',
         'Not used:',
-        "['norms.0.module'] normalize over all nodes in training",
+        "('norms.0.module' normalizes over all nodes in training)",
     ]:
         assert line in text
 

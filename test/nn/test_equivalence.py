@@ -121,3 +121,8 @@ def test_other_shapes_and_types_are_not_close():
     ]:
         assert not is_close(found, {'': x})
     assert is_close({}, {})
+
+
+def test_models_without_parameters():
+    results = run(nn.ReLU(), lambda m: m(torch.tensor([-1.0])), training=True)
+    assert results.keys() == {''} and results[''] == 0

@@ -38,14 +38,15 @@ class Report:
     def __str__(self) -> str:
         lines: List[str] = ['Receptive field beyond cached aggregations:']
         for mode, hops in self.num_hops.items():
-            text = 'whole graph' if hops is None else f'{hops} hops'
+            text = 'whole graph' if hops is None else f'{hops} hop'
+            text += 's' if hops is not None and hops != 1 else ''
             lines.append(f'  {mode}: {text}')
         lines.append('Convolutions:')
         for name, ways in self.convs.items():
             text = ', '.join(f'{way} in {mode}' for mode, way in ways.items())
             if len(set(ways.values())) == 1:
                 text = next(iter(ways.values()))
-            lines.append(f'  {name}: {text}')
+            lines.append(f'  {name or "model"}: {text}')
         skipped = 'skips zeros' if self.sparse_input else 'dense'
         lines.append(f'Features: {self.density:.1%} nonzero, {skipped}')
         lines.append(f'Caches: {self.num_bytes / 2**20:.1f} MiB')
@@ -73,7 +74,8 @@ def make_report(model: Module, graph: StaticGraph, plan: Plan) -> Report:
     norms = _batch_norms(model)
     key = f'the receptive field in {MODES[True]}'
     if norms and key in reasons:
-        reasons[key] += f'; {norms} normalize over all nodes in training'
+        names = ', '.join(f"'{name}'" for name in norms)
+        reasons[key] += f' ({names} normalizes over all nodes in training)'
     x = graph.data.x
     return Report(
         {MODES[key]: hops for key, hops in plan.num_hops.items()},

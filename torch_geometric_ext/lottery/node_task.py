@@ -1,4 +1,5 @@
 import copy
+from dataclasses import dataclass
 from typing import Any, Collection, List, Optional
 
 import torch
@@ -18,8 +19,19 @@ from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 from torch_geometric_ext.lottery.task import Task
 
 NODE_KEYS = ['x', 'y', 'train_mask', 'val_mask']
-MIN_TARGETS = 4096  # While weights are sparse, more are no better (PubMed).
-TEMPERATURE = 0.5  # The best model is one of an early epoch, and not sure.
+# More targets do not help sparse weights: `benchmark/lottery/lottery.py`.
+MIN_TARGETS = 4096
+# The best dense model is of an early epoch, whose predictions are smooth.
+TEMPERATURE = 0.5
+
+
+@dataclass
+class Verification:
+    """Remember, for a task and all tasks that are derived from it, whether an
+    accelerated model gave equal results on the graph.
+    """
+
+    done: bool = False
 
 
 class NodeTask(Task):
@@ -50,8 +62,7 @@ class NodeTask(Task):
         self.sample = sample
         self.is_distilled = targets is not None
         self.fast: Optional[AcceleratedModel] = None
-        # Whether an accelerated model gave equal results on the graph:
-        self.verified = False
+        self.verification = Verification()
         # The nodes that the loss depends on, if not on all:
         self.nodes: Optional[Tensor] = None
         self._set_nodes(None)
@@ -104,7 +115,7 @@ class NodeTask(Task):
         if self.graph is not None:
             self.graph.clear()  # Training goes on with the pruned graph.
         out = NodeTask(data, self.targets, self.fraction, self.sample)
-        out.verified = self.verified
+        out.verification = self.verification
         return out
 
     def identity(self) -> List[Tensor]:  # noqa: D102
@@ -145,10 +156,10 @@ class NodeTask(Task):
             model,
             self.graph,
             cache_aggregation=cache_aggregation,
-            verify=not self.verified,
+            verify=not self.verification.done,
         )
-        is_local = task.fast.plan.num_hops[True] is not None
-        self.verified = task.verified = self.verified or is_local
+        if task.fast.plan.num_hops[True] is not None:
+            self.verification.done = True
         nodes = self.data.train_mask
         if self.sample is not None:
             nodes = nodes.index_fill(0, self.sample, True)
