@@ -98,7 +98,7 @@ def test_batch_norm(device):
     report = fast.report()
     assert report.num_hops == {'training': None, 'evaluation': 1}
     reason = report.reasons['the receptive field in training']
-    assert "['norms.0.module'] normalize over all nodes" in reason
+    assert "'norms.0.module' normalizes over all nodes" in reason
 
 
 def test_hops_beyond_cached_aggregations():
