@@ -1,4 +1,3 @@
-from abc import abstractmethod
 from typing import Any, Dict, Iterator, List, Optional, Sized, Tuple, Union
 
 import torch
@@ -6,44 +5,47 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-CHUNK_SIZE = 1 << 16  # Python integers that an iterator holds, a choice.
-
-STATE_KEYS = (
-    'policy',
-    'size',
-    'budget',
-    'epoch',
-    'started',
-    'order',
-    'generator',
-    'graph_idx',
-    'feedback',
+from torch_geometric_ext.loader.check import check_arguments, require
+from torch_geometric_ext.loader.class_groups import find_groups
+from torch_geometric_ext.loader.draw import (
+    balance_weight,
+    expected_copies,
+    raise_classes,
+    systematic_sample,
 )
+from torch_geometric_ext.loader.feedback import Feedback, average
+from torch_geometric_ext.loader.history import History, plot_history
+from torch_geometric_ext.loader.sampler_state import check_state
+
+CHUNK_SIZE = 1 << 16  # Python integers that an iterator holds, a choice.
 
 
 class DynamicSampler(Sampler[int]):
     r"""Base class of samplers that draw a different subset of a data set in
     each epoch (dynamic data pruning).
 
-    The base class manages the budget of :obj:`round(keep_ratio * N)` graphs
-    (at least one), epochs, random numbers, feedback, distributed training and
-    checkpoints. A sub-class implements :meth:`_draw`. A sub-class that learns
-    from feedback also implements :meth:`_observe` and a public :obj:`update`
-    that calls :meth:`_record`.
+    The base class draws :obj:`round(keep_ratio * N)` graphs (at least one) in
+    each epoch, by default uniformly and without replacement. A sub-class
+    implements :meth:`_weights`, the relative probability of each graph. A
+    sub-class that learns from feedback also implements :meth:`_observe` and a
+    public :obj:`update` that calls :meth:`_record`.
 
     * **Planning.** The subset of an epoch is drawn when its iterator yields
       the first graph, or in :meth:`set_epoch`. All feedback of the previous
       epoch is available by then, including the last mini-batch.
     * **Feedback.** Feedback is keyed by :obj:`graph_idx`, the position of a
       graph in the data set. Shuffling, workers and ranks do not change the
-      next subset.
+      next subset. Feedback on a graph that is drawn several times is averaged.
+    * **Draws.** The number of draws of each graph is its expectation rounded
+      up or down, hence the number of draws of each class is, too.
+      :meth:`loss_weight` returns the weights of an unbiased loss.
     * **Distributed training.** If :mod:`torch.distributed` is initialized,
       all ranks draw the same subset. Each rank yields every
       :obj:`num_replicas`-th graph of the subset, padded with its first graphs.
       Planning and :meth:`state_dict` gather feedback and need to be called on
       all ranks.
 
-    The sampler takes one byte per graph of the data set, and eight bytes and
+    The sampler takes two bytes per graph of the data set, and eight bytes and
     the feedback per graph of the budget.
 
     Args:
@@ -52,6 +54,22 @@ class DynamicSampler(Sampler[int]):
         keep_ratio (float): Fraction of graphs to draw in each epoch, in
             :math:`(0, 1]`.
         num_epochs (int): Number of epochs of the whole training.
+        y (torch.Tensor, optional): The class of each graph, of shape
+            :math:`(N)`, for :obj:`balance`, :obj:`min_per_class` and
+            :meth:`history`. (default: the labels :obj:`y` of the data set)
+        balance (float, optional): The exponent :math:`\beta` that weights
+            each graph by :math:`{(N / (C \, N_{y_i}))}^{\beta}`, with the
+            size :math:`N_c` of each of :math:`C` classes. With :obj:`1.0`, all
+            classes are drawn equally often. (default: :obj:`0.0`)
+        replacement (bool, optional): If set to :obj:`True`, a graph can be
+            drawn several times in an epoch. (default: :obj:`False`)
+        min_per_class (int, optional): The minimum number of draws of each
+            class in an epoch, as far as it has that many graphs.
+            (default: :obj:`0`)
+        warmup_epochs (int, optional): Number of first epochs on all graphs.
+            (default: :obj:`0`)
+        anneal_epochs (int, optional): Number of last epochs on all graphs.
+            (default: :obj:`0`)
         seed (int, optional): Seed of the sampler's generator, equal on all
             ranks. (default: :obj:`0`)
         num_replicas (int, optional): Number of ranks.
@@ -60,10 +78,11 @@ class DynamicSampler(Sampler[int]):
             (default: the rank of this process, or zero)
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or :obj:`balance` or
+            :obj:`min_per_class` is given for labels that are not classes.
     """
 
-    _state_keys: Tuple[str, ...] = STATE_KEYS
+    _num_feedback = 1  # Number of columns of the feedback.
 
     def __init__(
         self,
@@ -71,6 +90,12 @@ class DynamicSampler(Sampler[int]):
         keep_ratio: float,
         num_epochs: int,
         *,
+        y: Optional[Tensor] = None,
+        balance: float = 0.0,
+        replacement: bool = False,
+        min_per_class: int = 0,
+        warmup_epochs: int = 0,
+        anneal_epochs: int = 0,
         seed: int = 0,
         num_replicas: Optional[int] = None,
         rank: Optional[int] = None,
@@ -82,54 +107,46 @@ class DynamicSampler(Sampler[int]):
             rank = dist.get_rank() if distributed else 0
         size = dataset if isinstance(dataset, int) else len(dataset)
 
-        name = self.__class__.__name__
-        if size < 1:
-            raise ValueError(
-                f"'dataset' of '{name}' needs to have at least one graph "
-                f'(got {size})'
-            )
-        if not 0 < keep_ratio <= 1:
-            raise ValueError(
-                f"'keep_ratio' of '{name}' needs to be in (0, 1] "
-                f'(got {keep_ratio})'
-            )
-        if num_epochs < 1:
-            raise ValueError(
-                f"'num_epochs' of '{name}' needs to be at least one "
-                f'(got {num_epochs})'
-            )
-        if not 0 <= rank < num_replicas:
-            raise ValueError(
-                f"'rank' of '{name}' needs to be in [0, {num_replicas}), as "
-                f"set by 'num_replicas' (got {rank})"
-            )
         self.size = size
         self.keep_ratio = keep_ratio
         self.num_epochs = num_epochs
+        self.balance = balance
+        self.replacement = replacement
+        self.min_per_class = min_per_class
+        self.warmup_epochs = warmup_epochs
+        self.anneal_epochs = anneal_epochs
         self.num_replicas = num_replicas
         self.rank = rank
+        check_arguments(self)
         self.budget = max(round(keep_ratio * size), 1)
         self.epoch = -1  # The last planned epoch.
 
+        self._group = find_groups(self, dataset, y)
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.long)  # Graphs of the epoch.
         self._drawn = torch.zeros(size, dtype=torch.bool)  # As a mask.
+        # The expected draws of each graph; none if they are all the same:
+        self._expected: Optional[Tensor] = None
         self._started = True  # An iterator has started the epoch.
         self._finished = False  # An iterator has finished the epoch.
-        self._feedback: List[Tuple[Tensor, Tensor]] = []
-        self._unchecked = False  # Feedback on other devices is not validated.
+        self._feedback = Feedback(self.__class__.__name__, self._num_feedback)
+        self._history = History(size)
 
     def __len__(self) -> int:
-        r"""Return the number of graphs per epoch on this rank."""
-        return -(-self.budget // self.num_replicas)
+        r"""Return the number of graphs on this rank in the epoch of the next
+        iterator.
+        """
+        return self._length(self.epoch + self._started)
 
     def __iter__(self) -> Iterator[int]:
         if self._started:
             self._plan(self.epoch + 1)
         self._started, self._finished = True, False
-        total = len(self) * self.num_replicas
+        total = self._length(self.epoch) * self.num_replicas
         position = torch.arange(self.rank, total, self.num_replicas)
-        for chunk in self._order[position % self.budget].split(CHUNK_SIZE):
+        for chunk in self._order[position % len(self._order)].split(
+            CHUNK_SIZE
+        ):
             yield from chunk.tolist()
         self._finished = True
 
@@ -145,17 +162,27 @@ class DynamicSampler(Sampler[int]):
         Raises:
             ValueError: If :obj:`epoch` is negative.
         """
-        if epoch < 0:
-            raise ValueError(
-                f"'epoch' of '{self.__class__.__name__}' needs to be at least "
-                f'zero (got {epoch})'
-            )
+        require(self, epoch >= 0, 'epoch', 'be at least zero', epoch)
         if epoch != self.epoch:
             self._plan(epoch)
         self._started = False
 
     def steps_per_epoch(self, batch_size: int, drop_last: bool = False) -> int:
-        r"""Return the number of mini-batches per epoch on this rank, which
+        r"""Return the number of mini-batches on this rank in the epoch of the
+        next iterator.
+
+        Args:
+            batch_size (int): Number of graphs per mini-batch.
+            drop_last (bool, optional): If set to :obj:`True`, the loader drops
+                the last, incomplete mini-batch. (default: :obj:`False`)
+
+        Raises:
+            ValueError: If :obj:`batch_size` is not positive.
+        """
+        return self._num_steps(len(self), batch_size, drop_last)
+
+    def total_steps(self, batch_size: int, drop_last: bool = False) -> int:
+        r"""Return the number of mini-batches on this rank in all epochs, which
         learning rate schedulers need.
 
         Args:
@@ -166,13 +193,61 @@ class DynamicSampler(Sampler[int]):
         Raises:
             ValueError: If :obj:`batch_size` is not positive.
         """
-        if batch_size < 1:
-            raise ValueError(
-                f"'batch_size' of '{self.__class__.__name__}' needs to be at "
-                f'least one (got {batch_size})'
-            )
-        length = len(self)
-        return length // batch_size if drop_last else -(-length // batch_size)
+        return sum(
+            self._num_steps(self._length(epoch), batch_size, drop_last)
+            for epoch in range(self.num_epochs)
+        )
+
+    def loss_weight(self, graph_idx: Tensor) -> Tensor:
+        r"""Return the weights that make the loss of the drawn graphs an
+        unbiased estimate of the mean loss of the data set.
+
+        The weight of graph :math:`i` is :math:`B / (N \pi_i)` for
+        :math:`\pi_i` expected draws and a budget of :math:`B`. It is one if
+        draws are uniform. With :obj:`loss = (weight * loss).mean()`, a
+        balanced draw serves the distribution of the data set instead of a
+        balanced one.
+
+        Args:
+            graph_idx (torch.Tensor): The positions of the graphs, of shape
+                :math:`(B)` (int64).
+
+        Returns:
+            The weights, of shape :math:`(B)` (float).
+        """
+        if self._expected is None:
+            return torch.ones(graph_idx.shape, device=graph_idx.device)
+        # A copy on each device, so that mini-batches do not wait for it:
+        expected = self._expected.to(graph_idx.device, non_blocking=True)
+        if expected is not self._expected:
+            self._expected = expected
+        scale = len(self._order) / self.size
+        return scale / expected[graph_idx]
+
+    def history(self) -> Dict[str, List[Any]]:
+        r"""Return statistics of the planned epochs, one list per statistic.
+
+        * :obj:`epoch`, :obj:`num_graphs`: the epoch and its number of draws
+        * :obj:`num_distinct`: the number of different graphs
+        * :obj:`turnover`: the fraction of these graphs that were not drawn in
+          the previous epoch
+        * :obj:`coverage`: the fraction of the data set drawn so far
+        * :obj:`per_class`: the number of draws of each class, if known
+
+        .. code-block:: python
+
+            >>> sampler = SoftRandomSampler(6, keep_ratio=0.5, num_epochs=2)
+            >>> _ = list(sampler), list(sampler)
+            >>> sampler.history()['num_graphs']
+            [3, 3]
+        """
+        return self._history.as_dict()
+
+    def plot(self) -> Any:
+        r"""Plot :meth:`history` and return the figure. Needs
+        :obj:`matplotlib`.
+        """
+        return plot_history(self.history())
 
     def state_dict(self) -> Dict[str, Any]:
         r"""Return the state of the sampler.
@@ -182,7 +257,7 @@ class DynamicSampler(Sampler[int]):
         and with the next epoch otherwise. :meth:`set_epoch` repeats the
         current epoch.
         """
-        graph_idx, feedback = self._gather()
+        graph_idx, feedback = self._feedback.gather(self.num_replicas)
         return {
             'policy': self.__class__.__name__,
             'size': self.size,
@@ -191,8 +266,12 @@ class DynamicSampler(Sampler[int]):
             'started': self._started,
             'order': self._order.clone(),
             'generator': self._generator.get_state(),
+            'expected': self._expected,
             'graph_idx': graph_idx,
             'feedback': feedback,
+            'seen': self._history.seen.clone(),
+            'history': [dict(record) for record in self._history.records],
+            **self._extra_state(),
         }
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
@@ -202,45 +281,51 @@ class DynamicSampler(Sampler[int]):
             state_dict (dict): The result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If the state is incomplete, or is that of another
-                class, number of graphs or budget. The sampler is not changed
-                in these cases.
+            ValueError: If the state is incomplete or damaged, or is that of
+                another class, number of graphs or budget. The sampler is not
+                changed in these cases.
         """
-        expected = {
-            'policy': self.__class__.__name__,
-            'size': self.size,
-            'budget': self.budget,
-        }
-        for key, value in expected.items():
-            if state_dict.get(key) != value:
-                raise ValueError(
-                    f"'state_dict' of '{self.__class__.__name__}' needs to "
-                    f"have the same '{key}' (expected {value}, got "
-                    f'{state_dict.get(key)})'
-                )
-        missing = [key for key in self._state_keys if key not in state_dict]
-        if missing:
-            raise ValueError(
-                f"'state_dict' of '{self.__class__.__name__}' needs to have "
-                f'the keys {list(self._state_keys)} (got none of {missing})'
-            )
-        order, generator, graph_idx, feedback = (
-            state_dict[key].cpu()
-            for key in ['order', 'generator', 'graph_idx', 'feedback']
-        )
-        epoch, started = state_dict['epoch'], state_dict['started']
-
-        self.epoch, self._started = epoch, started
-        self._set_order(order.clone())
-        self._generator.set_state(generator)
-        self._feedback, self._unchecked = [], False
+        state = check_state(self, state_dict, self._extra_state())
+        self.epoch, self._started = state['epoch'], state['started']
+        self._finished = False
+        self._set_order(state['order'].cpu().clone())
+        self._expected = state['expected']
+        self._generator.set_state(state['generator'].cpu())
+        self._history.records = [dict(row) for row in state['history']]
+        self._history.seen = state['seen'].cpu().clone()
+        self._feedback.clear()
         # The feedback of all ranks. Only one rank holds it, as ranks gather:
-        if self.rank == 0 and graph_idx.numel() > 0:
-            self._feedback.append((graph_idx, feedback))
+        if self.rank == 0 and state['graph_idx'].numel() > 0:
+            self._feedback.add(state['graph_idx'], state['feedback'])
+        self._load_extra_state(state)
 
-    @abstractmethod
+    def _extra_state(self) -> Dict[str, Any]:
+        """Return the state that a sub-class adds, under keys of its own."""
+        return {}
+
+    def _load_extra_state(self, state: Dict[str, Any]) -> None:
+        """Load the state that a sub-class adds."""
+
+    def _weights(self, epoch: int) -> Optional[Tensor]:
+        r"""Return the relative probability of each graph in an epoch.
+
+        Args:
+            epoch (int): The epoch, counted from zero.
+
+        Returns:
+            Non-negative weights of any scale, of shape :math:`(N)`, or
+            :obj:`None` for equal weights.
+        """
+        return None
+
+    def _balance(self) -> float:
+        r"""Return the exponent of the class weights, before :meth:`_draw`."""
+        return self.balance
+
     def _draw(self, epoch: int) -> Tensor:
         r"""Draw the subset of an epoch.
+
+        By default, draws by :meth:`_weights` and the arguments of the sampler.
 
         Args:
             epoch (int): The epoch, counted from zero.
@@ -248,6 +333,23 @@ class DynamicSampler(Sampler[int]):
         Returns:
             The positions of :obj:`budget` graphs in any order (int64).
         """
+        weight, group = self._weights(epoch), self._group
+        balanced = self._balance() > 0 and group is not None
+        if weight is None and not balanced and self.min_per_class == 0:
+            perm = torch.randperm(self.size, generator=self._generator)
+            return perm[: self.budget]
+        if weight is None:
+            weight = torch.ones(self.size)
+        weight = weight.double()
+        if balanced:
+            weight = balance_weight(weight, group, self._balance())
+        expected = expected_copies(weight, self.budget, self.replacement)
+        if self.min_per_class > 0 and group is not None:
+            expected = raise_classes(
+                expected, group, self.min_per_class, self.replacement
+            )
+        self._expected = expected.float()
+        return systematic_sample(expected, self.budget, self._generator, group)
 
     def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
         r"""Process the feedback of the previous epoch, before :meth:`_draw`.
@@ -255,11 +357,16 @@ class DynamicSampler(Sampler[int]):
         Args:
             graph_idx (torch.Tensor): The ascending positions of the graphs
                 with feedback (int64).
-            feedback (torch.Tensor): The last feedback of each of these graphs,
+            feedback (torch.Tensor): The mean feedback on each of these graphs,
                 one row per graph.
         """
 
-    def _record(self, graph_idx: Tensor, feedback: Tensor) -> None:
+    def _record(
+        self,
+        graph_idx: Tensor,
+        values: Tensor,
+        feedback: Optional[Feedback] = None,
+    ) -> None:
         r"""Record the feedback of a mini-batch for :meth:`_observe`.
 
         Tensors on other devices are validated in the planning of the next
@@ -268,80 +375,71 @@ class DynamicSampler(Sampler[int]):
         Args:
             graph_idx (torch.Tensor): The positions of the graphs, of shape
                 :math:`(B)` (int64).
-            feedback (torch.Tensor): The feedback, of shape :math:`(B, F)`.
+            values (torch.Tensor): The feedback, of shape :math:`(B, F)`.
+            feedback (Feedback, optional): The collection.
+                (default: the one for :meth:`_observe`)
         """
+        feedback = self._feedback if feedback is None else feedback
         if graph_idx.device.type == 'cpu':
-            self._check_drawn(graph_idx)
+            feedback.check(graph_idx, self._drawn, self.epoch)
         else:
-            self._unchecked = True
-        # Copy, as the caller may reuse the tensor. A tensor from a worker also
-        # occupies a file descriptor.
-        self._feedback.append((graph_idx.clone(), feedback))
+            feedback.unchecked = True
+        feedback.add(graph_idx, values)
+
+    def _collect(self) -> Tuple[Tensor, Tensor]:
+        """Return the mean feedback on each graph of the epoch."""
+        return average(*self._gather(self._feedback))
+
+    def _gather(self, feedback: Feedback) -> Tuple[Tensor, Tensor]:
+        """Return the checked feedback of all ranks, and clear it."""
+        graph_idx, values = feedback.gather(self.num_replicas)
+        if feedback.unchecked:
+            feedback.check(graph_idx, self._drawn, self.epoch)
+        feedback.clear()
+        return graph_idx, values
+
+    def _statistics(self) -> Dict[str, Any]:
+        """Return more statistics of the planned epoch for :meth:`history`."""
+        return {}
 
     def _plan(self, epoch: int) -> None:
         if self.epoch >= 0:
-            graph_idx, feedback = self._gather()
-            if self._unchecked:
-                self._check_drawn(graph_idx)
-            self._observe(graph_idx, feedback)
-            self._feedback, self._unchecked = [], False
-        graphs = self._draw(epoch)
+            self._observe(*self._collect())
+        self._expected = None
+        if self._is_full(epoch):
+            graphs = torch.arange(self.size)
+        else:
+            graphs = self._draw(epoch)
+        previous = self._drawn.clone()
         perm = torch.randperm(graphs.numel(), generator=self._generator)
         self._set_order(graphs[perm])
         self.epoch = epoch
+        self._history.add(
+            epoch, graphs, previous, self._group, **self._statistics()
+        )
+
+    def _is_full(self, epoch: int) -> bool:
+        anneal = self.anneal_epochs > 0
+        last = epoch >= self.num_epochs - self.anneal_epochs
+        return epoch < self.warmup_epochs or (anneal and last)
+
+    def _length(self, epoch: int) -> int:
+        num_graphs = self.size if self._is_full(epoch) else self.budget
+        return -(-num_graphs // self.num_replicas)
+
+    def _num_steps(self, length: int, batch_size: int, drop_last: bool) -> int:
+        require(
+            self, batch_size >= 1, 'batch_size', 'be at least one', batch_size
+        )
+        return length // batch_size if drop_last else -(-length // batch_size)
 
     def _set_order(self, order: Tensor) -> None:
         self._drawn[self._order] = False
         self._drawn[order] = True
         self._order = order
 
-    def _gather(self) -> Tuple[Tensor, Tensor]:
-        r"""Return the last feedback of each graph, from all ranks."""
-        pairs = self._feedback
-        if not pairs:
-            pairs = [(torch.empty(0, dtype=torch.long), torch.empty(0, 0))]
-        graph_idx = _cat([pair[0] for pair in pairs])
-        feedback = _cat([pair[1] for pair in pairs])
-
-        if self.num_replicas > 1 and dist.is_initialized():
-            gathered: List[Any] = [None] * self.num_replicas
-            dist.all_gather_object(gathered, (graph_idx, feedback))
-            gathered = [pair for pair in gathered if pair[0].numel() > 0]
-            if gathered:
-                graph_idx = torch.cat([pair[0] for pair in gathered])
-                feedback = torch.cat([pair[1] for pair in gathered])
-
-        graph_idx, perm = graph_idx.sort(stable=True)
-        feedback = feedback[perm]
-        replaced = graph_idx[:-1] == graph_idx[1:]
-        if replaced.any():
-            last = torch.cat([~replaced, replaced.new_ones(1)])
-            graph_idx, feedback = graph_idx[last], feedback[last]
-        return graph_idx, feedback
-
-    def _check_drawn(self, graph_idx: Tensor) -> None:
-        try:
-            valid = bool(self._drawn.index_select(0, graph_idx).all())
-        except IndexError:
-            valid = False
-        if not valid:
-            raise ValueError(
-                f"'graph_idx' of '{self.__class__.__name__}' needs to hold "
-                f'graphs drawn in the current epoch {self.epoch} '
-                f'(got {graph_idx.tolist()[:10]}). Pass this sampler to the '
-                f"loader, and wrap the loader's data set (or 'Subset') in an "
-                f"'IndexedDataset'"
-            )
-
     def __repr__(self) -> str:
         return (
             f'{self.__class__.__name__}({self.size}, '
             f'keep_ratio={self.keep_ratio}, num_epochs={self.num_epochs})'
         )
-
-
-def _cat(tensors: List[Tensor]) -> Tensor:
-    # Feedback of a loaded state is on the CPU, new feedback may not be:
-    if len({x.device for x in tensors}) > 1:
-        tensors = [x.cpu() for x in tensors]
-    return torch.cat(tensors).cpu()

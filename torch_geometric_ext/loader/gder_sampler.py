@@ -1,55 +1,54 @@
-import math
 import warnings
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
 
 from torch_geometric_ext.data import IndexedDataset
-from torch_geometric_ext.loader.dynamic_sampler import (
-    STATE_KEYS,
-    DynamicSampler,
+from torch_geometric_ext.loader.check import require
+from torch_geometric_ext.loader.draw import UNKNOWN
+from torch_geometric_ext.loader.dynamic_sampler import DynamicSampler
+from torch_geometric_ext.loader.feedback import (
+    Feedback,
+    average,
+    keep_last,
 )
-from torch_geometric_ext.ops import weighted_sample
+from torch_geometric_ext.loader.outliers import (
+    embedding_features,
+    robust_distance,
+)
+from torch_geometric_ext.loader.paper_draw import PaperDraw
+from torch_geometric_ext.loader.trusted_draw import TrustedDraw
 
-EPS = 1e-6  # The constant of Eq. (11), a choice.
+# Embeddings of this many graphs are compared at once. More would take memory,
+# and the model would change in between:
+MAX_EMBEDDINGS = 8192
 
 
 class GDeRSampler(DynamicSampler):
-    r"""Sampler that draws a subset of graphs in each epoch by the scores of
-    prototypes, from the `"GDeR: Safeguarding Efficiency, Balancing, and
-    Robustness via Prototypical Graph Pruning"
-    <https://arxiv.org/abs/2410.13761>`_ paper.
+    r"""Sampler that draws a subset of graphs in each epoch, balanced over
+    classes and without corrupted graphs, in the spirit of the `"GDeR:
+    Safeguarding Efficiency, Balancing, and Robustness via Prototypical Graph
+    Pruning" <https://arxiv.org/abs/2410.13761>`_ paper.
 
-    The sampler prefers unfamiliar graphs, unless they are likely outliers or
-    share their nearest prototype with many graphs. The score of a graph is
-    (Eq. (11))
-
-    .. math::
-        \omega = \frac{\sigma(\omega^{\textrm{unfam}})}
-        {(\sigma(\omega^{\textrm{risk}}) + \epsilon)
-        (\sigma(\omega^{\textrm{crowd}}) + \epsilon)}.
-
-    :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` compute the
-    unfamiliarity :math:`\omega^{\textrm{unfam}}` and the outlier risk
-    :math:`\omega^{\textrm{risk}}`. :math:`\omega^{\textrm{crowd}}` is the
-    fraction of graphs with the same nearest prototype (Eq. (10)).
-
-    Of :math:`|X|` graphs, epoch :math:`t + 1` draws (Eq. (14))
-
-    .. math::
-        \Psi(t) = |X| \cdot \varsigma \left( 1 - \frac{t}{T} \right)^{\kappa}
-
-    graphs from the subset of epoch :math:`t`, and the others from the graphs
-    outside that subset. Graphs are drawn without replacement, with
-    probabilities in proportion to their last score. A graph without a score
-    has the mean score.
+    * **Robustness.** The sampler compares the directions and norms of graph
+      embeddings by a robust Mahalanobis distance. If the distances of an
+      epoch have a gap, the graphs beyond it are *suspects* and are rarely
+      drawn. :meth:`suspects` returns them.
+    * **Balance.** Draws follow the data set, until the nearest prototype is
+      wrong for more than 90 % of the graphs of a class after three epochs.
+      From then on, all classes are drawn equally often, and graphs of small
+      classes several times. A class whose labels are partly wrong is no
+      reason to balance, as its right graphs are learned.
+    * **Efficiency.** An epoch has :obj:`keep_ratio * N` graphs.
 
     .. code-block:: python
 
         dataset = IndexedDataset(train_dataset)
         prototypes = HypersphericalPrototypes(64, dataset.num_classes)
-        optimizer = Adam([*model.parameters(), *prototypes.parameters()])
+        optimizer = Adam([
+            *model.parameters(), *head.parameters(), *prototypes.parameters(),
+        ])
         sampler = GDeRSampler(dataset, prototypes, 0.5, num_epochs=100)
         loader = DataLoader(dataset, batch_size=32, sampler=sampler)
 
@@ -62,17 +61,38 @@ class GDeRSampler(DynamicSampler):
                 loss.backward()
                 optimizer.step()
 
-    See :class:`~torch_geometric_ext.loader.DynamicSampler` for epochs,
-    distributed training and checkpoints. Planning takes :math:`O(N)` time, a
-    sort of the subset and a peak memory of about 75 bytes per graph of the
-    data set (measured by :obj:`benchmark/loader/planning.py`).
+    Without classes (regression, several labels per graph, pre-training), pass
+    :obj:`None` instead of :obj:`batch.y`: each graph then belongs to the
+    virtual class of its nearest prototype.
+
+    See :class:`~torch_geometric_ext.loader.DynamicSampler` for epochs, shared
+    arguments, distributed training and checkpoints. Planning takes
+    :math:`O(N)` time (measured by :obj:`benchmark/loader/planning.py`).
 
     .. note::
-        Deviations from the paper: the three terms of the score are
-        standardized over the epoch before the sigmoid :math:`\sigma`, as their
-        raw magnitudes saturate it. With :obj:`standardize=False`, draws are
-        nearly uniform. A graph whose new score is not finite keeps its last
-        score. :math:`\omega^{\textrm{crowd}}` counts all graphs of an epoch.
+        A balanced draw raises balanced accuracy and AUC. It raises the
+        F1-score on a balanced test set, and can lower it on a test set with
+        the imbalance of the training set. :meth:`loss_weight` returns the
+        weights of a loss that serves the distribution of the data set.
+
+    .. note::
+        Deviations from the paper: scores on the sphere of prototypes neither
+        balance classes nor recognize corrupted graphs
+        (:obj:`benchmark/loader/pruning.py`). Hence the default draw replaces
+        Eq. (8) to (14). The Mahalanobis distance of Eq. (8) is taken between
+        embeddings instead of prototypes. :obj:`draw='paper'` scores graphs by
+        (Eq. (11))
+
+        .. math::
+            \omega = \frac{\sigma(\omega^{\textrm{unfam}})}
+            {(\sigma(\omega^{\textrm{risk}}) + \epsilon)
+            (\sigma(\omega^{\textrm{crowd}}) + \epsilon)}
+
+        and draws (Eq. (14)) :math:`\Psi(t) = |X| \cdot \varsigma (1 - t /
+        T)^{\kappa}` of :math:`|X|` graphs from the previous subset, and the
+        others from the rest, without replacement and in proportion to
+        :math:`\omega`. Its terms are standardized over the epoch, as their raw
+        magnitudes saturate the sigmoid.
 
     Args:
         dataset (IndexedDataset or int): The data set of the loader, or its
@@ -84,23 +104,22 @@ class GDeRSampler(DynamicSampler):
         keep_ratio (float): Fraction of graphs to draw in each epoch, in
             :math:`(0, 1]`.
         num_epochs (int): Number of epochs :math:`T` of the whole training.
+        balance (float or str, optional): The exponent :math:`\beta` of the
+            class weights, or :obj:`"auto"` to balance as soon as a class is
+            not learned. (default: :obj:`"auto"`)
+        robust (bool, optional): If set to :obj:`False`, outliers are drawn as
+            all graphs. (default: :obj:`True`)
+        draw (str, optional): The draw (:obj:`"trusted"` or :obj:`"paper"`).
+            (default: :obj:`"trusted"`)
         retention (float, optional): Initial fraction :math:`\varsigma` of the
-            budget to draw from the previous subset, in :math:`[0, 1]`.
-            (default: :obj:`0.7`)
+            budget to draw from the previous subset, in :math:`[0, 1]`, for
+            :obj:`draw="paper"`. (default: :obj:`0.7`)
         retention_decay (float, optional): The decay exponent :math:`\kappa`
             of that fraction. (default: :obj:`2.0`)
         standardize (bool, optional): If set to :obj:`False`, the terms of the
             score are not standardized. (default: :obj:`True`)
-        seed (int, optional): Seed of the sampler's generator, equal on all
-            ranks. (default: :obj:`0`)
-        num_replicas (int, optional): Number of ranks.
-            (default: the world size, or one)
-        rank (int, optional): Rank of this process.
-            (default: the rank of this process, or zero)
-
-    Attributes:
-        scores (torch.Tensor): The last score :math:`\omega` of each graph of
-            the data set, NaN for graphs without a score.
+        **kwargs (optional): Arguments of
+            :class:`~torch_geometric_ext.loader.DynamicSampler`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -109,7 +128,7 @@ class GDeRSampler(DynamicSampler):
             :obj:`prototypes` is not a module.
     """
 
-    _state_keys = (*STATE_KEYS, 'scores')
+    _num_feedback = 3
 
     def __init__(
         self,
@@ -118,12 +137,13 @@ class GDeRSampler(DynamicSampler):
         keep_ratio: float,
         num_epochs: int,
         *,
+        balance: Union[float, str] = 'auto',
+        robust: bool = True,
+        draw: str = 'trusted',
         retention: float = 0.7,
         retention_decay: float = 2.0,
         standardize: bool = True,
-        seed: int = 0,
-        num_replicas: Optional[int] = None,
-        rank: Optional[int] = None,
+        **kwargs: Any,
     ) -> None:
         name = self.__class__.__name__
         if not isinstance(dataset, (IndexedDataset, int)):
@@ -137,41 +157,57 @@ class GDeRSampler(DynamicSampler):
                 f"'prototypes' of '{name}' needs to be a module such as "
                 f"'HypersphericalPrototypes' (got {type(prototypes)})"
             )
-        if not 0 <= retention <= 1:
-            raise ValueError(
-                f"'retention' of '{name}' needs to be in [0, 1] "
-                f'(got {retention})'
-            )
-        if not retention_decay >= 0:
-            raise ValueError(
-                f"'retention_decay' of '{name}' needs to be at least zero "
-                f'(got {retention_decay})'
-            )
-        super().__init__(
-            dataset,
-            keep_ratio,
-            num_epochs,
-            seed=seed,
-            num_replicas=num_replicas,
-            rank=rank,
+        fixed = None if balance == 'auto' else balance
+        valid = fixed is None or (
+            isinstance(fixed, (int, float)) and 0 <= fixed <= 1
         )
+        require(self, valid, 'balance', "be 'auto' or in [0, 1]", balance)
+        draws = "be 'trusted' or 'paper'"
+        require(self, draw in ('trusted', 'paper'), 'draw', draws, draw)
+        in_range = 0 <= retention <= 1
+        require(self, in_range, 'retention', 'be in [0, 1]', retention)
+        require(
+            self,
+            retention_decay >= 0,
+            'retention_decay',
+            'be at least zero',
+            retention_decay,
+        )
+        # Uniform weights without suspects never draw a graph twice:
+        kwargs.setdefault('replacement', True)
+        super().__init__(dataset, keep_ratio, num_epochs, **kwargs)
         self.prototypes = prototypes
-        self.retention = retention
-        self.retention_decay = retention_decay
-        self.standardize = standardize
-        self.scores = torch.full((self.size,), math.nan, dtype=torch.float)
+        self.draw = draw
+        self._policy: Union[PaperDraw, TrustedDraw]
+        if draw == 'paper':
+            self._policy = PaperDraw(
+                self.size, num_epochs, retention, retention_decay, standardize
+            )
+        else:
+            self._policy = TrustedDraw(
+                self.size,
+                num_epochs,
+                fixed,
+                robust,  # type: ignore[arg-type]
+            )
+        # Embeddings, the nearest prototype and the label of each graph:
+        self._embeddings = Feedback(name, 0)
+        self._learn_groups = self._group is None
         self._active = False  # The check of the first epoch has been done.
         self._initial = self._parameters()
 
-    def update(self, h: Tensor, y: Tensor, graph_idx: Tensor) -> Tensor:
-        r"""Record the scores of a mini-batch and return the loss of the
+    def update(
+        self, h: Tensor, y: Optional[Tensor], graph_idx: Tensor
+    ) -> Tensor:
+        r"""Record the embeddings of a mini-batch and return the loss of the
         prototypes.
 
         Add the result to the loss of the task.
 
         Args:
             h (torch.Tensor): The graph embeddings of shape :math:`(B, E)`.
-            y (torch.Tensor): The labels of shape :math:`(B)` (int64).
+            y (torch.Tensor, optional): The labels of shape :math:`(B)`
+                (int64). If :obj:`None`, graphs belong to virtual classes.
             graph_idx (torch.Tensor): The positions of the graphs in the data
                 set, :obj:`batch.graph_idx`, of shape :math:`(B)` (int64).
 
@@ -199,67 +235,125 @@ class GDeRSampler(DynamicSampler):
                 f'one position per graph (got {list(graph_idx.shape)})'
             )
         loss, scores = self.prototypes(h, y)
-        self._record(graph_idx, scores)
+        if isinstance(self._policy, PaperDraw):
+            self._record(graph_idx, scores)
+            return loss
+        nearest = scores[:, 2:]
+        label = nearest.floor_divide(self._num_prototypes)
+        if y is not None:
+            label = y.view(-1, 1)
+        rows = torch.cat([h.detach(), nearest, label], dim=1)
+        self._record(graph_idx, rows.float(), self._embeddings)
+        if self._embeddings.num_rows >= MAX_EMBEDDINGS:
+            self._feedback.add(*self._measure(*self._embeddings.pop()))
         return loss
 
-    def state_dict(self) -> Dict[str, Any]:
-        r"""Return the state of the sampler, without its prototypes.
+    def suspects(self) -> Tensor:
+        r"""Return the positions of the graphs that the sampler distrusts, the
+        most distant ones first (int64).
 
-        See :meth:`DynamicSampler.state_dict`.
+        Feedback counts once the next epoch is planned, for example by
+        :meth:`set_epoch`.
         """
-        return {**super().state_dict(), 'scores': self.scores.clone()}
+        policy = self._policy
+        if isinstance(policy, PaperDraw):
+            raise NotImplementedError(
+                f"'suspects' of '{self.__class__.__name__}' needs "
+                f"draw='trusted' (got 'paper')"
+            )
+        suspects = policy.suspects.nonzero().view(-1)
+        order = policy.distance[suspects].argsort(descending=True)
+        return suspects[order]
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        r"""Load the state of a sampler.
+    def history(self) -> Dict[str, List[Any]]:
+        r"""Return statistics of the planned epochs, one list per statistic.
 
-        See :meth:`DynamicSampler.load_state_dict`.
+        In addition to those of
+        :class:`~torch_geometric_ext.loader.DynamicSampler`, there are
+        :obj:`num_suspects`, the number of distrusted graphs, and
+        :obj:`balance`, the exponent of the class weights.
         """
-        super().load_state_dict(state_dict)
-        self.scores = state_dict['scores'].cpu().clone()
+        return super().history()
+
+    def _extra_state(self) -> Dict[str, Any]:
+        graph_idx, embedding = self._embeddings.gather(self.num_replicas)
+        state = {'embedding_idx': graph_idx, 'embedding': embedding}
+        if self._learn_groups:
+            unknown = torch.full((self.size,), UNKNOWN)
+            group = unknown if self._group is None else self._group.clone()
+            state['group'] = group
+        return {**state, **self._policy.state()}
+
+    def _load_extra_state(self, state: Dict[str, Any]) -> None:
+        keys = self._policy.state()
+        self._policy.load({key: state[key] for key in keys})
+        self._embeddings.clear()
+        if self.rank == 0 and state['embedding_idx'].numel() > 0:
+            self._embeddings.add(state['embedding_idx'], state['embedding'])
+        if self._learn_groups:
+            group = state['group'].cpu().clone()
+            self._group = group if bool((group != UNKNOWN).any()) else None
         self._active = self.epoch >= 0
 
-    def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
-        if not self._active:
-            self._check_first_epoch(graph_idx.numel())
-        if not feedback.sum().isfinite():
-            finite = feedback.isfinite().all(dim=-1)
-            graph_idx, feedback = graph_idx[finite], feedback[finite]
-        if graph_idx.numel() == 0:
-            return
-        risk, unfamiliarity, nearest = feedback.float().unbind(dim=-1)
+    def _weights(self, epoch: int) -> Optional[Tensor]:
+        assert isinstance(self._policy, TrustedDraw)
+        return self._policy.weights(epoch)
 
-        # Eq. (10):
-        nearest = nearest.long()
-        crowd = nearest.bincount()[nearest] / nearest.numel()
-        if self.standardize:
-            risk, crowd = _standardize(risk), _standardize(crowd)
-            unfamiliarity = _standardize(unfamiliarity)
-
-        # Eq. (11):
-        cost = (risk.sigmoid() + EPS) * (crowd.sigmoid() + EPS)
-        self.scores[graph_idx] = unfamiliarity.sigmoid() / cost
+    def _balance(self) -> float:
+        assert isinstance(self._policy, TrustedDraw)
+        return self._policy.balance
 
     def _draw(self, epoch: int) -> Tensor:
-        mean = self.scores.nanmean().nan_to_num(nan=1.0)
-        weight = self.scores.nan_to_num(nan=float(mean))
+        if isinstance(self._policy, PaperDraw):
+            return self._policy.draw(
+                epoch, self.budget, self._drawn, self._generator
+            )
+        return super()._draw(epoch)
 
-        previous = self._drawn.nonzero().view(-1)
-        others = (~self._drawn).nonzero().view(-1)
-        num_retained = self._num_retained(epoch - 1)
-        num_retained = max(num_retained, self.budget - others.numel())
-        num_retained = min(num_retained, previous.numel())
-        num_others = self.budget - num_retained
-        out = []
-        for pool, size in [(previous, num_retained), (others, num_others)]:
-            drawn = weighted_sample(weight[pool], size, self._generator)
-            out.append(pool[drawn])
-        return torch.cat(out)
+    def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
+        if isinstance(self._policy, TrustedDraw):
+            if self._learn_groups and graph_idx.numel() > 0:
+                if self._group is None:
+                    self._group = torch.full((self.size,), UNKNOWN)
+                self._group[graph_idx] = feedback[:, 2].round().long()
+        if not self._active:
+            self._check_first_epoch(graph_idx.numel())
+        self._policy.observe(graph_idx, feedback)
 
-    def _num_retained(self, epoch: int) -> int:
-        # Eq. (14):
-        remaining = 1 - min(max(epoch, 0) / self.num_epochs, 1)
-        fraction = self.retention * remaining**self.retention_decay
-        return round(self.budget * fraction)
+    def _collect(self) -> Tuple[Tensor, Tensor]:
+        if isinstance(self._policy, PaperDraw):
+            return keep_last(*self._gather(self._feedback))
+        graph_idx, feedback = self._measure(*self._gather(self._embeddings))
+        earlier_idx, earlier = self._gather(self._feedback)
+        graph_idx = torch.cat([earlier_idx, graph_idx])
+        feedback = torch.cat([earlier, feedback])
+        graph_idx, perm = graph_idx.sort(stable=True)
+        return average(graph_idx, feedback[perm])
+
+    def _measure(self, graph_idx: Tensor, rows: Tensor) -> Any:
+        """Return the distance of each graph, whether the nearest prototype is
+        of its class, and its class.
+        """
+        if graph_idx.numel() == 0:
+            return graph_idx, rows.new_empty(0, 3)
+        h, nearest, label = rows[:, :-2], rows[:, -2], rows[:, -1]
+        distance = robust_distance(embedding_features(h))
+        found = nearest.floor_divide(self._num_prototypes)
+        correct = (found == label).to(distance.dtype)
+        return graph_idx, torch.stack([distance, correct, label], dim=-1)
+
+    def _statistics(self) -> Dict[str, Any]:
+        if isinstance(self._policy, PaperDraw):
+            return {}
+        return {
+            'num_suspects': int(self._policy.suspects.sum()),
+            'balance': self._policy.balance,
+        }
+
+    @property
+    def _num_prototypes(self) -> int:
+        module = getattr(self.prototypes, 'module', self.prototypes)
+        return getattr(module, 'num_prototypes', 1)
 
     def _check_first_epoch(self, num_graphs: int) -> None:
         """Warn after the first epoch if the prototypes were not trained, or
@@ -289,8 +383,3 @@ class GDeRSampler(DynamicSampler):
     def _parameters(self) -> List[Tensor]:
         parameters = self.prototypes.parameters()
         return [x.detach().cpu().clone() for x in parameters]
-
-
-def _standardize(x: Tensor) -> Tensor:
-    std, mean = torch.std_mean(x, correction=0)
-    return (x - mean) / std.clamp(min=EPS)

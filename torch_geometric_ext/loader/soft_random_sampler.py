@@ -1,6 +1,3 @@
-import torch
-from torch import Tensor
-
 from torch_geometric_ext.loader.dynamic_sampler import DynamicSampler
 
 
@@ -20,7 +17,3 @@ class SoftRandomSampler(DynamicSampler):
         >>> list(sampler)
         [1, 5, 3]
     """
-
-    def _draw(self, epoch: int) -> Tensor:
-        perm = torch.randperm(self.size, generator=self._generator)
-        return perm[: self.budget]

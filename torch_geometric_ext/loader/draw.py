@@ -1,0 +1,156 @@
+"""Turn weights of graphs into draws with exact expectations."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+# A class with this index has an unknown label:
+UNKNOWN = -1
+
+
+def balance_weight(
+    weight: Tensor,
+    group: Tensor,
+    exponent: float,
+) -> Tensor:
+    r"""Weight graphs inversely to the total weight of their class.
+
+    The weight :math:`w_i` becomes :math:`w_i \, (W / (C \, W_{y_i}))^{\beta}`
+    with the total weight :math:`W_c` of each of :math:`C` classes. With
+    :math:`\beta = 1`, all classes have the same total weight.
+
+    Args:
+        weight (torch.Tensor): The weights, of shape :math:`(N)` (double).
+        group (torch.Tensor): The classes, of shape :math:`(N)` (int64). Graphs
+            of the class :obj:`-1` (unknown) keep their weight.
+        exponent (float): The exponent :math:`\beta`.
+    """
+    known = group != UNKNOWN
+    index = torch.where(known, group, 0)
+    total = weight.new_zeros(int(group.max().clamp(min=0)) + 1)
+    total.index_add_(0, index, weight * known)
+    num_classes = int((total > 0).sum())
+    factor = (total.sum() / (max(num_classes, 1) * total)) ** exponent
+    return torch.where(known, weight * factor[index], weight)
+
+
+def expected_copies(
+    weight: Tensor,
+    num_draws: int,
+    replacement: bool = False,
+) -> Tensor:
+    r"""Return how often each graph is drawn in expectation.
+
+    Without replacement, the result is :math:`\pi_i = \min(1, \lambda w_i)`
+    with :math:`\lambda` such that :math:`\sum_i \pi_i` is the number of draws.
+    With replacement, it is :math:`\lambda w_i` and may exceed one.
+
+    Args:
+        weight (torch.Tensor): The non-negative weights, of shape :math:`(N)`
+            (double).
+        num_draws (int): The number of draws, at most :math:`N` without
+            replacement.
+        replacement (bool, optional): If set to :obj:`True`, a graph can be
+            drawn several times. (default: :obj:`False`)
+    """
+    if replacement and bool(weight.sum() > 0):
+        return weight * (num_draws / weight.sum())
+    positive = weight > 0
+    if int(positive.sum()) <= num_draws:  # Graphs of weight zero fill up.
+        rest = num_draws - int(positive.sum())
+        num_others = max(weight.numel() - int(positive.sum()), 1)
+        return torch.where(positive, 1.0, rest / num_others).to(weight)
+    # At least one graph is added to the capped ones in each iteration:
+    out = weight * (num_draws / weight.sum())
+    capped = out >= 1
+    while bool((out > 1).any()):
+        rest = num_draws - capped.sum()
+        out = weight * (rest / weight[~capped].sum())
+        out[capped] = 1.0
+        capped = out >= 1
+    return out
+
+
+def raise_classes(
+    expected: Tensor,
+    group: Tensor,
+    min_per_class: int,
+    replacement: bool = False,
+) -> Tensor:
+    """Raise the expected draws of each class to a minimum, at the cost of
+    the other classes.
+
+    Without replacement, a class with fewer graphs is drawn completely.
+
+    Args:
+        expected (torch.Tensor): The expected draws of each graph.
+        group (torch.Tensor): The class of each graph, or :obj:`-1`.
+        min_per_class (int): The minimum number of draws of a class.
+        replacement (bool, optional): If set to :obj:`True`, a graph can be
+            drawn several times. (default: :obj:`False`)
+    """
+    num_draws, out = expected.sum(), expected.clone()
+    raised = torch.zeros_like(group, dtype=torch.bool)
+    num_classes = int(group.max()) + 1
+    for _ in range(num_classes):  # Scaling down may drop others below.
+        changed = False
+        for label in range(num_classes):
+            mask = group == label
+            size = int(mask.sum())
+            target = min_per_class if replacement else min(min_per_class, size)
+            if size > 0 and not raised[mask].any():
+                if float(out[mask].sum()) < target - 1e-6:
+                    out[mask] = expected_copies(
+                        expected[mask], target, replacement
+                    )
+                    raised |= mask
+                    changed = True
+        if not changed:
+            break
+        rest = num_draws - out[raised].sum()
+        others = ~raised
+        out[others] = expected[others] * (rest / expected[others].sum())
+    return out
+
+
+def systematic_sample(
+    expected: Tensor,
+    num_draws: int,
+    generator: Optional[torch.Generator] = None,
+    group: Optional[Tensor] = None,
+) -> Tensor:
+    r"""Draw each graph :math:`\lfloor \pi_i \rfloor` or :math:`\lceil \pi_i
+    \rceil` times, with expectation :math:`\pi_i`.
+
+    Graphs are put on a line in random order, each with a length of
+    :math:`\pi_i`, and points at distance one with a random offset are the
+    draws (Madow, 1949). If classes are given, each class is a segment of the
+    line, and its number of draws is its expectation rounded up or down.
+
+    Takes :math:`O(N)` time.
+
+    Args:
+        expected (torch.Tensor): The expected draws :math:`\pi_i`, of shape
+            :math:`(N)` (double), with the sum :obj:`num_draws`.
+        num_draws (int): The number of draws.
+        generator (torch.Generator, optional): The generator.
+            (default: the global generator)
+        group (torch.Tensor, optional): The class of each graph.
+
+    Returns:
+        The drawn positions, of shape :math:`(num\_draws)` (int64).
+    """
+    order = torch.randperm(expected.numel(), generator=generator)
+    if group is not None:
+        key = group[order]
+        if int(key.max()) < 127:  # Faster, as a radix sort.
+            key = key.to(torch.int8)
+        order = order[key.argsort(stable=True)]
+    line = expected[order].cumsum(0)
+    line *= num_draws / line[-1]
+    line[-1] = num_draws
+    offset = torch.rand((), generator=generator, dtype=torch.double)
+    count = (line + offset).floor_().long()
+    count[1:] -= count[:-1].clone()
+    return order.repeat_interleave(count)

@@ -1,0 +1,118 @@
+from typing import Any, Dict
+
+import torch
+from torch import Tensor
+
+KEYS = (
+    'policy',
+    'size',
+    'budget',
+    'epoch',
+    'started',
+    'order',
+    'generator',
+    'expected',
+    'graph_idx',
+    'feedback',
+    'seen',
+    'history',
+)
+
+
+def check_state(
+    sampler: Any, state: Dict[str, Any], extra: Dict[str, Any]
+) -> Dict[str, Any]:
+    """Check the state of a sampler before it is loaded, and return it.
+
+    Args:
+        sampler (DynamicSampler): The sampler that will load the state.
+        state (dict): The state.
+        extra (dict): The current values that a sub-class adds to the state.
+
+    Raises:
+        ValueError: If the state is incomplete or damaged, or is that of
+            another class, number of graphs or budget.
+    """
+    owner = f"'state_dict' of '{sampler.__class__.__name__}' needs to"
+    expected = {
+        'policy': sampler.__class__.__name__,
+        'size': sampler.size,
+        'budget': sampler.budget,
+    }
+    for key, value in expected.items():
+        if state.get(key) != value:
+            raise ValueError(
+                f"{owner} have the same '{key}' (expected {value}, got "
+                f'{state.get(key)})'
+            )
+    keys = [*KEYS, *extra]
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(
+            f'{owner} have the keys {keys} (got none of {missing})'
+        )
+    problem = _find_problem(sampler, state, extra)
+    if problem is not None:
+        raise ValueError(f"{owner} be undamaged (got a wrong '{problem}')")
+    return state
+
+
+def _find_problem(
+    sampler: Any, state: Dict[str, Any], extra: Dict[str, Any]
+) -> Any:
+    """Return the first key with a value that cannot be loaded."""
+    size, order, generator = sampler.size, state['order'], state['generator']
+    graph_idx, feedback = state['graph_idx'], state['feedback']
+    expected, seen = state['expected'], state['seen']
+    epoch = state['epoch']
+    if not isinstance(epoch, int) or epoch < -1:
+        return 'epoch'
+    if not isinstance(state['started'], bool):
+        return 'started'
+    if not _is_index(order, size) or (order.numel() == 0) != (epoch == -1):
+        return 'order'
+    if not _is_index(graph_idx, size):
+        return 'graph_idx'
+    if (
+        not isinstance(feedback, Tensor)
+        or not feedback.is_floating_point()
+        or feedback.dim() != 2
+        or feedback.size(0) != graph_idx.numel()
+    ):
+        return 'feedback'
+    if expected is not None and not _is_row(expected, size):
+        return 'expected'
+    if not _is_row(seen, size) or seen.dtype != torch.bool:
+        return 'seen'
+    if not isinstance(state['history'], list):
+        return 'history'
+    try:
+        torch.Generator().set_state(generator.cpu())
+    except (AttributeError, RuntimeError, TypeError):
+        return 'generator'
+    for key, value in extra.items():
+        if not _is_similar(value, state[key], size):
+            return key
+    return None
+
+
+def _is_row(value: Any, size: int) -> bool:
+    return isinstance(value, Tensor) and value.shape == (size,)
+
+
+def _is_index(value: Any, size: int) -> bool:
+    if not isinstance(value, Tensor) or value.dtype != torch.int64:
+        return False
+    return value.dim() == 1 and bool(((value >= 0) & (value < size)).all())
+
+
+def _is_similar(value: Any, other: Any, size: int) -> bool:
+    """Return whether a value of the state can replace the current one."""
+    if not isinstance(value, Tensor):
+        return isinstance(other, type(value))
+    if not isinstance(other, Tensor) or other.dim() != value.dim():
+        return False
+    if value.dtype != other.dtype:
+        return False
+    per_graph = value.dim() > 0 and value.size(0) == size
+    return value.shape == other.shape or not per_graph

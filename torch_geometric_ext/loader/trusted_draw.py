@@ -1,0 +1,148 @@
+import math
+from typing import Any, Dict, List, Optional
+
+import torch
+from torch import Tensor
+
+from torch_geometric_ext.loader.draw import UNKNOWN
+from torch_geometric_ext.loader.outliers import find_gap
+
+# Constants were chosen on NCI1 and PROTEINS (`benchmark/loader/pruning.py`).
+OPEN_GAP, CLOSE_GAP = 0.5, 0.35  # Gaps at which suspicion starts and ends.
+MIN_DISTANCE = 1.5  # Of the gap from the median log distance.
+SUSPECT_WEIGHT = 0.02  # Suspects are drawn rarely, so that they can recover.
+MIN_RECALL = 0.1  # A class below is not learned, and is drawn more often.
+NUM_PROBES = 3  # Epochs before recalls count.
+MAX_VALUES = 1 << 16  # A sample of this size determines the gap.
+
+
+class TrustedDraw:
+    r"""The weights of a draw that distrusts outliers and balances classes that
+    are not learned.
+
+    Args:
+        size (int): The number of graphs.
+        num_epochs (int): The number of epochs.
+        balance (float, optional): A fixed exponent of the class weights. If
+            :obj:`None`, it changes from zero to one when a class is not
+            learned.
+        robust (bool): If set to :obj:`False`, outliers are not distrusted.
+    """
+
+    num_feedback = 3  # Distance, whether the class is right, and the class.
+
+    def __init__(
+        self,
+        size: int,
+        num_epochs: int,
+        balance: Optional[float],
+        robust: bool,
+    ) -> None:
+        self.num_epochs = num_epochs
+        self.fixed_balance = balance
+        self.robust = robust
+        self.distance = torch.full((size,), math.nan)
+        self.suspicion = torch.zeros(size)
+        self.suspicious = False  # The distances have a gap.
+        self.balanced = False  # A class was not learned.
+        self.num_observed = 0
+        self.recall: List[float] = []  # Of each class.
+
+    @property
+    def balance(self) -> float:
+        """The exponent of the class weights in the next draw."""
+        if self.fixed_balance is not None:
+            return self.fixed_balance
+        return float(self.balanced)
+
+    @property
+    def suspects(self) -> Tensor:
+        """The mask of distrusted graphs."""
+        return self.suspicion > 0.5
+
+    def state(self) -> Dict[str, Any]:
+        """Return the state that draws depend on."""
+        return {
+            'distance': self.distance,
+            'suspicion': self.suspicion,
+            'suspicious': self.suspicious,
+            'balanced': self.balanced,
+            'num_observed': self.num_observed,
+            'recall': self.recall,
+        }
+
+    def load(self, state: Dict[str, Any]) -> None:
+        """Load the result of :meth:`state`."""
+        for name, value in state.items():
+            is_tensor = isinstance(value, Tensor)
+            setattr(self, name, value.cpu().clone() if is_tensor else value)
+
+    def observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
+        """Update distances, suspicions and recalls.
+
+        Args:
+            graph_idx (torch.Tensor): The positions of the graphs.
+            feedback (torch.Tensor): The log distance of each graph, whether
+                its nearest prototype is of its class, and its class.
+        """
+        finite = feedback.isfinite().all(dim=-1)
+        graph_idx, feedback = graph_idx[finite], feedback[finite]
+        if graph_idx.numel() == 0:
+            return
+        distance, correct, label = feedback.float().unbind(dim=-1)
+        if self.robust:
+            self._update_distance(graph_idx, distance)
+            self._update_suspicion()
+        self._update_recall(correct, label.round().long())
+        self.num_observed += 1
+
+    def weights(self, epoch: int) -> Optional[Tensor]:
+        """Return the weight of each graph before balancing, or `None` if all
+        are the same.
+        """
+        if not bool(self.suspects.any()):
+            return None
+        # No suspect remains in the last epochs, as one mini-batch with an
+        # outlier shifts the running statistics of batch normalization:
+        remaining = max(1 - epoch / self.num_epochs, 0)
+        weight = torch.ones(self.suspicion.numel(), dtype=torch.double)
+        weight[self.suspects] = SUSPECT_WEIGHT * remaining
+        return weight
+
+    def _update_distance(self, graph_idx: Tensor, distance: Tensor) -> None:
+        old = self.distance[graph_idx]
+        new = torch.where(old.isnan(), distance, (old + distance) / 2)
+        # A suspect stays one until it is closer than the median. The model
+        # does not learn it, but the model changes.
+        keep = self.suspects[graph_idx] & (distance < old) & (distance > 0)
+        self.distance[graph_idx] = torch.where(keep, old, new)
+
+    def _update_suspicion(self) -> None:
+        values = self.distance[self.distance.isfinite()]
+        stride = -(-values.numel() // MAX_VALUES)
+        gap, threshold, middle = find_gap(values[::stride])
+        min_gap = CLOSE_GAP if self.suspicious else OPEN_GAP
+        self.suspicious = gap > min_gap and middle > MIN_DISTANCE
+        self.suspicion /= 2
+        if self.suspicious:
+            flagged = self.distance > threshold  # False if unknown.
+            self.suspicion[flagged] = (self.suspicion[flagged] + 0.5).clamp(
+                min=0.51
+            )
+
+    def _update_recall(self, correct: Tensor, label: Tensor) -> None:
+        if self.num_observed == 0:
+            return  # In the first epoch, prototypes are random.
+        known = label != UNKNOWN
+        correct, label = correct[known], label[known]
+        if label.numel() == 0:
+            return
+        size = label.bincount(minlength=len(self.recall))
+        right = torch.zeros(size.numel()).index_add_(0, label, correct)
+        self.recall += [math.nan] * (size.numel() - len(self.recall))
+        for i in size.nonzero().view(-1).tolist():
+            new = float(right[i] / size[i])
+            old = self.recall[i]
+            self.recall[i] = new if math.isnan(old) else (old + new) / 2
+        if self.num_observed >= NUM_PROBES - 1:
+            self.balanced |= any(x < MIN_RECALL for x in self.recall)
