@@ -173,8 +173,6 @@ class GDeRSampler(DynamicSampler):
             'be at least zero',
             retention_decay,
         )
-        # Uniform weights without suspects never draw a graph twice:
-        kwargs.setdefault('replacement', True)
         super().__init__(dataset, keep_ratio, num_epochs, **kwargs)
         self.prototypes = prototypes
         self.draw = draw
@@ -308,6 +306,8 @@ class GDeRSampler(DynamicSampler):
             return self._policy.draw(
                 epoch, self.budget, self._drawn, self._generator
             )
+        # A small class has fewer graphs than a balanced draw needs:
+        self.replacement = self._policy.balance > 0
         return super()._draw(epoch)
 
     def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:

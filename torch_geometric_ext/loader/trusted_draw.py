@@ -12,6 +12,7 @@ OPEN_GAP, CLOSE_GAP = 0.5, 0.35  # Gaps at which suspicion starts and ends.
 MIN_DISTANCE = 1.5  # Of the gap from the median log distance.
 SUSPECT_WEIGHT = 0.02  # Suspects are drawn rarely, so that they can recover.
 MIN_RECALL = 0.1  # A class below is not learned, and is drawn more often.
+UNSEEN_WEIGHT = 1e6  # Any weight that lets unseen graphs come first.
 NUM_PROBES = 3  # Epochs before recalls count.
 MAX_VALUES = 1 << 16  # A sample of this size determines the gap.
 
@@ -99,14 +100,20 @@ class TrustedDraw:
     def weights(self, epoch: int) -> Optional[Tensor]:
         """Return the weight of each graph before balancing, or `None` if all
         are the same.
+
+        Until each graph has a distance, graphs without one are drawn first:
+        an outlier is found more easily before the model has learned it.
         """
-        if not bool(self.suspects.any()):
+        unseen = self.distance.isnan() & (self.robust and not self.balanced)
+        suspects = self.suspects
+        if not bool((unseen | suspects).any()):
             return None
         # No suspect remains in the last epochs, as one mini-batch with an
         # outlier shifts the running statistics of batch normalization:
         remaining = max(1 - epoch / self.num_epochs, 0)
-        weight = torch.ones(self.suspicion.numel(), dtype=torch.double)
-        weight[self.suspects] = SUSPECT_WEIGHT * remaining
+        weight = torch.ones(suspects.numel(), dtype=torch.double)
+        weight[suspects] = SUSPECT_WEIGHT * remaining
+        weight[unseen] = UNSEEN_WEIGHT
         return weight
 
     def _update_distance(self, graph_idx: Tensor, distance: Tensor) -> None:
