@@ -149,6 +149,7 @@ def systematic_sample(
         order = order[key.argsort(stable=True)]
     line = expected[order].cumsum(0)
     line *= num_draws / line[-1]
+    line.clamp_(max=num_draws)  # Despite rounding.
     line[-1] = num_draws
     offset = torch.rand((), generator=generator, dtype=torch.double)
     count = (line + offset).floor_().long()
