@@ -318,7 +318,7 @@ class GDeRSampler(DynamicSampler):
                 self._group[graph_idx] = feedback[:, 2].round().long()
         if not self._active:
             self._check_first_epoch(graph_idx.numel())
-        self._policy.observe(graph_idx, feedback)
+        self._policy.observe(graph_idx, feedback, self._group)
 
     def _collect(self) -> Tuple[Tensor, Tensor]:
         if isinstance(self._policy, PaperDraw):
