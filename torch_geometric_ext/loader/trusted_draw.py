@@ -8,7 +8,7 @@ from torch_geometric_ext.loader.draw import UNKNOWN
 from torch_geometric_ext.loader.outliers import find_gap
 
 # Constants were chosen on NCI1 and PROTEINS (`benchmark/loader/pruning.py`).
-OPEN_GAP, CLOSE_GAP = 0.5, 0.25  # Gaps at which suspicion starts and ends.
+OPEN_GAP, CLOSE_GAP = 0.55, 0.3  # Gaps at which suspicion starts and ends.
 MIN_DISTANCE = 1.5  # Of the gap from the median log distance.
 SUSPECT_WEIGHT = 0.02  # Suspects are drawn rarely, so that they can recover.
 MIN_RECALL = 0.1  # A class below is not learned, and is drawn more often.
