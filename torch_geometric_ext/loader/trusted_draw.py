@@ -11,9 +11,9 @@ from torch_geometric_ext.loader.outliers import find_gap
 OPEN_GAP, CLOSE_GAP = 0.55, 0.3  # Gaps at which suspicion starts and ends.
 MIN_DISTANCE = 1.5  # Of the gap from the median log distance.
 SUSPECT_WEIGHT = 0.02  # Suspects are drawn rarely, so that they can recover.
-MIN_RECALL = 0.1  # A class below is not learned, and is drawn more often.
+MIN_RECALL = 0.08  # A class below is not learned, and is drawn more often.
 UNSEEN_WEIGHT = 1e6  # Any weight that lets unseen graphs come first.
-NUM_PROBES = 3  # Epochs before recalls count.
+NUM_PROBES = 4  # Epochs before recalls count.
 MAX_CLASS_FRACTION = 0.5  # A class of outliers is a class, not corrupted.
 MAX_VALUES = 1 << 16  # A sample of this size determines the gap.
 
