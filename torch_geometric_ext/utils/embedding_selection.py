@@ -152,7 +152,8 @@ def _cover(h: Tensor, budget: int) -> Tensor:
     best = square.argmin().view(1)
     for i in range(budget):
         out[i : i + 1] = best
-        distance = (h - h.index_select(0, best)).square().sum(dim=1)
+        row = h.index_select(0, best).view(-1)
+        distance = square + square.index_select(0, best) - 2 * (h @ row)
         # A selected graph is never farther than its copies:
         radius = torch.minimum(radius, distance).index_fill(0, best, -1.0)
         best = radius.argmax().view(1)
