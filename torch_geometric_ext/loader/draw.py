@@ -31,7 +31,9 @@ def balance_weight(
     total = weight.new_zeros(int(group.max().clamp(min=0)) + 1)
     total.index_add_(0, index, weight * known)
     num_classes = int((total > 0).sum())
-    factor = (total.sum() / (max(num_classes, 1) * total)) ** exponent
+    ratio = total / total.sum() * max(num_classes, 1)
+    # A class without weight keeps none:
+    factor = torch.where(ratio > 0, ratio, 1.0) ** -exponent
     return torch.where(known, weight * factor[index], weight)
 
 
@@ -149,6 +151,7 @@ def systematic_sample(
         order = order[key.argsort(stable=True)]
     line = expected[order].cumsum(0)
     line *= num_draws / line[-1]
+    line.clamp_(max=num_draws)  # Despite rounding.
     line[-1] = num_draws
     offset = torch.rand((), generator=generator, dtype=torch.double)
     count = (line + offset).floor_().long()
