@@ -20,7 +20,7 @@ class EpsilonGreedySampler(LossBasedSampler):
     .. code-block:: python
 
         >>> import torch
-        >>> sampler = EpsilonGreedySampler(10, 0.5, num_epochs=3, epsilon=0.2)
+        >>> sampler = EpsilonGreedySampler(10, 0.5, num_epochs=3, epsilon=0)
         >>> graph_idx = torch.tensor(list(sampler))
         >>> _ = sampler.update(torch.rand(5), graph_idx)
         >>> len(set(graph_idx.tolist()) | set(sampler))

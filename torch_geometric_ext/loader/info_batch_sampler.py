@@ -26,7 +26,8 @@ class InfoBatchSampler(LossBasedSampler):
 
         for epoch in range(100):
             for batch in loader:
-                losses = F.cross_entropy(model(batch), batch.y, reduction='none')
+                out = model(batch)
+                losses = F.cross_entropy(out, batch.y, reduction='none')
                 loss = sampler.update(losses, batch.graph_idx)
                 ...
 
