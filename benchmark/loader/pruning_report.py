@@ -16,6 +16,15 @@ import torch
 Row = Dict[str, Any]
 RIVALS = ['soft random', 'balanced']
 FIGURE_METHODS = ['balanced', 'InfoBatch', 'GDeR, paper', 'GDeR']
+METHOD_NAMES = {
+    'full': 'full data',
+    'full, class weights': 'class weights',
+    'half the epochs': 'half the epochs',
+    'balanced': 'balanced',
+    'InfoBatch': 'InfoBatch',
+    'GDeR, paper': "GDeR (paper's draw)",
+    'GDeR': 'GDeR',
+}
 FIGURE_SCENARIOS = [
     ('imbalanced', 'f1'),
     ('both', 'f1'),
@@ -49,6 +58,10 @@ class Results:
             for row in self.rows
             if all(row[key] == value for key, value in settings.items())
         ]
+
+    def find(self, row: Row, method: str, keep_ratio: float) -> Optional[Row]:
+        settings = dict(method=method, keep_ratio=keep_ratio)
+        return self.index.get(self.key({**row, **settings}))
 
     def differences(
         self, rows: Sequence[Row], rival: str, metric: str
@@ -215,6 +228,32 @@ def draw_figures(results: Results, folder: Path) -> None:
     save(figure, folder / 'pruning_suspects.svg')
 
 
+def write_summary(results: Results, path: Path) -> None:
+    """Write the pooled differences of F1 of all methods to soft random."""
+    methods = ['full', 'full, class weights', 'half the epochs']
+    methods = [*methods, *FIGURE_METHODS]
+    keep_ratios = sorted(set(results.values('keep_ratio')) - {1.0})
+    with path.open('w') as file:
+        print(
+            f'scenario,keep,{",".join(METHOD_NAMES[x] for x in methods)}',
+            file=file,
+        )
+        for scenario, _ in FIGURE_SCENARIOS:
+            for keep in keep_ratios:
+                cells = [scenario, f'{keep:.1f}']
+                for method in methods:
+                    rows = results.select(scenario=scenario, method=method)
+                    values = [
+                        row['f1'] - other['f1']
+                        for row in rows
+                        if row['keep_ratio'] in [keep, 1.0]
+                        for other in [results.find(row, 'soft random', keep)]
+                        if other is not None
+                    ]
+                    cells.append(mean_and_error(values, '+'))
+                print(','.join(cells), file=file)
+
+
 def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
@@ -225,6 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('results', type=Path, help='output of pruning.py')
     parser.add_argument('--figures', type=Path, help='folder of the figures')
+    parser.add_argument('--summary', type=Path, help='a CSV file to write')
     args = parser.parse_args()
 
     results = Results(args.results)
@@ -235,6 +275,8 @@ def main() -> None:
     print_suspects(results)
     for scenario in results.values('scenario'):
         print_scores(results, scenario)
+    if args.summary is not None:
+        write_summary(results, args.summary)
     if args.figures is not None:
         draw_figures(results, args.figures)
 
