@@ -17,18 +17,14 @@ class Feedback:
         self.owner = owner
         self.num_columns = num_columns
         self.unchecked = False  # Indices on other devices wait for a check.
+        self.num_rows = 0  # On this rank, with repeats.
         self._pairs: List[Tuple[Tensor, Tensor]] = []
-
-    @property
-    def num_rows(self) -> int:
-        """The number of graphs with feedback on this rank, with repeats."""
-        return sum(pair[0].size(0) for pair in self._pairs)
 
     def pop(self) -> Tuple[Tensor, Tensor]:
         """Return the feedback of this rank on its device, and drop it."""
         graph_idx = torch.cat([pair[0] for pair in self._pairs])
         values = torch.cat([pair[1] for pair in self._pairs])
-        self._pairs = []
+        self._pairs, self.num_rows = [], 0
         return graph_idx, values
 
     def add(self, graph_idx: Tensor, feedback: Tensor) -> None:
@@ -42,6 +38,7 @@ class Feedback:
         # Copy, as the caller may reuse the tensor. A tensor from a worker also
         # occupies a file descriptor.
         self._pairs.append((graph_idx.clone(), feedback))
+        self.num_rows += graph_idx.size(0)
 
     def check(self, graph_idx: Tensor, drawn: Tensor, epoch: int) -> None:
         """Check that graphs were drawn in the current epoch.
@@ -68,7 +65,7 @@ class Feedback:
 
     def clear(self) -> None:
         """Drop all feedback."""
-        self._pairs, self.unchecked = [], False
+        self._pairs, self.num_rows, self.unchecked = [], 0, False
 
     def gather(self, num_replicas: int) -> Tuple[Tensor, Tensor]:
         """Return all feedback on the CPU, from all ranks, ordered by graph."""

@@ -77,7 +77,9 @@ def prototype_loss(
     return loss, scores
 
 
-def _in_full_precision(func: Callable) -> Callable:
+def in_full_precision(func: Callable) -> Callable:
+    """Disable autocast on the device of the first argument."""
+
     @functools.wraps(func)
     def wrapper(x: Tensor, *args: Any) -> Any:
         with torch.autocast(x.device.type, enabled=False):
@@ -86,7 +88,7 @@ def _in_full_precision(func: Callable) -> Callable:
     return wrapper
 
 
-@_in_full_precision
+@in_full_precision
 def prototype_loss_reference(
     h: Tensor,
     y: Tensor,
@@ -114,24 +116,39 @@ def prototype_loss_reference(
     compactness = logit.flatten(1).logsumexp(-1) - own.logsumexp(-1)
     loss = compactness_weight * compactness.sum() / max(h.size(0), 1)
 
-    # Eq. (7), between prototypes:
+    loss = loss + separation_weight * separation_loss(p, temperature)
+    return loss, prototype_scores(z, p, cosine, y), hidden, embedding
+
+
+def separation_loss(p: Tensor, temperature: float) -> Tensor:
+    """Compute Eq. (7) between normalized prototypes of shape [C, K, D]."""
     logit = _across_classes(p) / temperature
-    separation = logit.logsumexp(-1).mean() - math.log(logit.size(1))
-    loss = loss + separation_weight * separation
-
-    with torch.no_grad():
-        scores = torch.stack(
-            [
-                _outlier_risk(z, p, _of_class(cosine, y), y),
-                _unfamiliarity(cosine, y),
-                cosine.flatten(1).argmax(-1).to(h.dtype),
-            ],
-            dim=-1,
-        )
-    return loss, scores, hidden, embedding
+    return logit.logsumexp(-1).mean() - math.log(logit.size(1))
 
 
-@_in_full_precision
+@torch.no_grad()
+def prototype_scores(
+    z: Tensor, p: Tensor, cosine: Tensor, y: Tensor
+) -> Tensor:
+    """Compute the scores of :func:`prototype_loss`.
+
+    Args:
+        z (torch.Tensor): The normalized embeddings, of shape [B, D].
+        p (torch.Tensor): The normalized prototypes, of shape [C, K, D].
+        cosine (torch.Tensor): Their cosines, of shape [B, C, K].
+        y (torch.Tensor): The labels, of shape [B].
+    """
+    return torch.stack(
+        [
+            _outlier_risk(z, p, _of_class(cosine, y), y),
+            _unfamiliarity(cosine, y),
+            cosine.flatten(1).argmax(-1).to(z.dtype),
+        ],
+        dim=-1,
+    )
+
+
+@in_full_precision
 def prototype_loss_backward_reference(
     grad_loss: Tensor,
     h: Tensor,
@@ -245,7 +262,7 @@ def _normalize_backward(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
     return (grad - out * along) / norm.clamp(min=EPS)
 
 
-@_in_full_precision
+@in_full_precision
 def _double_backward(
     grad_loss: Tensor,
     h: Tensor,
