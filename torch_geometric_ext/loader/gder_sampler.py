@@ -19,6 +19,7 @@ from torch_geometric_ext.loader.outliers import (
 )
 from torch_geometric_ext.loader.paper_draw import PaperDraw
 from torch_geometric_ext.loader.trusted_draw import TrustedDraw
+from torch_geometric_ext.nn import HypersphericalPrototypes
 
 # Embeddings of this many graphs are compared at once. More would take memory,
 # and the model would change in between:
@@ -193,6 +194,10 @@ class GDeRSampler(DynamicSampler):
         self._learn_groups = self._group is None
         self._active = False  # The check of the first epoch has been done.
         self._initial = self._parameters()
+        # The trusted draw needs the nearest prototype only:
+        module = getattr(prototypes, 'module', prototypes)
+        optional = isinstance(module, HypersphericalPrototypes)
+        self._options = {'nearest_only': True} if optional else {}
 
     def update(
         self, h: Tensor, y: Optional[Tensor], graph_idx: Tensor
@@ -232,10 +237,11 @@ class GDeRSampler(DynamicSampler):
                 f"'graph_idx' of '{name}' needs to be of shape [{h.size(0)}], "
                 f'one position per graph (got {list(graph_idx.shape)})'
             )
-        loss, scores = self.prototypes(h, y)
         if isinstance(self._policy, PaperDraw):
+            loss, scores = self.prototypes(h, y)
             self._record(graph_idx, scores)
             return loss
+        loss, scores = self.prototypes(h, y, **self._options)
         # A single operator, as each one takes 10 us on cold caches:
         rows = [h.detach(), scores]
         if y is not None:

@@ -28,6 +28,7 @@ def virtual_class_loss(
     compactness_weight: float,
     separation_weight: float,
     num_steps: int,
+    nearest_only: bool = False,
 ) -> Tuple[Tensor, Tensor]:
     r"""Compute the loss and the scores of
     :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` without labels.
@@ -45,6 +46,9 @@ def virtual_class_loss(
         compactness_weight (float): The weight :math:`\lambda_1`.
         separation_weight (float): The weight :math:`\lambda_2`.
         num_steps (int): The number of Sinkhorn steps.
+        nearest_only (bool, optional): If set to :obj:`True`, Eq. (8) and (9)
+            are not computed, and their scores are zero.
+            (default: :obj:`False`)
 
     Returns:
         The scalar loss, and the scores of shape :math:`(B, 3)`.
@@ -74,7 +78,7 @@ def virtual_class_loss(
     ).squeeze(1)
     loss = compactness_weight * compactness.sum() / max(h.size(0), 1)
     loss = loss + separation_weight * separation_loss(p, temperature)
-    return loss, prototype_scores(z, p, cosine, label)
+    return loss, prototype_scores(z, p, cosine, label, nearest_only)
 
 
 def balanced_assignment(logit: Tensor, num_steps: int) -> Tensor:

@@ -24,6 +24,7 @@ def prototype_loss(
     temperature: float,
     compactness_weight: float,
     separation_weight: float,
+    nearest_only: bool = False,
 ) -> Tuple[Tensor, Tensor]:
     r"""Compute the losses and scores of
     :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` as one operator
@@ -48,6 +49,9 @@ def prototype_loss(
         temperature (float): The temperature :math:`\tau`.
         compactness_weight (float): The weight :math:`\lambda_1`.
         separation_weight (float): The weight :math:`\lambda_2`.
+        nearest_only (bool, optional): If set to :obj:`True`, Eq. (8) and (9)
+            are not computed, and their scores are zero.
+            (default: :obj:`False`)
 
     Shapes:
         - **input:** :obj:`h` :math:`(B, E)`, :obj:`y` :math:`(B)` of
@@ -73,6 +77,7 @@ def prototype_loss(
         temperature,
         compactness_weight,
         separation_weight,
+        nearest_only,
     )
     return loss, scores
 
@@ -98,6 +103,7 @@ def prototype_loss_reference(
     temperature: float,
     compactness_weight: float,
     separation_weight: float,
+    nearest_only: bool = False,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute :func:`prototype_loss` in plain PyTorch, and return the hidden
     features and embeddings of the projector, too.
@@ -117,7 +123,8 @@ def prototype_loss_reference(
     loss = compactness_weight * compactness.sum() / max(h.size(0), 1)
 
     loss = loss + separation_weight * separation_loss(p, temperature)
-    return loss, prototype_scores(z, p, cosine, y), hidden, embedding
+    scores = prototype_scores(z, p, cosine, y, nearest_only)
+    return loss, scores, hidden, embedding
 
 
 def separation_loss(p: Tensor, temperature: float) -> Tensor:
@@ -128,7 +135,7 @@ def separation_loss(p: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def prototype_scores(
-    z: Tensor, p: Tensor, cosine: Tensor, y: Tensor
+    z: Tensor, p: Tensor, cosine: Tensor, y: Tensor, nearest_only: bool
 ) -> Tensor:
     """Compute the scores of :func:`prototype_loss`.
 
@@ -137,12 +144,17 @@ def prototype_scores(
         p (torch.Tensor): The normalized prototypes, of shape [C, K, D].
         cosine (torch.Tensor): Their cosines, of shape [B, C, K].
         y (torch.Tensor): The labels, of shape [B].
+        nearest_only (bool): If set to :obj:`True`, only the last column is
+            computed.
     """
+    nearest = cosine.flatten(1).argmax(-1).to(z.dtype)
+    if nearest_only:
+        return F.pad(nearest.view(-1, 1), (2, 0))
     return torch.stack(
         [
             _outlier_risk(z, p, _of_class(cosine, y), y),
             _unfamiliarity(cosine, y),
-            cosine.flatten(1).argmax(-1).to(z.dtype),
+            nearest,
         ],
         dim=-1,
     )
