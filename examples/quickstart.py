@@ -2,9 +2,11 @@
 
 Prints five tables:
 
-1. Fewer graphs per epoch: compares training on all graphs with half of the
-   epochs, a new random subset in each epoch (`SoftRandomSampler`), and
-   `GDeRSampler`.
+1. Fewer graphs per epoch of an imbalanced data set, 20 of whose molecules are
+   of the third class: compares training on all molecules with a new random
+   half in each epoch (`SoftRandomSampler`), a half with equally many draws of
+   each class (`BalancedSampler`), and the half of `GDeRSampler`, which finds
+   out whether classes need balance. Test molecules are not imbalanced.
 2. Shared computation trees: compares full batches of plain graphs with
    full batches of `SharedTreeLoader`, which have equal gradients. Double
    precision keeps rounding from changing predictions.
@@ -32,6 +34,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
@@ -46,6 +49,7 @@ from tqdm import tqdm
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.datasets import DigitsKNN, Solubility
 from torch_geometric_ext.loader import (
+    BalancedSampler,
     DynamicSampler,
     GDeRSampler,
     SharedTreeLoader,
@@ -68,6 +72,7 @@ from torch_geometric_ext.utils import GraphLotteryPruner, count_macs
 
 CONDENSED_RATIO = 0.05
 EDGE_SPARSITY = 0.35
+NUM_RARE = 20  # Molecules of the third class in the first table.
 
 
 class Net(torch.nn.Module):
@@ -109,10 +114,11 @@ class Method(NamedTuple):
     hidden_channels: int = 64
     sparsity: float = 0.0
     condense: Optional[str] = None
+    metric: str = 'accuracy'
 
 
 class Result(NamedTuple):
-    accuracy: float
+    metric: float  # In percent.
     num_graphs: int  # The number of edges in the last table.
     num_macs: float  # Multiply-adds of a training step per graph.
     seconds: float
@@ -138,6 +144,10 @@ def train(
 
     if method.sampler == 'soft':
         sampler = SoftRandomSampler(
+            dataset, method.keep_ratio, method.epochs, seed=seed
+        )
+    elif method.sampler == 'balanced':
+        sampler = BalancedSampler(
             dataset, method.keep_ratio, method.epochs, seed=seed
         )
     elif method.sampler == 'gder':
@@ -184,7 +194,8 @@ def train(
     seconds = time.perf_counter() - start
     batch = next(iter(DataLoader(test_dataset, batch_size=len(test_dataset))))
     num_macs = count_macs(model.eval(), batch).training / batch.num_graphs
-    return Result(test(model, batch), num_graphs, num_macs, seconds)
+    value = test(model, batch)[method.metric]
+    return Result(value, num_graphs, num_macs, seconds)
 
 
 def condensed_loader(
@@ -223,9 +234,21 @@ def condensed_loader(
 
 
 @torch.no_grad()
-def test(model: Net, batch: Data) -> float:
+def test(model: Net, batch: Data) -> Dict[str, float]:
     pred = model.head(model(batch)).argmax(dim=-1)
-    return 100 * float((pred == batch.y).float().mean())
+    return {
+        'accuracy': 100 * float((pred == batch.y).float().mean()),
+        'F1': 100 * f1_score(batch.y, pred, average='macro'),
+    }
+
+
+def make_imbalanced(dataset: Dataset) -> IndexedDataset:
+    """Return a data set with few graphs of the third class."""
+    rare = (dataset.y == 2).nonzero().view(-1)
+    others = (dataset.y != 2).nonzero().view(-1)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(rare.numel(), generator=generator)[:NUM_RARE]
+    return IndexedDataset(dataset[torch.cat([others, rare[chosen]])])
 
 
 def mean_and_error(values: List[float]) -> str:
@@ -239,17 +262,18 @@ def print_table(
 ) -> None:
     full = next(iter(results.values()))
     full_seconds = sum(r.seconds for r in full)
+    title = f'{next(iter(results)).metric} [%]'
     print(
-        f'{"method":24}{"accuracy [%]":>14}{"Δ to full":>14}'
+        f'{"method":24}{title:>14}{"Δ to full":>14}'
         f'{unit:>10}{"MMACs":>8}{"time [s]":>10}{"speed-up":>10}'
     )
     for method, runs in results.items():
-        delta = [r.accuracy - f.accuracy for r, f in zip(runs, full)]
+        delta = [r.metric - f.metric for r, f in zip(runs, full)]
         seconds = sum(r.seconds for r in runs)
         num_graphs = sum(r.num_graphs for r in runs) // len(runs)
         print(
             f'{method.name:24}'
-            f'{mean_and_error([r.accuracy for r in runs]):>14}'
+            f'{mean_and_error([r.metric for r in runs]):>14}'
             f'{mean_and_error(delta) if runs is not full else "":>14}'
             f'{num_graphs:>10,}{runs[0].num_macs / 1e6:>8.2f}'
             f'{seconds / len(runs):>10.2f}'
@@ -258,17 +282,13 @@ def print_table(
 
 
 def make_tables(args: argparse.Namespace, size: int) -> List[List[Method]]:
-    half = max(args.epochs // 2, 1)
+    full = Method('full data', args.epochs, metric='F1')
     fewer = [
-        Method('full data', args.epochs),
-        Method('half the epochs', half),
+        full,
+        full._replace(name='soft random 50%', sampler='soft', keep_ratio=0.5),
+        full._replace(name='balanced 50%', sampler='balanced', keep_ratio=0.5),
+        full._replace(name='GDeR 50%', sampler='gder', keep_ratio=0.5),
     ]
-    for ratio in [0.5, 0.3]:
-        for label, sampler in [('soft random', 'soft'), ('GDeR', 'gder')]:
-            name = f'{label} {ratio:.0%}'
-            fewer.append(
-                Method(name, args.epochs, sampler=sampler, keep_ratio=ratio)
-            )
     full = Method(
         'plain graphs', args.epochs, size, num_layers=2, dtype=torch.double
     )
@@ -390,7 +410,9 @@ def main() -> None:
     parser.add_argument('--lr', type=float, default=0.005)
     args = parser.parse_args()
 
-    train_dataset = IndexedDataset(Solubility(args.root, 'train'))
+    molecules = Solubility(args.root, 'train')
+    train_dataset = IndexedDataset(molecules)
+    imbalanced = make_imbalanced(molecules)
     test_dataset = Solubility(args.root, 'test')
     size = len(train_dataset)
     print(
@@ -398,15 +420,17 @@ def main() -> None:
         f'molecules, {args.seeds} paired seeds, {torch.get_num_threads()} '
         f'thread(s), kernels {"on" if WITH_EXT else "off"}, {cpu_name()}'
     )
-    for methods in make_tables(args, size):
+    for i, methods in enumerate(make_tables(args, size)):
         first = methods[0]
+        dataset = train_dataset if i > 0 else imbalanced
         batches = f'batches of {first.batch_size:,}'
         print(
             f'\n{first.num_layers} layers, {first.hidden_channels} channels, '
             f'{first.epochs} epochs, '
             f'{batches if first.batch_size < size else "full batches"}'
+            + ('' if i > 0 else f', {len(dataset)} imbalanced molecules')
         )
-        print_table(run(methods, train_dataset, test_dataset, args))
+        print_table(run(methods, dataset, test_dataset, args))
     run_on_digits(args)
 
 

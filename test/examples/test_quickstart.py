@@ -20,20 +20,19 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     assert '1,025 training and 257 test molecules' in out[0]
     assert re.search('kernels (on|off), .+', out[0])  # The name of the CPU.
     names = [line[:24].strip() for line in out]
-    assert out[2] == '4 layers, 64 channels, 1 epochs, batches of 32'
-    assert names[3:10] == [
+    title = '4 layers, 64 channels, 1 epochs, batches of 32'
+    assert out[2] == f'{title}, 866 imbalanced molecules'
+    assert names[3:8] == [
         'method',
         'full data',
-        'half the epochs',
         'soft random 50%',
+        'balanced 50%',
         'GDeR 50%',
-        'soft random 30%',
-        'GDeR 30%',
     ]
-    assert out[11] == '2 layers, 64 channels, 1 epochs, full batches'
-    assert names[12:15] == ['method', 'plain graphs', 'shared trees']
-    assert out[16] == '2 layers, 256 channels, 1 epochs, batches of 64'
-    assert names[17:23] == [
+    assert out[9] == '2 layers, 64 channels, 1 epochs, full batches'
+    assert names[10:13] == ['method', 'plain graphs', 'shared trees']
+    assert out[14] == '2 layers, 256 channels, 1 epochs, batches of 64'
+    assert names[15:21] == [
         'method',
         'dense',
         'dense, 1/10 of weights',
@@ -41,8 +40,8 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         'dense, 1/20 of weights',
         'RigL, 1/20',
     ]
-    assert out[24] == '2 layers, 64 channels, 1 epochs, batches of 128'
-    assert names[25:31] == [
+    assert out[22] == '2 layers, 64 channels, 1 epochs, batches of 128'
+    assert names[23:29] == [
         'method',
         'full data',
         'random, 5% of bytes',
@@ -50,9 +49,9 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         'random, shared, 5%',
         'Mirage, shared, 5%',
     ]
-    assert out[32] == 'GCN on DigitsKNN: 1,797 nodes, 2 paired seeds'
-    assert out[34].startswith('2 layers, 128 channels, 2 epochs ')
-    assert names[35:] == [
+    assert out[30] == 'GCN on DigitsKNN: 1,797 nodes, 2 paired seeds'
+    assert out[32].startswith('2 layers, 128 channels, 2 epochs ')
+    assert names[33:] == [
         'method',
         'dense',
         'dense, 1/20 of weights',

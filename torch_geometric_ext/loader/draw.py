@@ -31,7 +31,9 @@ def balance_weight(
     total = weight.new_zeros(int(group.max().clamp(min=0)) + 1)
     total.index_add_(0, index, weight * known)
     num_classes = int((total > 0).sum())
-    factor = (total.sum() / (max(num_classes, 1) * total)) ** exponent
+    ratio = total / total.sum() * max(num_classes, 1)
+    # A class without weight keeps none:
+    factor = torch.where(ratio > 0, ratio, 1.0) ** -exponent
     return torch.where(known, weight * factor[index], weight)
 
 

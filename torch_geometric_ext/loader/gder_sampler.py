@@ -37,7 +37,7 @@ class GDeRSampler(DynamicSampler):
       epoch have a gap, the graphs beyond it are *suspects* and are rarely
       drawn. :meth:`suspects` returns them.
     * **Balance.** Draws follow the data set, until the nearest prototype is
-      wrong for more than 90 % of the graphs of a class after three epochs.
+      wrong for more than 92 % of the graphs of a class after four epochs.
       From then on, all classes are drawn equally often, and graphs of small
       classes several times. A class whose labels are partly wrong is no
       reason to balance, as its right graphs are learned.
@@ -325,7 +325,7 @@ class GDeRSampler(DynamicSampler):
                 self._group[graph_idx] = feedback[:, 2].round().long()
         if not self._active:
             self._check_first_epoch(graph_idx.numel())
-        self._policy.observe(graph_idx, feedback)
+        self._policy.observe(graph_idx, feedback, self._group)
 
     def _collect(self) -> Tuple[Tensor, Tensor]:
         if isinstance(self._policy, PaperDraw):

@@ -112,8 +112,8 @@ def find_gap(x: Tensor) -> Tuple[float, float, float]:
         x (torch.Tensor): The values, of shape :math:`(N)`.
 
     Returns:
-        The largest gap, the value at the first quarter of the chosen one, above
-        which values are outliers, and the value in its middle.
+        The largest gap, and two values in the chosen one: the threshold of
+        outliers at its first quarter, and its middle.
     """
     size = x.numel()
     begin = max(math.ceil(MIN_FRACTION * size), 3)

@@ -46,7 +46,12 @@ class PaperDraw:
         """Load the result of :meth:`state`."""
         self.scores = state['scores'].cpu().clone()
 
-    def observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
+    def observe(
+        self,
+        graph_idx: Tensor,
+        feedback: Tensor,
+        group: Optional[Tensor] = None,
+    ) -> None:
         """Update the scores of graphs by their outlier risk, unfamiliarity and
         nearest prototype.
         """

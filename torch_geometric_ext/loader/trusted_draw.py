@@ -8,12 +8,13 @@ from torch_geometric_ext.loader.draw import UNKNOWN
 from torch_geometric_ext.loader.outliers import find_gap
 
 # Constants were chosen on NCI1 and PROTEINS (`benchmark/loader/pruning.py`).
-OPEN_GAP, CLOSE_GAP = 0.5, 0.25  # Gaps at which suspicion starts and ends.
+OPEN_GAP, CLOSE_GAP = 0.55, 0.3  # Gaps at which suspicion starts and ends.
 MIN_DISTANCE = 1.5  # Of the gap from the median log distance.
 SUSPECT_WEIGHT = 0.02  # Suspects are drawn rarely, so that they can recover.
-MIN_RECALL = 0.1  # A class below is not learned, and is drawn more often.
+MIN_RECALL = 0.08  # A class below is not learned, and is drawn more often.
 UNSEEN_WEIGHT = 1e6  # Any weight that lets unseen graphs come first.
-NUM_PROBES = 3  # Epochs before recalls count.
+NUM_PROBES = 4  # Epochs before recalls count.
+MAX_CLASS_FRACTION = 0.5  # A class of outliers is a class, not corrupted.
 MAX_VALUES = 1 << 16  # A sample of this size determines the gap.
 
 
@@ -78,13 +79,20 @@ class TrustedDraw:
             is_tensor = isinstance(value, Tensor)
             setattr(self, name, value.cpu().clone() if is_tensor else value)
 
-    def observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
+    def observe(
+        self,
+        graph_idx: Tensor,
+        feedback: Tensor,
+        group: Optional[Tensor] = None,
+    ) -> None:
         """Update distances, suspicions and recalls.
 
         Args:
             graph_idx (torch.Tensor): The positions of the graphs.
             feedback (torch.Tensor): The log distance of each graph, whether
                 its nearest prototype is of its class, and its class.
+            group (torch.Tensor, optional): The class of each graph of the data
+                set.
         """
         finite = feedback.isfinite().all(dim=-1)
         graph_idx, feedback = graph_idx[finite], feedback[finite]
@@ -93,7 +101,7 @@ class TrustedDraw:
         distance, correct, label = feedback.float().unbind(dim=-1)
         if self.robust:
             self._update_distance(graph_idx, distance)
-            self._update_suspicion()
+            self._update_suspicion(group)
         self._update_recall(correct, label.round().long())
         self.num_observed += 1
 
@@ -124,7 +132,7 @@ class TrustedDraw:
         keep = self.suspects[graph_idx] & (distance < old) & (distance > 0)
         self.distance[graph_idx] = torch.where(keep, old, new)
 
-    def _update_suspicion(self) -> None:
+    def _update_suspicion(self, group: Optional[Tensor]) -> None:
         values = self.distance[self.distance.isfinite()]
         stride = -(-values.numel() // MAX_VALUES)
         gap, threshold, middle = find_gap(values[::stride])
@@ -133,6 +141,8 @@ class TrustedDraw:
         self.suspicion /= 2
         if self.suspicious:
             flagged = self.distance > threshold  # False if unknown.
+            if group is not None:
+                flagged &= ~_in_flagged_class(flagged, group)
             self.suspicion[flagged] = (self.suspicion[flagged] + 0.5).clamp(
                 min=0.51
             )
@@ -153,3 +163,13 @@ class TrustedDraw:
             self.recall[i] = new if math.isnan(old) else (old + new) / 2
         if self.num_observed >= NUM_PROBES - 1:
             self.balanced |= any(x < MIN_RECALL for x in self.recall)
+
+
+def _in_flagged_class(flagged: Tensor, group: Tensor) -> Tensor:
+    """Return the mask of graphs of classes that are mostly flagged."""
+    label = group - UNKNOWN  # Unknown classes become class zero.
+    size = label.bincount()
+    count = label[flagged].bincount(minlength=size.numel())
+    mostly = count > MAX_CLASS_FRACTION * size
+    mostly[0] = False
+    return mostly[label]
