@@ -2,6 +2,7 @@ import warnings
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from torch_geometric_ext.data import IndexedDataset
@@ -331,11 +332,10 @@ class GDeRSampler(DynamicSampler):
         if isinstance(self._policy, PaperDraw):
             return keep_last(*self._gather(self._feedback))
         graph_idx, feedback = self._measure(*self._gather(self._embeddings))
-        earlier_idx, earlier = self._gather(self._feedback)
-        graph_idx = torch.cat([earlier_idx, graph_idx])
-        feedback = torch.cat([earlier, feedback])
-        graph_idx, perm = graph_idx.sort(stable=True)
-        return average(graph_idx, feedback[perm])
+        gathered = self.num_replicas > 1 and dist.is_initialized()
+        if graph_idx.numel() > 0 and not (gathered and self.rank > 0):
+            self._feedback.add(graph_idx, feedback)  # Once for all ranks.
+        return average(*self._gather(self._feedback))
 
     def _measure(self, graph_idx: Tensor, rows: Tensor) -> Any:
         """Return the distance of each graph, whether the nearest prototype is
