@@ -41,7 +41,9 @@ NUM_CLASSES = 10
 class RandomScores(HypersphericalPrototypes):
     """Prototypes that return random scores without computing them."""
 
-    def forward(self, h: Tensor, *args: Any, **kwargs: Any) -> Tuple[Tensor, Tensor]:
+    def forward(
+        self, h: Tensor, *args: Any, **kwargs: Any
+    ) -> Tuple[Tensor, Tensor]:
         scores = torch.rand(h.size(0), 3)
         scores[:, 2] = (2 * NUM_CLASSES * scores[:, 2]).floor()
         return h.new_zeros(()), scores

@@ -235,8 +235,12 @@ class HypersphericalPrototypes(torch.nn.Module):
                 f"[batch_size, {self.in_channels}], as set by 'in_channels' "
                 f'(got {list(h.shape)})'
             )
-        weights = (self.lin1.weight, self.lin2.weight, self.prototypes)
-        dtype = weights[2].dtype
+        weights: Tuple[Tensor, ...] = (
+            self.lin1.weight,
+            self.lin2.weight,
+            self.prototypes,
+        )
+        dtype = self.prototypes.dtype
         if dtype in (torch.half, torch.bfloat16):
             dtype = torch.float
             weights = tuple(x.float() for x in weights)
