@@ -235,15 +235,14 @@ class HypersphericalPrototypes(torch.nn.Module):
                 f"[batch_size, {self.in_channels}], as set by 'in_channels' "
                 f'(got {list(h.shape)})'
             )
-        weights: Tuple[Tensor, ...] = (
-            self.lin1.weight,
-            self.lin2.weight,
-            self.prototypes,
-        )
-        dtype = self.prototypes.dtype
+        weight1: Tensor = self.lin1.weight
+        weight2: Tensor = self.lin2.weight
+        prototypes: Tensor = self.prototypes
+        dtype = prototypes.dtype
         if dtype in (torch.half, torch.bfloat16):
             dtype = torch.float
-            weights = tuple(x.float() for x in weights)
+            weight1, weight2 = weight1.float(), weight2.float()
+            prototypes = prototypes.float()
         if h.dtype != dtype:
             h = h.to(dtype)
         options = (
@@ -253,11 +252,14 @@ class HypersphericalPrototypes(torch.nn.Module):
         )
         if y is None:
             steps = self.num_balance_steps
+            weights = (weight1, weight2, prototypes)
             return virtual_class_loss(
                 h, *weights, *options, steps, nearest_only
             )
         self._check_labels(h, y)
-        return prototype_loss(h, y, *weights, *options, nearest_only)
+        return prototype_loss(
+            h, y, weight1, weight2, prototypes, *options, nearest_only
+        )
 
     def _check_labels(self, h: Tensor, y: Tensor) -> None:
         name = self.__class__.__name__
