@@ -236,6 +236,7 @@ class DynamicSampler(Sampler[int]):
 
         .. code-block:: python
 
+            >>> from torch_geometric_ext.loader import SoftRandomSampler
             >>> sampler = SoftRandomSampler(6, keep_ratio=0.5, num_epochs=2)
             >>> _ = list(sampler), list(sampler)
             >>> sampler.history()['num_graphs']

@@ -112,9 +112,10 @@ class TrustedDraw:
         are the same.
 
         Until each graph has a distance, graphs without one are drawn first:
-        an outlier is found more easily before the model has learned it.
+        an outlier is found more easily before the model has learned it. Not
+        if classes are balanced, as copies of few graphs would fill an epoch.
         """
-        unseen = self.distance.isnan() & (self.robust and not self.balanced)
+        unseen = self.distance.isnan() & (self.robust and self.balance == 0)
         suspects = self.suspects
         if not bool((unseen | suspects).any()):
             return None

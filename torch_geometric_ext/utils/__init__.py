@@ -5,7 +5,24 @@ from torch_geometric_ext.lottery import (
     number_edges,
 )
 
-__all__ = ['GraphLotteryPruner', 'Ticket', 'count_macs', 'number_edges']
+from .embedding_selection import herding_selection, k_center_selection
+from .forgetting_counter import ForgettingCounter
+from .graph_scores import el2n_scores, grand_scores
+from .select_graphs import random_selection, select_graphs
 
-functions = ['count_macs', 'number_edges']
-classes = [name for name in __all__ if name not in functions]
+__all__ = [
+    'ForgettingCounter',
+    'GraphLotteryPruner',
+    'Ticket',
+    'count_macs',
+    'el2n_scores',
+    'grand_scores',
+    'herding_selection',
+    'k_center_selection',
+    'number_edges',
+    'random_selection',
+    'select_graphs',
+]
+
+classes = ['ForgettingCounter', 'GraphLotteryPruner', 'Ticket']
+functions = [name for name in __all__ if name not in classes]

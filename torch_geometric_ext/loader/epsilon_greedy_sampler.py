@@ -1,0 +1,91 @@
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from torch_geometric_ext.loader.check import require
+from torch_geometric_ext.loader.loss_based_sampler import LossBasedSampler
+
+
+class EpsilonGreedySampler(LossBasedSampler):
+    r"""Sampler that draws the graphs with the largest losses, and a fraction
+    of the budget at random, from the `"Accelerating Deep Learning with Dynamic
+    Data Pruning" <https://arxiv.org/abs/2111.12621>`_ paper.
+
+    Of a budget of :math:`B` graphs, the :math:`(1 - \epsilon) B` graphs with
+    the largest moving average of the loss are drawn, and :math:`\epsilon B`
+    of the others uniformly. Graphs without a loss come first. Planning takes
+    a sort of the data set, :math:`O(N \log N)`.
+
+    .. code-block:: python
+
+        >>> import torch
+        >>> sampler = EpsilonGreedySampler(10, 0.5, num_epochs=3, epsilon=0)
+        >>> graph_idx = torch.tensor(list(sampler))
+        >>> _ = sampler.update(torch.rand(5), graph_idx)
+        >>> len(set(graph_idx.tolist()) | set(sampler))
+        10
+
+    .. note::
+        Deviation from the paper: the subset changes in each epoch instead of
+        every few epochs.
+
+    Args:
+        dataset (Dataset or int): The data set, or its number of graphs
+            :math:`N`.
+        keep_ratio (float): Fraction of graphs to draw in each epoch, in
+            :math:`(0, 1]`.
+        num_epochs (int): Number of epochs of the whole training.
+        epsilon (float, optional): The random fraction :math:`\epsilon` of the
+            budget, in :math:`[0, 1]`. (default: :obj:`0.1`)
+        smoothing (float, optional): The weight of the previous average loss,
+            in :math:`[0, 1)`. (default: :obj:`0.8`)
+        **kwargs (optional): Arguments of
+            :class:`~torch_geometric_ext.loader.LossBasedSampler`.
+
+    Raises:
+        ValueError: If an argument is out of its range, or :obj:`reweight` is
+            set with :obj:`epsilon=0`, as graphs that are never drawn have no
+            weight.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        keep_ratio: float,
+        num_epochs: int,
+        *,
+        epsilon: float = 0.1,
+        smoothing: float = 0.8,
+        **kwargs: Any,
+    ) -> None:
+        in_range = 0 <= epsilon <= 1
+        require(self, in_range, 'epsilon', 'be in [0, 1]', epsilon)
+        reweight = kwargs.get('reweight', False)
+        require(
+            self,
+            epsilon > 0 or not reweight,
+            'epsilon',
+            "be positive with 'reweight'",
+            epsilon,
+        )
+        super().__init__(
+            dataset, keep_ratio, num_epochs, smoothing=smoothing, **kwargs
+        )
+        self.epsilon = epsilon
+
+    def _weights(self, epoch: int) -> Optional[Tensor]:
+        num_random = round(self.epsilon * self.budget)
+        num_top = self.budget - num_random
+        # Random ties, also among graphs without a loss:
+        perm = torch.randperm(self.size, generator=self._generator)
+        score = self._scores()[perm]
+        top = perm[score.sort(descending=True, stable=True).indices[:num_top]]
+        num_others = max(self.size - num_top, 1)
+        weight = torch.full((self.size,), num_random / num_others)
+        weight[top] = 1.0
+        return weight
+
+    def _scores(self) -> Tensor:
+        """Return the score of each graph, infinite for unknown graphs."""
+        return self.losses.nan_to_num(nan=float('inf'))
