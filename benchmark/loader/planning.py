@@ -1,16 +1,20 @@
 """Measure the time and the memory to plan an epoch for many graphs.
 
-Passes the feedback of an epoch over N graphs to `GDeRSampler` and plans the
-next one, with the kernel and with the reference operator. Each row runs in its
-own process. Peak memory is relative to the memory before the sampler is built.
+Passes the feedback of an epoch over N graphs of ten classes to `GDeRSampler`
+and plans the next one. One graph in ten has an unusual embedding, so that the
+trusted draw has suspects. The paper's draw runs with its kernel, and with the
+reference operator. `SoftRandomSampler` draws uniformly, or all classes equally
+often. Each row runs in its own process. Peak memory is relative to the memory
+before the sampler is built.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import time
-from typing import Tuple
+from typing import Any, Tuple
 
 import torch
 from torch import Tensor
@@ -24,15 +28,24 @@ from torch_geometric_ext.loader import (
 )
 from torch_geometric_ext.nn import HypersphericalPrototypes
 
-METHODS = ['GDeR', 'GDeR, reference', 'soft random']
+METHODS = [
+    'GDeR',
+    'GDeR, draw=paper',
+    'GDeR, draw=paper, reference',
+    'soft random',
+    'soft random, balance=1',
+]
+NUM_CLASSES = 10
 
 
 class RandomScores(HypersphericalPrototypes):
     """Prototypes that return random scores without computing them."""
 
-    def forward(self, h: Tensor, y: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(
+        self, h: Tensor, *args: Any, **kwargs: Any
+    ) -> Tuple[Tensor, Tensor]:
         scores = torch.rand(h.size(0), 3)
-        scores[:, 2] = (20 * scores[:, 2]).floor()
+        scores[:, 2] = (2 * NUM_CLASSES * scores[:, 2]).floor()
         return h.new_zeros(()), scores
 
 
@@ -43,30 +56,52 @@ def peak_memory() -> float:
 def measure(method: str, size: int, keep_ratio: float) -> None:
     torch_geometric_ext.typing.WITH_EXT &= 'reference' not in method
     base = peak_memory()
-    sampler: DynamicSampler
-    if method == 'soft random':
-        sampler = SoftRandomSampler(size, keep_ratio, num_epochs=10)
-    else:
-        prototypes = RandomScores(8, num_classes=10)
-        sampler = GDeRSampler(size, prototypes, keep_ratio, num_epochs=10)
+    sampler = make_sampler(method, size, keep_ratio)
     seconds = []
     for epoch in range(4):
         start = time.perf_counter()
         sampler.set_epoch(epoch)
         seconds.append(time.perf_counter() - start)
         if isinstance(sampler, GDeRSampler):
-            with torch.no_grad():  # Replaces a step of the optimizer.
-                prototypes.prototypes.add_(0.01)
-            for batch in BatchSampler(sampler, 4096, drop_last=False):
-                graph_idx = torch.tensor(batch)
-                h = torch.empty(len(batch), 8)
-                sampler.update(h, graph_idx, graph_idx)
+            train_epoch(sampler)
+    suspects = '-'
+    if method == 'GDeR':
+        assert isinstance(sampler, GDeRSampler)
+        suspects = f'{sampler.suspects().numel() / size:.1%}'
     memory = peak_memory() - base
     print(
-        f'{method:18}{size:>12,}{keep_ratio:>8.0%}'
+        f'{method:28}{size:>12,}{keep_ratio:>8.0%}{suspects:>10}'
         f'{sorted(seconds[1:])[1]:>12.2f}{memory:>12.2f}',
         flush=True,
     )
+
+
+def make_sampler(method: str, size: int, keep_ratio: float) -> DynamicSampler:
+    y = torch.arange(size) % NUM_CLASSES
+    if method.startswith('soft random'):
+        balance = float('balance' in method)
+        return SoftRandomSampler(
+            size, keep_ratio, num_epochs=10, balance=balance, y=y
+        )
+    return GDeRSampler(
+        size,
+        RandomScores(8, num_classes=NUM_CLASSES),
+        keep_ratio,
+        num_epochs=10,
+        draw='paper' if 'paper' in method else 'trusted',
+        y=y,
+    )
+
+
+def train_epoch(sampler: GDeRSampler) -> None:
+    with torch.no_grad():  # Replaces a step of the optimizer.
+        for x in sampler.prototypes.parameters():
+            x.add_(0.01)
+    for batch in BatchSampler(sampler, 4096, drop_last=False):
+        graph_idx = torch.tensor(batch)
+        h = torch.randn(len(batch), 8)
+        h[graph_idx % 100 >= 90] += 20.0
+        sampler.update(h, graph_idx % NUM_CLASSES, graph_idx)
 
 
 def main() -> None:
@@ -79,7 +114,11 @@ def main() -> None:
         measure(args.row[0], int(args.row[1]), float(args.row[2]))
         return
     print(f'PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)')
-    print(f'{"":18}{"graphs":>12}{"kept":>8}{"seconds":>12}{"peak GB":>12}')
+    print(f'{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}')
+    print(
+        f'{"":28}{"graphs":>12}{"kept":>8}{"suspects":>10}{"seconds":>12}'
+        f'{"peak GB":>12}'
+    )
     sys.stdout.flush()
     for size in args.sizes:
         for ratio in args.keep_ratios:

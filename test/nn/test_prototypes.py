@@ -1,7 +1,10 @@
 import copy
+import importlib
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.nn import HypersphericalPrototypes
@@ -82,9 +85,27 @@ def test_hyperspherical_prototypes_precision(ext):
     assert prototypes.double()(h, y)[0].dtype == torch.double
 
 
-def test_hyperspherical_prototypes_compile(ext):
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
+@pytest.mark.parametrize('with_labels', [True, False])
+def test_hyperspherical_prototypes_half_precision(dtype, with_labels, ext):
+    prototypes = HypersphericalPrototypes(8, num_classes=2).to(dtype)
+    h = torch.randn(6, 8, dtype=dtype, requires_grad=True)
+    y = torch.randint(2, (6,)) if with_labels else None
+    loss, scores = prototypes(h, y)
+    assert loss.dtype == scores.dtype == torch.float
+    loss.backward()
+    for x in [h, *prototypes.parameters()]:
+        assert x.grad.dtype == dtype and x.grad.isfinite().all()
+
+    single = copy.deepcopy(prototypes).float()
+    torch.testing.assert_close(loss, single(h.float(), y)[0])
+
+
+@pytest.mark.parametrize('with_labels', [True, False])
+def test_hyperspherical_prototypes_compile(with_labels, ext):
     prototypes = HypersphericalPrototypes(8, num_classes=2)
-    h, y = torch.randn(6, 8, requires_grad=True), torch.randint(2, (6,))
+    h = torch.randn(6, 8, requires_grad=True)
+    y = torch.randint(2, (6,)) if with_labels else None
     expected = prototypes(h, y)
     (grad,) = torch.autograd.grad(expected[0], h)
 
@@ -102,6 +123,7 @@ def test_hyperspherical_prototypes_errors():
         (dict(num_prototypes=0), r"'num_prototypes' .* at least 1 \(got 0\)"),
         (dict(embedding_dim=1), r"'embedding_dim' .* at least 2 \(got 1\)"),
         (dict(in_channels=0), r"'in_channels' .* at least 1 \(got 0\)"),
+        (dict(num_balance_steps=-1), r"'num_balance_steps' .* \(got -1\)"),
         (dict(temperature=0), r"'temperature' .* positive \(got 0\)"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -123,3 +145,125 @@ def test_hyperspherical_prototypes_errors():
         ValueError, match=r"'y' needs to hold labels in \[0, 2"
     ):
         prototypes(h, y + 2)
+
+
+def phi_of(distance, temperature):
+    """Return concentrations by a loop over prototypes."""
+    phi = [
+        x.sum() / (len(x) * math.log(len(x) + 10)) if len(x) > 0 else None
+        for x in distance
+    ]
+    used = [x for x in phi if x is not None]
+    mean = sum(used) / len(used)
+    ratio = [1.0 if x is None else float(x / mean) for x in phi]
+    return torch.tensor([temperature * min(max(x, 0.5), 2.0) for x in ratio])
+
+
+@torch.no_grad()
+def test_virtual_classes_equal_formulas(ext):
+    torch.manual_seed(12345)
+    prototypes = HypersphericalPrototypes(
+        5, num_classes=3, num_balance_steps=0, separation_weight=0.0
+    ).double()
+    h = torch.randn(9, 5, dtype=torch.double)
+    loss, scores = prototypes(h)
+
+    z = F.linear(h, prototypes.lin1.weight).relu()
+    z = F.normalize(F.linear(z, prototypes.lin2.weight), dim=-1)
+    p = F.normalize(prototypes.prototypes, dim=-1)
+    posterior = (p @ z.t() / 0.1).exp().sum(dim=1)  # [C, B]
+    label = posterior.argmax(dim=0)
+    torch.testing.assert_close(prototypes(h, label)[1], scores)
+
+    own = [
+        2 * c + int((p[c] @ z[i]).argmax())
+        for i, c in enumerate(label.tolist())
+    ]
+    p = p.flatten(0, 1)
+    distance = [
+        torch.stack([(z[i] - p[j]).norm() for i in range(9) if own[i] == j])
+        if j in own
+        else torch.empty(0)
+        for j in range(6)
+    ]
+    phi = phi_of(distance, 0.1).double()
+    logit = p @ z.t() / phi.view(-1, 1)
+    expected = F.cross_entropy(logit.t(), torch.tensor(own))
+    torch.testing.assert_close(loss, 0.1 * expected)
+
+
+def test_virtual_classes_gradcheck(ext):
+    prototypes = HypersphericalPrototypes(5, num_classes=3).double()
+    h = torch.randn(9, 5, dtype=torch.double, requires_grad=True)
+    params = dict(prototypes.named_parameters())
+
+    # Concentrations have no gradient, hence they are kept fixed:
+    fixed = {}
+
+    def loss(h, *values):
+        weights = dict(zip(params, values))
+        return torch.func.functional_call(prototypes, weights, (h,))[0]
+
+    module = importlib.import_module('torch_geometric_ext.nn.virtual_classes')
+    original = module.concentration
+    try:
+        module.concentration = lambda *args: fixed.setdefault(
+            'phi', original(*args)
+        )
+        assert torch.autograd.gradcheck(loss, (h, *params.values()))
+    finally:
+        module.concentration = original
+
+
+@withCUDA
+@pytest.mark.parametrize('temperature', [1e-3, 0.1])
+@pytest.mark.parametrize('batch_size', [0, 1, 2, 40])
+def test_virtual_classes(temperature, batch_size, device):
+    prototypes = HypersphericalPrototypes(
+        8, num_classes=4, temperature=temperature
+    ).to(device)
+    h = torch.randn(batch_size, 8, device=device, requires_grad=True)
+    loss, scores = prototypes(h)
+    loss.backward()
+    assert loss.isfinite() and scores.isfinite().all()
+    assert scores.size() == (batch_size, 3) and not scores.requires_grad
+    for x in [h, *prototypes.parameters()]:
+        assert x.grad.isfinite().all()
+    out = prototypes(h, nearest_only=True)
+    assert torch.equal(out[0], loss)
+    assert torch.equal(out[1][:, 2], scores[:, 2])
+    assert (out[1][:, :2] == 0).all()
+
+
+def test_virtual_classes_of_degenerate_input():
+    prototypes = HypersphericalPrototypes(8, num_classes=4)
+    for h in [torch.zeros(6, 8), torch.ones(6, 8)]:
+        prototypes.zero_grad()
+        loss = prototypes(h)[0]
+        loss.backward()
+        assert loss.isfinite()
+        for x in prototypes.parameters():
+            assert x.grad.isfinite().all()
+
+
+def virtual_class_sizes(num_balance_steps):
+    """Train on nearly equal embeddings, with an encoder."""
+    torch.manual_seed(12345)
+    encoder = torch.nn.Linear(8, 8)
+    prototypes = HypersphericalPrototypes(
+        8, num_classes=4, num_balance_steps=num_balance_steps
+    )
+    x = 3.0 + torch.randn(256, 8)
+    params = [*encoder.parameters(), *prototypes.parameters()]
+    optimizer = torch.optim.Adam(params, lr=0.01)
+    for i in range(80):
+        optimizer.zero_grad()
+        prototypes(encoder(x[torch.arange(i, i + 32) * 7 % 256]))[0].backward()
+        optimizer.step()
+    label = prototypes(encoder(x))[1][:, 2].long() // 2
+    return label.bincount(minlength=4)
+
+
+def test_virtual_classes_do_not_collapse():
+    assert virtual_class_sizes(num_balance_steps=0).min() < 5
+    assert virtual_class_sizes(num_balance_steps=3).min() > 30

@@ -131,6 +131,18 @@ def test_prototype_loss_formulas(ext):
     assert not out[1].requires_grad
 
 
+def test_prototype_loss_of_nearest_only(ext):
+    inputs = make_inputs()
+    loss, scores = prototype_loss(*inputs, *LOSS)
+    grads = torch.autograd.grad(loss, inputs[2:])
+    out = prototype_loss(*inputs, *LOSS, nearest_only=True)
+    assert torch.equal(out[0], loss)
+    assert torch.equal(out[1][:, 2], scores[:, 2])
+    assert (scores[:, :2] > 0).all() and (out[1][:, :2] == 0).all()
+    for a, b in zip(torch.autograd.grad(out[0], inputs[2:]), grads):
+        assert torch.equal(a, b)
+
+
 def test_prototype_loss_gradcheck(ext):
     h, y, *params = make_inputs(H=12)
 
@@ -196,6 +208,7 @@ def test_prototype_loss_opcheck():
     op = torch.ops.torch_geometric_ext.prototype_loss
     inputs = make_inputs()
     torch.library.opcheck(op.default, (*inputs, *LOSS))
+    torch.library.opcheck(op.default, (*inputs, *LOSS, True))
     h, y, *params = inputs
     _, _, hidden, embedding = op(*inputs, *LOSS)
     args = torch.ones_like(h[0, 0]), *inputs, hidden, embedding, *LOSS

@@ -145,9 +145,10 @@ def systematic_sample(
     """
     order = torch.randperm(expected.numel(), generator=generator)
     if group is not None:
-        key = group[order]
+        key = group
         if int(key.max()) < 127:  # Faster, as a radix sort.
             key = key.to(torch.int8)
+        key = key[order]
         order = order[key.argsort(stable=True)]
     line = expected[order].cumsum(0)
     line *= num_draws / line[-1]

@@ -365,7 +365,7 @@ class DynamicSampler(Sampler[int]):
     def _record(
         self,
         graph_idx: Tensor,
-        values: Tensor,
+        *values: Tensor,
         feedback: Optional[Feedback] = None,
     ) -> None:
         r"""Record the feedback of a mini-batch for :meth:`_observe`.
@@ -376,7 +376,8 @@ class DynamicSampler(Sampler[int]):
         Args:
             graph_idx (torch.Tensor): The positions of the graphs, of shape
                 :math:`(B)` (int64).
-            values (torch.Tensor): The feedback, of shape :math:`(B, F)`.
+            *values (torch.Tensor): The columns of the feedback, of shapes
+                :math:`(B, F_1)`, :math:`(B, F_2)`, ...
             feedback (Feedback, optional): The collection.
                 (default: the one for :meth:`_observe`)
         """
@@ -385,7 +386,7 @@ class DynamicSampler(Sampler[int]):
             feedback.check(graph_idx, self._drawn, self.epoch)
         else:
             feedback.unchecked = True
-        feedback.add(graph_idx, values)
+        feedback.add(graph_idx, *values)
 
     def _collect(self) -> Tuple[Tensor, Tensor]:
         """Return the mean feedback on each graph of the epoch."""

@@ -1,4 +1,4 @@
-from typing import Any, List, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -17,31 +17,29 @@ class Feedback:
         self.owner = owner
         self.num_columns = num_columns
         self.unchecked = False  # Indices on other devices wait for a check.
-        self._pairs: List[Tuple[Tensor, Tensor]] = []
-
-    @property
-    def num_rows(self) -> int:
-        """The number of graphs with feedback on this rank, with repeats."""
-        return sum(pair[0].size(0) for pair in self._pairs)
+        self.num_rows = 0  # On this rank, with repeats.
+        self._pairs: List[Tuple[Tensor, ...]] = []
 
     def pop(self) -> Tuple[Tensor, Tensor]:
         """Return the feedback of this rank on its device, and drop it."""
-        graph_idx = torch.cat([pair[0] for pair in self._pairs])
-        values = torch.cat([pair[1] for pair in self._pairs])
-        self._pairs = []
+        graph_idx, values = _join(self._pairs)
+        self._pairs, self.num_rows = [], 0
         return graph_idx, values
 
-    def add(self, graph_idx: Tensor, feedback: Tensor) -> None:
+    def add(self, graph_idx: Tensor, *feedback: Tensor) -> None:
         """Add the feedback of a mini-batch.
 
         Args:
             graph_idx (torch.Tensor): The positions of the graphs, of shape
                 :math:`(B)` (int64).
-            feedback (torch.Tensor): The feedback, of shape :math:`(B, F)`.
+            *feedback (torch.Tensor): The feedback, of shapes
+                :math:`(B, F_1)`, :math:`(B, F_2)`, ... :meth:`gather`
+                concatenates them, once for all mini-batches.
         """
         # Copy, as the caller may reuse the tensor. A tensor from a worker also
         # occupies a file descriptor.
-        self._pairs.append((graph_idx.clone(), feedback))
+        self._pairs.append((graph_idx.clone(), *feedback))
+        self.num_rows += graph_idx.size(0)
 
     def check(self, graph_idx: Tensor, drawn: Tensor, epoch: int) -> None:
         """Check that graphs were drawn in the current epoch.
@@ -68,16 +66,16 @@ class Feedback:
 
     def clear(self) -> None:
         """Drop all feedback."""
-        self._pairs, self.unchecked = [], False
+        self._pairs, self.num_rows, self.unchecked = [], 0, False
 
     def gather(self, num_replicas: int) -> Tuple[Tensor, Tensor]:
         """Return all feedback on the CPU, from all ranks, ordered by graph."""
-        pairs = self._pairs
-        if not pairs:
-            empty = torch.empty(0, self.num_columns)
-            pairs = [(torch.empty(0, dtype=torch.long), empty)]
-        graph_idx = _cat([pair[0] for pair in pairs])
-        feedback = _cat([pair[1] for pair in pairs])
+        if self._pairs:
+            graph_idx, feedback = _join(self._pairs)
+            graph_idx, feedback = graph_idx.cpu(), feedback.cpu()
+        else:
+            graph_idx = torch.empty(0, dtype=torch.long)
+            feedback = torch.empty(0, self.num_columns)
 
         if num_replicas > 1 and dist.is_initialized():
             gathered: List[Any] = [None] * num_replicas
@@ -124,8 +122,19 @@ def keep_last(graph_idx: Tensor, feedback: Tensor) -> Tuple[Tensor, Tensor]:
     return graph_idx[last], feedback[last]
 
 
-def _cat(tensors: List[Tensor]) -> Tensor:
-    # Feedback of a loaded state is on the CPU, new feedback may not be:
-    if len({x.device for x in tensors}) > 1:
-        tensors = [x.cpu() for x in tensors]
-    return torch.cat(tensors).cpu()
+def _join(pairs: List[Tuple[Tensor, ...]]) -> Tuple[Tensor, Tensor]:
+    """Concatenate positions, and the columns of their feedback."""
+    # Feedback of a loaded state is on the CPU and in one piece, new feedback
+    # may not be:
+    if len({len(pair) for pair in pairs}) > 1:
+        pairs = [(pair[0], _columns(pair[1:])) for pair in pairs]
+    if len({pair[0].device for pair in pairs}) > 1:
+        pairs = [tuple(x.cpu() for x in pair) for pair in pairs]
+    graph_idx, *columns = (torch.cat(x) for x in zip(*pairs))
+    return graph_idx, _columns(columns)
+
+
+def _columns(parts: Sequence[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([x.float() for x in parts], dim=1)

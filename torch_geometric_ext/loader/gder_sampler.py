@@ -2,6 +2,7 @@ import warnings
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from torch_geometric_ext.data import IndexedDataset
@@ -19,6 +20,7 @@ from torch_geometric_ext.loader.outliers import (
 )
 from torch_geometric_ext.loader.paper_draw import PaperDraw
 from torch_geometric_ext.loader.trusted_draw import TrustedDraw
+from torch_geometric_ext.nn import HypersphericalPrototypes
 
 # Embeddings of this many graphs are compared at once. More would take memory,
 # and the model would change in between:
@@ -193,6 +195,10 @@ class GDeRSampler(DynamicSampler):
         self._learn_groups = self._group is None
         self._active = False  # The check of the first epoch has been done.
         self._initial = self._parameters()
+        # The trusted draw needs the nearest prototype only:
+        module = getattr(prototypes, 'module', prototypes)
+        optional = isinstance(module, HypersphericalPrototypes)
+        self._options = {'nearest_only': True} if optional else {}
 
     def update(
         self, h: Tensor, y: Optional[Tensor], graph_idx: Tensor
@@ -232,16 +238,18 @@ class GDeRSampler(DynamicSampler):
                 f"'graph_idx' of '{name}' needs to be of shape [{h.size(0)}], "
                 f'one position per graph (got {list(graph_idx.shape)})'
             )
-        loss, scores = self.prototypes(h, y)
         if isinstance(self._policy, PaperDraw):
+            loss, scores = self.prototypes(h, y)
             self._record(graph_idx, scores)
             return loss
-        nearest = scores[:, 2:]
-        label = nearest.floor_divide(self._num_prototypes)
-        if y is not None:
-            label = y.view(-1, 1)
-        rows = torch.cat([h.detach(), nearest, label], dim=1)
-        self._record(graph_idx, rows.float(), self._embeddings)
+        loss, scores = self.prototypes(h, y, **self._options)
+        if y is None:
+            label = scores[:, 2:].floor_divide(self._num_prototypes)
+        else:
+            label = y.clone().view(-1, 1)
+        # The planning concatenates them, as an operator takes 20 us here:
+        columns = (h.detach(), scores, label)
+        self._record(graph_idx, *columns, feedback=self._embeddings)
         if self._embeddings.num_rows >= MAX_EMBEDDINGS:
             self._feedback.add(*self._measure(*self._embeddings.pop()))
         return loss
@@ -324,11 +332,10 @@ class GDeRSampler(DynamicSampler):
         if isinstance(self._policy, PaperDraw):
             return keep_last(*self._gather(self._feedback))
         graph_idx, feedback = self._measure(*self._gather(self._embeddings))
-        earlier_idx, earlier = self._gather(self._feedback)
-        graph_idx = torch.cat([earlier_idx, graph_idx])
-        feedback = torch.cat([earlier, feedback])
-        graph_idx, perm = graph_idx.sort(stable=True)
-        return average(graph_idx, feedback[perm])
+        gathered = self.num_replicas > 1 and dist.is_initialized()
+        if graph_idx.numel() > 0 and not (gathered and self.rank > 0):
+            self._feedback.add(graph_idx, feedback)  # Once for all ranks.
+        return average(*self._gather(self._feedback))
 
     def _measure(self, graph_idx: Tensor, rows: Tensor) -> Any:
         """Return the distance of each graph, whether the nearest prototype is
@@ -336,7 +343,7 @@ class GDeRSampler(DynamicSampler):
         """
         if graph_idx.numel() == 0:
             return graph_idx, rows.new_empty(0, 3)
-        h, nearest, label = rows[:, :-2], rows[:, -2], rows[:, -1]
+        h, nearest, label = rows[:, :-4], rows[:, -2], rows[:, -1]
         distance = robust_distance(embedding_features(h))
         found = nearest.floor_divide(self._num_prototypes)
         correct = (found == label).to(distance.dtype)

@@ -16,6 +16,7 @@ UNSEEN_WEIGHT = 1e6  # Any weight that lets unseen graphs come first.
 NUM_PROBES = 4  # Epochs before recalls count.
 MAX_CLASS_FRACTION = 0.5  # A class of outliers is a class, not corrupted.
 MAX_VALUES = 1 << 16  # A sample of this size determines the gap.
+MAX_KNOWN = 4 * MAX_VALUES
 
 
 class TrustedDraw:
@@ -95,7 +96,8 @@ class TrustedDraw:
                 set.
         """
         finite = feedback.isfinite().all(dim=-1)
-        graph_idx, feedback = graph_idx[finite], feedback[finite]
+        if not bool(finite.all()):
+            graph_idx, feedback = graph_idx[finite], feedback[finite]
         if graph_idx.numel() == 0:
             return
         distance, correct, label = feedback.float().unbind(dim=-1)
@@ -134,7 +136,9 @@ class TrustedDraw:
         self.distance[graph_idx] = torch.where(keep, old, new)
 
     def _update_suspicion(self, group: Optional[Tensor]) -> None:
-        values = self.distance[self.distance.isfinite()]
+        # Sample twice, as up to three of four graphs may be unknown:
+        values = self.distance[:: -(-self.distance.numel() // MAX_KNOWN)]
+        values = values[values.isfinite()]
         stride = -(-values.numel() // MAX_VALUES)
         gap, threshold, middle = find_gap(values[::stride])
         min_gap = CLOSE_GAP if self.suspicious else OPEN_GAP
@@ -152,7 +156,8 @@ class TrustedDraw:
         if self.num_observed == 0:
             return  # In the first epoch, prototypes are random.
         known = label != UNKNOWN
-        correct, label = correct[known], label[known]
+        if not bool(known.all()):
+            correct, label = correct[known], label[known]
         if label.numel() == 0:
             return
         size = label.bincount(minlength=len(self.recall))

@@ -1,10 +1,11 @@
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Linear, Parameter
 
+from torch_geometric_ext.nn.virtual_classes import virtual_class_loss
 from torch_geometric_ext.ops.prototype_loss import prototype_loss
 
 
@@ -35,6 +36,25 @@ class HypersphericalPrototypes(torch.nn.Module):
         \frac{1}{(C - 1) K} \sum_{j \neq c} \sum_{k'}
         \exp(\mathbf{p}^c_k \cdot \mathbf{p}^j_{k'} / \tau).
 
+    Without labels, each graph belongs to the virtual class
+
+    .. math::
+        \tilde{y}_i = \arg\max_c\, \sum_k
+        \exp(\mathbf{p}^c_k \cdot \mathbf{z}_i / \tau)
+
+    (Eq. (15)), and the prototypical contrastive loss attracts it to the
+    prototype :math:`\mathbf{p}_{s_i}` to which it is assigned (Eq. (16)),
+
+    .. math::
+        \mathcal{L}_{\textrm{comp}} = - \frac{1}{B} \sum_i \log
+        \frac{\exp(\mathbf{p}_{s_i} \cdot \mathbf{z}_i / \phi_{s_i})}
+        {\sum_j \exp(\mathbf{p}_j \cdot \mathbf{z}_i / \phi_j)}.
+
+    The concentration :math:`\phi_j` is the one of `"Prototypical Contrastive
+    Learning of Unsupervised Representations"
+    <https://arxiv.org/abs/2005.04966>`_ (PCL). It is small for a prototype
+    whose graphs are close to it.
+
     The module also returns three scores of each graph: its outlier risk
     (Eq. (8)), its unfamiliarity (Eq. (9)),
 
@@ -62,6 +82,20 @@ class HypersphericalPrototypes(torch.nn.Module):
         the sphere.
 
     .. note::
+        Deviations without labels:
+        With :math:`s_i` the nearest prototype, as in Eq. (16), all graphs
+        gather in a few virtual classes
+        (:obj:`benchmark/loader/virtual_classes.py`). Hence :math:`s_i` is the
+        nearest prototype of the class of a balanced assignment of the
+        mini-batch, by Sinkhorn steps as in `"Unsupervised Learning of Visual
+        Features by Contrasting Cluster Assignments"
+        <https://arxiv.org/abs/2006.09882>`_. Scores use the class of
+        Eq. (15). :obj:`num_balance_steps=0` restores the nearest prototype.
+        PCL clusters the data set once per epoch, and this module estimates
+        concentrations within the mini-batch. They are limited to
+        :math:`[\tau / 2, 2 \tau]`, and have no gradient.
+
+    .. note::
         Defaults are values of the paper's grids. On MUTAG and DHFR (ten
         splits, :obj:`keep_ratio=0.3`), :math:`\tau \in \{0.02, 0.1, 0.5\}`,
         :math:`\lambda_1 \in \{0.01, 0.1, 0.5\}` and :math:`\lambda_2 \in
@@ -69,7 +103,8 @@ class HypersphericalPrototypes(torch.nn.Module):
 
     Args:
         in_channels (int): Size of the graph embeddings :math:`E`.
-        num_classes (int): Number of classes :math:`C`, at least two.
+        num_classes (int): Number of classes :math:`C`, or of virtual classes
+            if there are no labels, at least two.
         num_prototypes (int, optional): Number of prototypes :math:`K` of each
             class. (default: :obj:`2`)
         embedding_dim (int, optional): Size :math:`D` of projected embeddings
@@ -81,12 +116,15 @@ class HypersphericalPrototypes(torch.nn.Module):
             :math:`\mathcal{L}_{\textrm{comp}}`. (default: :obj:`0.1`)
         separation_weight (float, optional): The weight :math:`\lambda_2` of
             :math:`\mathcal{L}_{\textrm{sepa}}`. (default: :obj:`0.1`)
+        num_balance_steps (int, optional): Number of Sinkhorn steps that
+            balance virtual classes in mini-batches of at least :math:`C`
+            graphs. (default: :obj:`3`)
 
     Raises:
         ValueError: If an argument is out of its range.
 
     Shapes:
-        - **input:** embeddings :math:`(B, E)`, labels :math:`(B)`
+        - **input:** embeddings :math:`(B, E)`, labels :math:`(B)` (optional)
         - **output:** loss :math:`()`, scores :math:`(B, 3)`
 
     .. code-block:: python
@@ -109,6 +147,7 @@ class HypersphericalPrototypes(torch.nn.Module):
         temperature: float = 0.1,
         compactness_weight: float = 0.1,
         separation_weight: float = 0.1,
+        num_balance_steps: int = 3,
     ) -> None:
         name = self.__class__.__name__
         at_least = dict(
@@ -116,6 +155,7 @@ class HypersphericalPrototypes(torch.nn.Module):
             num_classes=(num_classes, 2),
             num_prototypes=(num_prototypes, 1),
             embedding_dim=(embedding_dim, 2),
+            num_balance_steps=(num_balance_steps, 0),
         )
         for key, (value, minimum) in at_least.items():
             if value < minimum:
@@ -136,6 +176,7 @@ class HypersphericalPrototypes(torch.nn.Module):
         self.temperature = temperature
         self.compactness_weight = compactness_weight
         self.separation_weight = separation_weight
+        self.num_balance_steps = num_balance_steps
 
         self.lin1 = Linear(in_channels, embedding_dim, bias=False)
         self.lin2 = Linear(embedding_dim, embedding_dim, bias=False)
@@ -155,15 +196,27 @@ class HypersphericalPrototypes(torch.nn.Module):
             direction = torch.randn_like(self.prototypes)
             self.prototypes.copy_(F.normalize(direction, dim=-1))
 
-    def forward(self, h: Tensor, y: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        h: Tensor,
+        y: Optional[Tensor] = None,
+        *,
+        nearest_only: bool = False,
+    ) -> Tuple[Tensor, Tensor]:
         r"""Compute the loss and the scores of a mini-batch.
 
         Args:
             h (torch.Tensor): The graph embeddings of shape :math:`(B, E)` and
                 of any floating point type. They are cast to the type of the
-                parameters, also under autocast.
-            y (torch.Tensor): The labels of shape :math:`(B)` (int64). Classes
-                may be missing in the mini-batch.
+                parameters, also under autocast. Parameters of half precision
+                are cast to single precision.
+            y (torch.Tensor, optional): The labels of shape :math:`(B)`
+                (int64). Classes may be missing in the mini-batch. If
+                :obj:`None`, graphs belong to virtual classes.
+                (default: :obj:`None`)
+            nearest_only (bool, optional): If set to :obj:`True`, outlier risk
+                and unfamiliarity are zero instead of computed.
+                (default: :obj:`False`)
 
         Returns:
             The scalar loss :math:`\lambda_1 \mathcal{L}_{\textrm{comp}} +
@@ -176,13 +229,40 @@ class HypersphericalPrototypes(torch.nn.Module):
                 is outside :math:`[0, C)`.
             TypeError: If :obj:`y` is not of type :obj:`torch.int64`.
         """
-        name = self.__class__.__name__
         if h.dim() != 2 or h.size(1) != self.in_channels:
             raise ValueError(
-                f"'h' of '{name}' needs to be of shape [batch_size, "
-                f"{self.in_channels}], as set by 'in_channels' "
+                f"'h' of '{self.__class__.__name__}' needs to be of shape "
+                f"[batch_size, {self.in_channels}], as set by 'in_channels' "
                 f'(got {list(h.shape)})'
             )
+        weight1: Tensor = self.lin1.weight
+        weight2: Tensor = self.lin2.weight
+        prototypes: Tensor = self.prototypes
+        dtype = prototypes.dtype
+        if dtype in (torch.half, torch.bfloat16):
+            dtype = torch.float
+            weight1, weight2 = weight1.float(), weight2.float()
+            prototypes = prototypes.float()
+        if h.dtype != dtype:
+            h = h.to(dtype)
+        options = (
+            self.temperature,
+            self.compactness_weight,
+            self.separation_weight,
+        )
+        if y is None:
+            steps = self.num_balance_steps
+            weights = (weight1, weight2, prototypes)
+            return virtual_class_loss(
+                h, *weights, *options, steps, nearest_only
+            )
+        self._check_labels(h, y)
+        return prototype_loss(
+            h, y, weight1, weight2, prototypes, *options, nearest_only
+        )
+
+    def _check_labels(self, h: Tensor, y: Tensor) -> None:
+        name = self.__class__.__name__
         if y.dtype != torch.int64:
             raise TypeError(
                 f"'y' of '{name}' needs to hold class labels of type "
@@ -193,16 +273,6 @@ class HypersphericalPrototypes(torch.nn.Module):
                 f"'y' of '{name}' needs to be of shape [{h.size(0)}], one "
                 f'label for each graph (got {list(y.shape)})'
             )
-        return prototype_loss(
-            h.to(self.prototypes.dtype),
-            y,
-            self.lin1.weight,
-            self.lin2.weight,
-            self.prototypes,
-            self.temperature,
-            self.compactness_weight,
-            self.separation_weight,
-        )
 
     def __repr__(self) -> str:
         return (

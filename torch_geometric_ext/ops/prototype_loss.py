@@ -24,6 +24,7 @@ def prototype_loss(
     temperature: float,
     compactness_weight: float,
     separation_weight: float,
+    nearest_only: bool = False,
 ) -> Tuple[Tensor, Tensor]:
     r"""Compute the losses and scores of
     :class:`~torch_geometric_ext.nn.HypersphericalPrototypes` as one operator
@@ -48,6 +49,9 @@ def prototype_loss(
         temperature (float): The temperature :math:`\tau`.
         compactness_weight (float): The weight :math:`\lambda_1`.
         separation_weight (float): The weight :math:`\lambda_2`.
+        nearest_only (bool, optional): If set to :obj:`True`, Eq. (8) and (9)
+            are not computed, and their scores are zero.
+            (default: :obj:`False`)
 
     Shapes:
         - **input:** :obj:`h` :math:`(B, E)`, :obj:`y` :math:`(B)` of
@@ -73,11 +77,14 @@ def prototype_loss(
         temperature,
         compactness_weight,
         separation_weight,
+        nearest_only,
     )
     return loss, scores
 
 
-def _in_full_precision(func: Callable) -> Callable:
+def in_full_precision(func: Callable) -> Callable:
+    """Disable autocast on the device of the first argument."""
+
     @functools.wraps(func)
     def wrapper(x: Tensor, *args: Any) -> Any:
         with torch.autocast(x.device.type, enabled=False):
@@ -86,7 +93,7 @@ def _in_full_precision(func: Callable) -> Callable:
     return wrapper
 
 
-@_in_full_precision
+@in_full_precision
 def prototype_loss_reference(
     h: Tensor,
     y: Tensor,
@@ -96,6 +103,7 @@ def prototype_loss_reference(
     temperature: float,
     compactness_weight: float,
     separation_weight: float,
+    nearest_only: bool = False,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute :func:`prototype_loss` in plain PyTorch, and return the hidden
     features and embeddings of the projector, too.
@@ -114,24 +122,45 @@ def prototype_loss_reference(
     compactness = logit.flatten(1).logsumexp(-1) - own.logsumexp(-1)
     loss = compactness_weight * compactness.sum() / max(h.size(0), 1)
 
-    # Eq. (7), between prototypes:
-    logit = _across_classes(p) / temperature
-    separation = logit.logsumexp(-1).mean() - math.log(logit.size(1))
-    loss = loss + separation_weight * separation
-
-    with torch.no_grad():
-        scores = torch.stack(
-            [
-                _outlier_risk(z, p, _of_class(cosine, y), y),
-                _unfamiliarity(cosine, y),
-                cosine.flatten(1).argmax(-1).to(h.dtype),
-            ],
-            dim=-1,
-        )
+    loss = loss + separation_weight * separation_loss(p, temperature)
+    scores = prototype_scores(z, p, cosine, y, nearest_only)
     return loss, scores, hidden, embedding
 
 
-@_in_full_precision
+def separation_loss(p: Tensor, temperature: float) -> Tensor:
+    """Compute Eq. (7) between normalized prototypes of shape [C, K, D]."""
+    logit = _across_classes(p) / temperature
+    return logit.logsumexp(-1).mean() - math.log(logit.size(1))
+
+
+@torch.no_grad()
+def prototype_scores(
+    z: Tensor, p: Tensor, cosine: Tensor, y: Tensor, nearest_only: bool
+) -> Tensor:
+    """Compute the scores of :func:`prototype_loss`.
+
+    Args:
+        z (torch.Tensor): The normalized embeddings, of shape [B, D].
+        p (torch.Tensor): The normalized prototypes, of shape [C, K, D].
+        cosine (torch.Tensor): Their cosines, of shape [B, C, K].
+        y (torch.Tensor): The labels, of shape [B].
+        nearest_only (bool): If set to :obj:`True`, only the last column is
+            computed.
+    """
+    nearest = cosine.flatten(1).argmax(-1).to(z.dtype)
+    if nearest_only:
+        return F.pad(nearest.view(-1, 1), (2, 0))
+    return torch.stack(
+        [
+            _outlier_risk(z, p, _of_class(cosine, y), y),
+            _unfamiliarity(cosine, y),
+            nearest,
+        ],
+        dim=-1,
+    )
+
+
+@in_full_precision
 def prototype_loss_backward_reference(
     grad_loss: Tensor,
     h: Tensor,
@@ -245,7 +274,7 @@ def _normalize_backward(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
     return (grad - out * along) / norm.clamp(min=EPS)
 
 
-@_in_full_precision
+@in_full_precision
 def _double_backward(
     grad_loss: Tensor,
     h: Tensor,

@@ -15,7 +15,7 @@ using torch::autograd::variable_list;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Forward = Outputs(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-    double, double, double);
+    double, double, double, bool);
 using Backward = Outputs(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
     const Tensor&, const Tensor&, const Tensor&, double, double, double);
@@ -25,13 +25,14 @@ class PrototypeLoss : public torch::autograd::Function<PrototypeLoss> {
   static variable_list forward(
       AutogradContext* ctx, const Tensor& h, const Tensor& y,
       const Tensor& weight1, const Tensor& weight2, const Tensor& prototypes,
-      double temperature, double compactness_weight, double separation_weight) {
+      double temperature, double compactness_weight, double separation_weight,
+      bool nearest_only) {
     static const auto op =
         find_op<Forward>("torch_geometric_ext::prototype_loss");
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [loss, scores, hidden, embedding] = op.call(
         h, y, weight1, weight2, prototypes, temperature, compactness_weight,
-        separation_weight);
+        separation_weight, nearest_only);
     ctx->save_for_backward(
         {h, y, weight1, weight2, prototypes, hidden, embedding});
     ctx->saved_data["temperature"] = temperature;
@@ -42,7 +43,7 @@ class PrototypeLoss : public torch::autograd::Function<PrototypeLoss> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined()) return variable_list(8);
+    if (!grads[0].defined()) return variable_list(9);
     const auto saved = ctx->get_saved_variables();
     static const auto op =
         find_op<Backward>("torch_geometric_ext::prototype_loss_backward");
@@ -54,17 +55,17 @@ class PrototypeLoss : public torch::autograd::Function<PrototypeLoss> {
           ctx->saved_data["separation_weight"].toDouble());
     });
     return {h,          Tensor(), weight1,  weight2,
-            prototypes, Tensor(), Tensor(), Tensor()};
+            prototypes, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
 Outputs prototype_loss_autograd(
     const Tensor& h, const Tensor& y, const Tensor& weight1,
     const Tensor& weight2, const Tensor& prototypes, double temperature,
-    double compactness_weight, double separation_weight) {
+    double compactness_weight, double separation_weight, bool nearest_only) {
   const auto out = PrototypeLoss::apply(
       h, y, weight1, weight2, prototypes, temperature, compactness_weight,
-      separation_weight);
+      separation_weight, nearest_only);
   return {out[0], out[1], out[2], out[3]};
 }
 

@@ -187,37 +187,53 @@ scalar_t separation(const Geometry<scalar_t>& geometry, scalar_t scale) {
          std::log(geometry.size - geometry.num_prototypes);
 }
 
-// Writes `scores` and returns the mean compactness loss, Eq. (6).
+// Writes Eq. (8) and (9) to the first two columns of `scores`.
 template <typename scalar_t>
-scalar_t score(
-    const Geometry<scalar_t>& geometry, const Tensor& embedding,
-    const Tensor& y, scalar_t scale, Tensor& scores) {
-  const auto batch_size = embedding.size(0);
+void score_risk(
+    const Geometry<scalar_t>& geometry, const Tensor& z, const Tensor& cosines,
+    const Tensor& y, Tensor& scores) {
   const auto K = geometry.num_prototypes, size = geometry.size;
-  const auto z = normalize<scalar_t>(embedding).first;
-  const auto cosines = matmul_nt<scalar_t>(z, geometry.prototype);
   const auto angles = arccos<scalar_t>(cosines);
-  auto probs = scaled(cosines, scale);
-  const auto normalizer = softmax_<scalar_t>(probs);
   const auto factors = geometry.cholesky();
-
   const auto* z_row = z.template const_data_ptr<scalar_t>();
   const auto* cosine = cosines.template const_data_ptr<scalar_t>();
   const auto* angle = angles.template const_data_ptr<scalar_t>();
   const auto* label = y.const_data_ptr<int64_t>();
   auto* out = scores.mutable_data_ptr<scalar_t>();
   std::vector<scalar_t> along(K);
-  double loss = 0;
-  for (int64_t i = 0; i < batch_size; i++) {
+  for (int64_t i = 0; i < z.size(0); i++) {
     const auto c = label[i];
-    loss += normalizer[i] - log_sum_exp(cosine + c * K, K, scale);
     out[0] = outlier_risk(
         geometry, factors.data() + c * K * K, cosine + c * K, c,
         dot(z_row, z_row, geometry.dim), along);
     out[1] = unfamiliarity(angle, size, c * K, (c + 1) * K);
-    out[2] = std::max_element(cosine, cosine + size) - cosine;
     z_row += geometry.dim, cosine += size, angle += size, out += 3;
   }
+}
+
+// Writes `scores` and returns the mean compactness loss, Eq. (6).
+template <typename scalar_t>
+scalar_t score(
+    const Geometry<scalar_t>& geometry, const Tensor& embedding,
+    const Tensor& y, scalar_t scale, bool nearest_only, Tensor& scores) {
+  const auto batch_size = embedding.size(0);
+  const auto K = geometry.num_prototypes, size = geometry.size;
+  const auto z = normalize<scalar_t>(embedding).first;
+  const auto cosines = matmul_nt<scalar_t>(z, geometry.prototype);
+  auto probs = scaled(cosines, scale);
+  const auto normalizer = softmax_<scalar_t>(probs);
+
+  const auto* cosine = cosines.template const_data_ptr<scalar_t>();
+  const auto* label = y.const_data_ptr<int64_t>();
+  auto* out = scores.mutable_data_ptr<scalar_t>();
+  double loss = 0;
+  for (int64_t i = 0; i < batch_size; i++) {
+    loss += normalizer[i] - log_sum_exp(cosine + label[i] * K, K, scale);
+    out[0] = out[1] = 0;
+    out[2] = std::max_element(cosine, cosine + size) - cosine;
+    cosine += size, out += 3;
+  }
+  if (!nearest_only) score_risk(geometry, z, cosines, y, scores);
   return loss / std::max<int64_t>(batch_size, 1);
 }
 
@@ -301,7 +317,7 @@ void check(
 std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(
     const Tensor& h, const Tensor& y_in, const Tensor& weight1,
     const Tensor& weight2, const Tensor& prototypes, double temperature,
-    double compactness_weight, double separation_weight) {
+    double compactness_weight, double separation_weight, bool nearest_only) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const auto y = y_in.contiguous();
   check(h, y, weight1, weight2, prototypes);
@@ -315,7 +331,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(
     const auto scale = static_cast<scalar_t>(1 / temperature);
     const Geometry<scalar_t> geometry(prototypes);
     *loss.mutable_data_ptr<scalar_t>() =
-        compactness_weight * score(geometry, embedding, y, scale, scores) +
+        compactness_weight *
+            score(geometry, embedding, y, scale, nearest_only, scores) +
         separation_weight * separation(geometry, scale);
   });
   return {loss, scores, hidden, embedding};
@@ -373,7 +390,7 @@ TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
   m.def(
       "prototype_loss(Tensor h, Tensor y, Tensor weight1, Tensor weight2, "
       "Tensor prototypes, float temperature, float compactness_weight, "
-      "float separation_weight) -> "
+      "float separation_weight, bool nearest_only=False) -> "
       "(Tensor loss, Tensor scores, Tensor hidden, Tensor embedding)");
   m.def(
       "prototype_loss_backward(Tensor grad_loss, Tensor h, Tensor y, "
