@@ -20,7 +20,7 @@ from torch_geometric_ext.loader.outliers import (
 )
 from torch_geometric_ext.loader.paper_draw import PaperDraw
 from torch_geometric_ext.loader.trusted_draw import TrustedDraw
-from torch_geometric_ext.nn import HypersphericalPrototypes
+from torch_geometric_ext.nn.prototypes import HypersphericalPrototypes
 
 # Embeddings of this many graphs are compared at once. More would take memory,
 # and the model would change in between:
