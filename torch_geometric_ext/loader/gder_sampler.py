@@ -147,19 +147,8 @@ class GDeRSampler(DynamicSampler):
         standardize: bool = True,
         **kwargs: Any,
     ) -> None:
-        name = self.__class__.__name__
-        if not isinstance(dataset, (IndexedDataset, int)):
-            raise TypeError(
-                f"'dataset' of '{name}' needs to be an 'IndexedDataset' or "
-                f'its number of graphs (got {type(dataset)}). Pass '
-                f"'IndexedDataset(dataset)' to the sampler and the loader"
-            )
-        if not isinstance(prototypes, torch.nn.Module):
-            raise TypeError(
-                f"'prototypes' of '{name}' needs to be a module such as "
-                f"'HypersphericalPrototypes' (got {type(prototypes)})"
-            )
-        fixed = None if balance == 'auto' else balance
+        self._check_types(dataset, prototypes)
+        fixed: Any = None if balance == 'auto' else balance
         valid = fixed is None or (
             isinstance(fixed, (int, float)) and 0 <= fixed <= 1
         )
@@ -188,10 +177,10 @@ class GDeRSampler(DynamicSampler):
                 self.size,
                 num_epochs,
                 fixed,
-                robust,  # type: ignore[arg-type]
+                robust,
             )
         # Embeddings, the nearest prototype and the label of each graph:
-        self._embeddings = Feedback(name, 0)
+        self._embeddings = Feedback(self.__class__.__name__, 0)
         self._learn_groups = self._group is None
         self._active = False  # The check of the first epoch has been done.
         self._initial = self._parameters()
@@ -356,6 +345,20 @@ class GDeRSampler(DynamicSampler):
             'num_suspects': int(self._policy.suspects.sum()),
             'balance': self._policy.balance,
         }
+
+    def _check_types(self, dataset: Any, prototypes: Any) -> None:
+        name = self.__class__.__name__
+        if not isinstance(dataset, (IndexedDataset, int)):
+            raise TypeError(
+                f"'dataset' of '{name}' needs to be an 'IndexedDataset' or "
+                f'its number of graphs (got {type(dataset)}). Pass '
+                f"'IndexedDataset(dataset)' to the sampler and the loader"
+            )
+        if not isinstance(prototypes, torch.nn.Module):
+            raise TypeError(
+                f"'prototypes' of '{name}' needs to be a module such as "
+                f"'HypersphericalPrototypes' (got {type(prototypes)})"
+            )
 
     @property
     def _num_prototypes(self) -> int:
