@@ -62,7 +62,8 @@ def expected_copies(
     if int(positive.sum()) <= num_draws:  # Graphs of weight zero fill up.
         missing = num_draws - int(positive.sum())
         num_others = max(weight.numel() - int(positive.sum()), 1)
-        return torch.where(positive, 1.0, missing / num_others).to(weight)
+        out = torch.full_like(weight, missing / num_others)
+        return out.masked_fill_(positive, 1.0)
     # At least one graph is added to the capped ones in each iteration:
     out = weight * (num_draws / weight.sum())
     capped = out >= 1
