@@ -1,4 +1,4 @@
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 import numpy as np
 import torch
@@ -57,10 +57,12 @@ def read_labels(dataset: Any) -> Optional[Tensor]:
     y = read_stored_labels(dataset)
     if y is not None or isinstance(dataset, int):
         return y
-    rows = [getattr(dataset[i], 'y', None) for i in range(len(dataset))]
-    if any(row is None for row in rows):
-        return None
-    rows = [torch.as_tensor(row).reshape(1, -1).cpu() for row in rows]
+    rows: List[Tensor] = []
+    for i in range(len(dataset)):
+        row = getattr(dataset[i], 'y', None)
+        if row is None:
+            return None
+        rows.append(torch.as_tensor(row).reshape(1, -1).cpu())
     if len({row.size(1) for row in rows}) > 1:
         return None
     return torch.cat(rows)

@@ -21,10 +21,10 @@ def require(
 
 
 def check_arguments(sampler: Any) -> None:
-    """Check the arguments that all samplers share.
+    """Check the size, the epochs and the ranks of a sampler.
 
     Args:
-        sampler (DynamicSampler): The sampler, with its arguments as
+        sampler (EpochSampler): The sampler, with its arguments as
             attributes.
 
     Raises:
@@ -32,7 +32,6 @@ def check_arguments(sampler: Any) -> None:
     """
     at_least = {
         'num_epochs': 1,
-        'min_per_class': 0,
         'warmup_epochs': 0,
         'anneal_epochs': 0,
     }
@@ -47,8 +46,6 @@ def check_arguments(sampler: Any) -> None:
         require(
             sampler, value >= minimum, name, f'be at least {minimum}', value
         )
-    balance = sampler.balance
-    require(sampler, 0 <= balance <= 1, 'balance', 'be in [0, 1]', balance)
     require(
         sampler,
         0 <= rank < num_replicas,
@@ -56,3 +53,18 @@ def check_arguments(sampler: Any) -> None:
         f"be in [0, {num_replicas}), as set by 'num_replicas'",
         rank,
     )
+
+
+def check_class_arguments(sampler: Any) -> None:
+    """Check the arguments that determine the draws of each class.
+
+    Args:
+        sampler (DynamicSampler): The sampler, with its arguments as
+            attributes.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    minimum, balance = sampler.min_per_class, sampler.balance
+    require(sampler, minimum >= 0, 'min_per_class', 'be at least 0', minimum)
+    require(sampler, 0 <= balance <= 1, 'balance', 'be in [0, 1]', balance)

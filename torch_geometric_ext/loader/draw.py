@@ -60,9 +60,10 @@ def expected_copies(
         return weight * (num_draws / weight.sum())
     positive = weight > 0
     if int(positive.sum()) <= num_draws:  # Graphs of weight zero fill up.
-        rest = num_draws - int(positive.sum())
+        missing = num_draws - int(positive.sum())
         num_others = max(weight.numel() - int(positive.sum()), 1)
-        return torch.where(positive, 1.0, rest / num_others).to(weight)
+        out = torch.full_like(weight, missing / num_others)
+        return out.masked_fill_(positive, 1.0)
     # At least one graph is added to the capped ones in each iteration:
     out = weight * (num_draws / weight.sum())
     capped = out >= 1
@@ -155,6 +156,6 @@ def systematic_sample(
     line.clamp_(max=num_draws)  # Despite rounding.
     line[-1] = num_draws
     offset = torch.rand((), generator=generator, dtype=torch.double)
-    count = (line + offset).floor_().long()
+    count = (line + offset).floor_().long().clamp_(max=num_draws)
     count[1:] -= count[:-1].clone()
     return order.repeat_interleave(count)

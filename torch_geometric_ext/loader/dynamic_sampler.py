@@ -1,11 +1,9 @@
-from typing import Any, Dict, Iterator, List, Optional, Sized, Tuple, Union
+from typing import Any, Dict, List, Optional, Sized, Tuple, Union
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Sampler
 
-from torch_geometric_ext.loader.check import check_arguments, require
+from torch_geometric_ext.loader.check import check_class_arguments
 from torch_geometric_ext.loader.class_groups import find_groups
 from torch_geometric_ext.loader.draw import (
     balance_weight,
@@ -13,14 +11,13 @@ from torch_geometric_ext.loader.draw import (
     raise_classes,
     systematic_sample,
 )
+from torch_geometric_ext.loader.epoch_sampler import EpochSampler
 from torch_geometric_ext.loader.feedback import Feedback, average
 from torch_geometric_ext.loader.history import History, plot_history
 from torch_geometric_ext.loader.sampler_state import check_state
 
-CHUNK_SIZE = 1 << 16  # Python integers that an iterator holds, a choice.
 
-
-class DynamicSampler(Sampler[int]):
+class DynamicSampler(EpochSampler):
     r"""Base class of samplers that draw a different subset of a data set in
     each epoch (dynamic data pruning).
 
@@ -100,103 +97,25 @@ class DynamicSampler(Sampler[int]):
         num_replicas: Optional[int] = None,
         rank: Optional[int] = None,
     ) -> None:
-        distributed = dist.is_available() and dist.is_initialized()
-        if num_replicas is None:
-            num_replicas = dist.get_world_size() if distributed else 1
-        if rank is None:
-            rank = dist.get_rank() if distributed else 0
-        size = dataset if isinstance(dataset, int) else len(dataset)
-
-        self.size = size
-        self.keep_ratio = keep_ratio
-        self.num_epochs = num_epochs
+        super().__init__(
+            dataset,
+            keep_ratio,
+            num_epochs,
+            warmup_epochs=warmup_epochs,
+            anneal_epochs=anneal_epochs,
+            num_replicas=num_replicas,
+            rank=rank,
+        )
         self.balance = balance
         self.replacement = replacement
         self.min_per_class = min_per_class
-        self.warmup_epochs = warmup_epochs
-        self.anneal_epochs = anneal_epochs
-        self.num_replicas = num_replicas
-        self.rank = rank
-        check_arguments(self)
-        self.budget = max(round(keep_ratio * size), 1)
-        self.epoch = -1  # The last planned epoch.
-
-        self._group = find_groups(self, dataset, y)
+        check_class_arguments(self)
         self._generator = torch.Generator().manual_seed(seed)
-        self._order = torch.empty(0, dtype=torch.long)  # Graphs of the epoch.
-        self._drawn = torch.zeros(size, dtype=torch.bool)  # As a mask.
+        self._group = find_groups(self, dataset, y)
         # The expected draws of each graph; none if they are all the same:
         self._expected: Optional[Tensor] = None
-        self._started = True  # An iterator has started the epoch.
-        self._finished = False  # An iterator has finished the epoch.
         self._feedback = Feedback(self.__class__.__name__, self._num_feedback)
-        self._history = History(size)
-
-    def __len__(self) -> int:
-        r"""Return the number of graphs on this rank in the epoch of the next
-        iterator.
-        """
-        return self._length(self.epoch + self._started)
-
-    def __iter__(self) -> Iterator[int]:
-        if self._started:
-            self._plan(self.epoch + 1)
-        self._started, self._finished = True, False
-        total = self._length(self.epoch) * self.num_replicas
-        position = torch.arange(self.rank, total, self.num_replicas)
-        for chunk in self._order[position % len(self._order)].split(
-            CHUNK_SIZE
-        ):
-            yield from chunk.tolist()
-        self._finished = True
-
-    def set_epoch(self, epoch: int) -> None:
-        r"""Set the epoch of the next iterator.
-
-        By default, each iterator is the next epoch. The last planned epoch is
-        repeated in the same order. Any other epoch is planned in this call.
-
-        Args:
-            epoch (int): The epoch, counted from zero.
-
-        Raises:
-            ValueError: If :obj:`epoch` is negative.
-        """
-        require(self, epoch >= 0, 'epoch', 'be at least zero', epoch)
-        if epoch != self.epoch:
-            self._plan(epoch)
-        self._started = False
-
-    def steps_per_epoch(self, batch_size: int, drop_last: bool = False) -> int:
-        r"""Return the number of mini-batches on this rank in the epoch of the
-        next iterator.
-
-        Args:
-            batch_size (int): Number of graphs per mini-batch.
-            drop_last (bool, optional): If set to :obj:`True`, the loader drops
-                the last, incomplete mini-batch. (default: :obj:`False`)
-
-        Raises:
-            ValueError: If :obj:`batch_size` is not positive.
-        """
-        return self._num_steps(len(self), batch_size, drop_last)
-
-    def total_steps(self, batch_size: int, drop_last: bool = False) -> int:
-        r"""Return the number of mini-batches on this rank in all epochs, which
-        learning rate schedulers need.
-
-        Args:
-            batch_size (int): Number of graphs per mini-batch.
-            drop_last (bool, optional): If set to :obj:`True`, the loader drops
-                the last, incomplete mini-batch. (default: :obj:`False`)
-
-        Raises:
-            ValueError: If :obj:`batch_size` is not positive.
-        """
-        return sum(
-            self._num_steps(self._length(epoch), batch_size, drop_last)
-            for epoch in range(self.num_epochs)
-        )
+        self._history = History(self.size)
 
     def loss_weight(self, graph_idx: Tensor) -> Tensor:
         r"""Return the weights that make the loss of the drawn graphs an
@@ -217,12 +136,10 @@ class DynamicSampler(Sampler[int]):
         """
         if self._expected is None:
             return torch.ones(graph_idx.shape, device=graph_idx.device)
-        # A copy on each device, so that mini-batches do not wait for it:
-        expected = self._expected.to(graph_idx.device, non_blocking=True)
-        if expected is not self._expected:
-            self._expected = expected
+        # Move it once, so that mini-batches do not wait for it:
+        self._expected = self._expected.to(graph_idx.device)
         scale = len(self._order) / self.size
-        return scale / expected[graph_idx]
+        return scale / self._expected[graph_idx]
 
     def history(self) -> Dict[str, List[Any]]:
         r"""Return statistics of the planned epochs, one list per statistic.
@@ -286,7 +203,8 @@ class DynamicSampler(Sampler[int]):
                 another class, number of graphs or budget. The sampler is not
                 changed in these cases.
         """
-        state = check_state(self, state_dict, self._extra_state())
+        num_columns = self._feedback.num_columns
+        state = check_state(self, state_dict, self._extra_state(), num_columns)
         self.epoch, self._started = state['epoch'], state['started']
         self._finished = False
         self._set_order(state['order'].cpu().clone())
@@ -335,15 +253,15 @@ class DynamicSampler(Sampler[int]):
             The positions of :obj:`budget` graphs in any order (int64).
         """
         weight, group = self._weights(epoch), self._group
-        balanced = self._balance() > 0 and group is not None
-        if weight is None and not balanced and self.min_per_class == 0:
+        balance = 0.0 if group is None else self._balance()
+        if weight is None and balance == 0 and self.min_per_class == 0:
             perm = torch.randperm(self.size, generator=self._generator)
             return perm[: self.budget]
         if weight is None:
             weight = torch.ones(self.size)
         weight = weight.double()
-        if balanced:
-            weight = balance_weight(weight, group, self._balance())
+        if group is not None and balance > 0:
+            weight = balance_weight(weight, group, balance)
         expected = expected_copies(weight, self.budget, self.replacement)
         if self.min_per_class > 0 and group is not None:
             expected = raise_classes(
@@ -418,30 +336,4 @@ class DynamicSampler(Sampler[int]):
         self.epoch = epoch
         self._history.add(
             epoch, graphs, previous, self._group, **self._statistics()
-        )
-
-    def _is_full(self, epoch: int) -> bool:
-        anneal = self.anneal_epochs > 0
-        last = epoch >= self.num_epochs - self.anneal_epochs
-        return epoch < self.warmup_epochs or (anneal and last)
-
-    def _length(self, epoch: int) -> int:
-        num_graphs = self.size if self._is_full(epoch) else self.budget
-        return -(-num_graphs // self.num_replicas)
-
-    def _num_steps(self, length: int, batch_size: int, drop_last: bool) -> int:
-        require(
-            self, batch_size >= 1, 'batch_size', 'be at least one', batch_size
-        )
-        return length // batch_size if drop_last else -(-length // batch_size)
-
-    def _set_order(self, order: Tensor) -> None:
-        self._drawn[self._order] = False
-        self._drawn[order] = True
-        self._order = order
-
-    def __repr__(self) -> str:
-        return (
-            f'{self.__class__.__name__}({self.size}, '
-            f'keep_ratio={self.keep_ratio}, num_epochs={self.num_epochs})'
         )

@@ -82,7 +82,9 @@ class EpsilonGreedySampler(LossBasedSampler):
         score = self._scores()[perm]
         top = perm[score.sort(descending=True, stable=True).indices[:num_top]]
         num_others = max(self.size - num_top, 1)
-        weight = torch.full((self.size,), num_random / num_others)
+        # In double precision, so that the first graphs are drawn for certain:
+        weight = torch.ones(self.size, dtype=torch.double)
+        weight *= num_random / num_others
         weight[top] = 1.0
         return weight
 

@@ -37,7 +37,7 @@ class History:
         drawn[order] = True
         num_distinct = int(drawn.sum())
         self.seen |= drawn
-        record = {
+        record: Dict[str, Any] = {
             'epoch': epoch,
             'num_graphs': order.numel(),
             'num_distinct': num_distinct,

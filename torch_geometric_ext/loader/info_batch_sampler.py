@@ -80,9 +80,13 @@ class InfoBatchSampler(LossBasedSampler):
         low = known & (self.losses < self.losses[known].mean())
         num_low = int(low.sum())
         num_high = self.size - num_low
-        if num_low == 0:
+        # Rounding may lift the mean of equal losses above all of them:
+        if num_low == 0 or num_high == 0:
             return None
         draws = max(self.budget - num_high, MIN_LOW * self.budget)
         draws = min(draws, num_low)
         rest = min(self.budget - draws, num_high)
-        return torch.where(low, draws / num_low, rest / num_high)
+        # In double precision, so that a probability of one is exact:
+        weight = torch.full_like(low, rest / num_high, dtype=torch.double)
+        weight[low] = draws / num_low
+        return weight

@@ -73,4 +73,6 @@ class LossSampler(LossBasedSampler):
         score = score.nan_to_num(nan=0.0)
         score = score.clamp(min=-MAX_DEVIATIONS, max=MAX_DEVIATIONS)
         sign = 1.0 if self.largest else -1.0
-        return (sign * score / self.temperature).exp()
+        score *= sign
+        # The largest weight is one, as a low temperature would overflow:
+        return ((score - score.max()) / self.temperature).exp()

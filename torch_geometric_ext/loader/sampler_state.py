@@ -20,7 +20,10 @@ KEYS = (
 
 
 def check_state(
-    sampler: Any, state: Dict[str, Any], extra: Dict[str, Any]
+    sampler: Any,
+    state: Dict[str, Any],
+    extra: Dict[str, Any],
+    num_columns: int,
 ) -> Dict[str, Any]:
     """Check the state of a sampler before it is loaded, and return it.
 
@@ -28,6 +31,7 @@ def check_state(
         sampler (DynamicSampler): The sampler that will load the state.
         state (dict): The state.
         extra (dict): The current values that a sub-class adds to the state.
+        num_columns (int): The number of values of the feedback on a graph.
 
     Raises:
         ValueError: If the state is incomplete or damaged, or is that of
@@ -51,14 +55,17 @@ def check_state(
         raise ValueError(
             f'{owner} have the keys {keys} (got none of {missing})'
         )
-    problem = _find_problem(sampler, state, extra)
+    problem = _find_problem(sampler, state, extra, num_columns)
     if problem is not None:
         raise ValueError(f"{owner} be undamaged (got a wrong '{problem}')")
     return state
 
 
 def _find_problem(
-    sampler: Any, state: Dict[str, Any], extra: Dict[str, Any]
+    sampler: Any,
+    state: Dict[str, Any],
+    extra: Dict[str, Any],
+    num_columns: int,
 ) -> Any:
     """Return the first key with a value that cannot be loaded."""
     size, order, generator = sampler.size, state['order'], state['generator']
@@ -69,22 +76,25 @@ def _find_problem(
         return 'epoch'
     if not isinstance(state['started'], bool):
         return 'started'
-    if not _is_index(order, size) or (order.numel() == 0) != (epoch == -1):
+    length = (0,) if epoch == -1 else (sampler.budget, size)
+    if not _is_index(order, size) or order.numel() not in length:
         return 'order'
     if not _is_index(graph_idx, size):
         return 'graph_idx'
     if (
         not isinstance(feedback, Tensor)
         or not feedback.is_floating_point()
-        or feedback.dim() != 2
-        or feedback.size(0) != graph_idx.numel()
+        or feedback.shape != (graph_idx.numel(), num_columns)
     ):
         return 'feedback'
-    if expected is not None and not _is_row(expected, size):
+    if expected is not None and not _is_expectation(expected, size):
         return 'expected'
     if not _is_row(seen, size) or seen.dtype != torch.bool:
         return 'seen'
-    if not isinstance(state['history'], list):
+    history = state['history']
+    if not isinstance(history, list) or not all(
+        isinstance(row, dict) for row in history
+    ):
         return 'history'
     try:
         torch.Generator().set_state(generator.cpu())
@@ -98,6 +108,10 @@ def _find_problem(
 
 def _is_row(value: Any, size: int) -> bool:
     return isinstance(value, Tensor) and value.shape == (size,)
+
+
+def _is_expectation(value: Any, size: int) -> bool:
+    return _is_row(value, size) and value.is_floating_point()
 
 
 def _is_index(value: Any, size: int) -> bool:
