@@ -36,7 +36,8 @@ class GDeRSampler(DynamicSampler):
     * **Robustness.** The sampler compares the directions and norms of graph
       embeddings by a robust Mahalanobis distance. If the distances of an
       epoch have a gap, the graphs beyond it are *suspects* and are rarely
-      drawn. :meth:`suspects` returns them.
+      drawn. :meth:`suspects` returns them, and :meth:`history` counts them
+      (:obj:`num_suspects`).
     * **Balance.** Draws follow the data set, until the nearest prototype is
       wrong for more than 92 % of the graphs of a class after four epochs.
       From then on, all classes are drawn equally often, and graphs of small
@@ -260,15 +261,19 @@ class GDeRSampler(DynamicSampler):
         order = policy.distance[suspects].argsort(descending=True)
         return suspects[order]
 
-    def history(self) -> Dict[str, List[Any]]:
-        r"""Return statistics of the planned epochs, one list per statistic.
-
-        In addition to those of
-        :class:`~torch_geometric_ext.loader.DynamicSampler`, there are
-        :obj:`num_suspects`, the number of distrusted graphs, and
-        :obj:`balance`, the exponent of the class weights.
+    @property
+    def scores(self) -> Tensor:
+        r"""The last score of each graph, NaN for graphs without one: the
+        logarithmic distance of its embedding, or :math:`\omega` for
+        :obj:`draw="paper"`.
         """
-        return super().history()
+        policy = self._policy
+        paper = isinstance(policy, PaperDraw)
+        return policy.scores if paper else policy.distance  # type: ignore
+
+    def _restart(self) -> None:
+        super()._restart()
+        self._embeddings.clear()
 
     def _extra_state(self) -> Dict[str, Any]:
         graph_idx, embedding = self._embeddings.gather(self.num_replicas)
@@ -303,8 +308,7 @@ class GDeRSampler(DynamicSampler):
             return self._policy.draw(
                 epoch, self.budget, self._drawn, self._generator
             )
-        # A small class has fewer graphs than a balanced draw needs:
-        self.replacement = self._policy.balance > 0
+        self.replacement = self._policy.needs_replacement(self.budget)
         return super()._draw(epoch)
 
     def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
