@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.data import IndexedDataset
-from torch_geometric_ext.loader import DynamicSampler
+from torch_geometric_ext.loader import DynamicSampler, SoftRandomSampler
 
 
 class ToySampler(DynamicSampler):
@@ -120,13 +121,13 @@ def test_order_of_epochs():
     assert list(other) == first
 
 
-def test_last_feedback_counts():
+def test_feedback_of_an_epoch_is_averaged():
     sampler = ToySampler(4, keep_ratio=1.0, num_epochs=2)
     list(sampler)
     sampler.update(torch.tensor([1.0, 2.0]), torch.tensor([3, 0]))
     sampler.update(torch.tensor([5.0, 7.0]), torch.tensor([1, 3]))
     list(sampler)
-    assert sampler.observed == {0: 2.0, 1: 5.0, 3: 7.0}
+    assert sampler.observed == {0: 2.0, 1: 5.0, 3: 4.0}
     list(sampler)
     assert sampler.observed == {}
 
@@ -291,3 +292,340 @@ def test_errors():
         assert_same_state(other.state_dict(), before)
     with pytest.raises(ValueError, match="'policy' .*, got GDeRSampler"):
         sampler.load_state_dict({**state, 'policy': 'GDeRSampler'})
+
+
+LABELS = torch.tensor([0] * 60 + [1] * 25 + [2] * 10 + [3] * 5)
+
+
+class WeightedSampler(DynamicSampler):
+    """Draw graphs by fixed weights."""
+
+    def __init__(self, weight, *args, **kwargs):
+        super().__init__(len(weight), *args, **kwargs)
+        self.weight = weight
+
+    def _weights(self, epoch):
+        return self.weight
+
+
+OPTIONS = {
+    'uniform': dict(),
+    'balance': dict(balance=1.0),
+    'half balance': dict(balance=0.5),
+    'copies': dict(balance=1.0, replacement=True),
+    'uniform copies': dict(replacement=True),
+    'minimum': dict(min_per_class=5),
+    'minimum of copies': dict(min_per_class=7, replacement=True),
+    'all': dict(balance=0.3, min_per_class=6, replacement=True),
+}
+
+
+def expected_sizes(keep_ratio, balance=0.0, replacement=False, **kwargs):
+    """Return the expected draws of each class without a minimum."""
+    size = LABELS.bincount().double()
+    weight = size * (100 / (4 * size)) ** balance
+    budget, capped = round(100 * keep_ratio), torch.zeros(4, dtype=torch.bool)
+    while True:
+        rest = budget - size[capped].sum()
+        out = weight * (rest / weight[~capped].sum())
+        out = torch.where(capped, size, out)
+        if replacement or bool((out <= size + 1e-9).all()):
+            return out
+        capped |= out > size
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+@pytest.mark.parametrize('keep_ratio', [0.3, 0.71, 1.0])
+def test_draws_of_each_class(name, keep_ratio):
+    options = OPTIONS[name]
+    sampler = SoftRandomSampler(100, keep_ratio, 30, y=LABELS, **options)
+    expected = expected_sizes(keep_ratio, **options)
+    minimum = options.get('min_per_class', 0)
+    for _ in range(30):
+        out = torch.tensor(list(sampler))
+        assert out.numel() == len(sampler) == sampler.budget
+        count = LABELS[out].bincount(minlength=4)
+        if name in ['uniform', 'uniform copies']:
+            assert len(set(out.tolist())) == sampler.budget
+        elif minimum == 0:
+            assert (count >= (expected - 1e-6).floor()).all()
+            assert (count <= (expected + 1e-6).ceil()).all()
+        if not options.get('replacement', False):
+            assert len(set(out.tolist())) == sampler.budget
+            assert (count >= LABELS.bincount().clamp(max=minimum)).all()
+        assert (count >= min(minimum, 5)).all()
+        if options.get('replacement', False):
+            assert (count >= minimum).all()
+
+
+def test_copies_are_spread_over_the_class():
+    sampler = SoftRandomSampler(
+        100, 0.8, 20, y=LABELS, balance=1.0, replacement=True
+    )
+    for _ in range(20):
+        count = torch.tensor(list(sampler)).bincount(minlength=100)
+        assert (count[LABELS == 3] == 4).all()  # 20 draws of 5 graphs.
+        assert (count[LABELS == 2] == 2).all()
+        assert count[LABELS == 1].max() == 1
+    assert sampler.history()['per_class'] == [[20, 20, 20, 20]] * 20
+
+
+@pytest.mark.parametrize('shape', [(100,), (100, 1)])
+@pytest.mark.parametrize('dtype', [torch.int64, torch.int32, torch.float])
+def test_labels_of_other_types(shape, dtype):
+    y = (LABELS * 3 - 5).to(dtype).view(shape)  # Classes of any number.
+    options = dict(balance=1.0, replacement=True)
+    expected = SoftRandomSampler(100, 0.4, 2, y=LABELS, **options)
+    sampler = SoftRandomSampler(100, 0.4, 2, y=y, **options)
+    assert list(sampler) == list(expected)
+    assert sampler.history() == expected.history()
+
+
+def test_labels_of_graphs_are_read_if_needed():
+    class Graphs(list):
+        num_loaded = 0
+
+        def __getitem__(self, idx):
+            self.num_loaded += 1
+            return super().__getitem__(idx)
+
+    graphs = make_graphs(100)
+    for graph, label in zip(graphs, LABELS):
+        graph.y = label.view(1)
+    graphs = Graphs(graphs)
+    SoftRandomSampler(graphs, 0.4, 2)
+    assert graphs.num_loaded == 0
+    sampler = SoftRandomSampler(graphs, 0.4, 2, balance=1.0, replacement=True)
+    assert graphs.num_loaded == 100
+    list(sampler)
+    assert sampler.history()['per_class'] == [[10, 10, 10, 10]]
+
+
+def test_without_classes():
+    list(SoftRandomSampler(make_graphs(9), 0.5, 2))
+    y = torch.rand(9)
+    for options in [dict(balance=1.0), dict(min_per_class=1)]:
+        for dataset in [9, make_graphs(9)]:
+            with pytest.raises(ValueError, match=r"'y' .* \(got none\)"):
+                SoftRandomSampler(dataset, 0.5, 2, **options)
+        with pytest.raises(ValueError, match=r"'y' .* one integer per graph"):
+            SoftRandomSampler(9, 0.5, 2, y=y, **options)
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+@pytest.mark.parametrize('weighted', [False, True])
+def test_loss_weight_is_unbiased(name, weighted):
+    generator = torch.Generator().manual_seed(1)
+    loss = torch.rand(100, generator=generator) + LABELS
+    weight = torch.rand(100, generator=generator) + 0.1
+    num_epochs, estimates, plain = 1500, [], []
+    sampler = WeightedSampler(
+        weight if weighted else torch.ones(100),
+        0.3,
+        num_epochs,
+        y=LABELS,
+        **OPTIONS[name],
+    )
+    for _ in range(num_epochs):
+        graph_idx = torch.tensor(list(sampler))
+        loss_weight = sampler.loss_weight(graph_idx)
+        assert loss_weight.shape == (30,)
+        estimates.append((loss_weight * loss[graph_idx]).mean())
+        plain.append(loss[graph_idx].mean())
+    std, mean = torch.std_mean(torch.stack(estimates).double())
+    error = float(std) / num_epochs**0.5
+    assert float(mean) == pytest.approx(float(loss.mean()), abs=4 * error)
+    if 'uniform' not in name:  # The plain mean is biased.
+        difference = torch.stack(plain).mean() - loss.mean()
+        assert abs(float(difference)) > 8 * error
+
+
+@withCUDA
+def test_loss_weight(device):
+    sampler = SoftRandomSampler(10, 0.5, 4)
+    graph_idx = torch.tensor(list(sampler), device=device)
+    assert sampler.loss_weight(graph_idx).tolist() == [1.0] * 5
+
+    y = torch.tensor([0] * 8 + [1] * 2)
+    sampler = SoftRandomSampler(
+        10, 0.8, 4, y=y, balance=1.0, replacement=True, anneal_epochs=1
+    )
+    for _ in range(3):
+        graph_idx = torch.tensor(list(sampler), device=device)
+        weight = sampler.loss_weight(graph_idx)
+        assert weight.device == graph_idx.device
+        # 4 expected draws of 8 graphs, and 4 of 2 graphs:
+        expected = [8 / (10 * (2 if i >= 8 else 0.5)) for i in graph_idx]
+        torch.testing.assert_close(weight.tolist(), expected)
+        weight = sampler.loss_weight(graph_idx.cpu())
+        torch.testing.assert_close(weight.tolist(), expected)
+    graph_idx = torch.tensor(list(sampler), device=device)  # On all graphs.
+    assert sampler.loss_weight(graph_idx).tolist() == [1.0] * 10
+
+
+@pytest.mark.parametrize('num_replicas', [1, 3])
+@pytest.mark.parametrize('warmup, anneal', [(2, 0), (0, 1), (2, 3), (4, 4)])
+def test_warmup_and_anneal_epochs(warmup, anneal, num_replicas):
+    samplers = [
+        SoftRandomSampler(
+            11,
+            0.4,
+            7,
+            warmup_epochs=warmup,
+            anneal_epochs=anneal,
+            num_replicas=num_replicas,
+            rank=rank,
+        )
+        for rank in range(num_replicas)
+    ]
+    graphs = make_graphs(11)
+    sampler, steps = samplers[0], {False: 0, True: 0}
+    for epoch in range(7):
+        full = epoch < warmup or epoch >= 7 - anneal
+        size = 11 if full else 4
+        length = math.ceil(size / num_replicas)
+        for drop_last in [False, True]:
+            expected = math.ceil(length / 2)
+            if drop_last:
+                expected = length // 2
+            # Before the epoch is planned:
+            assert sampler.steps_per_epoch(2, drop_last) == expected
+            loader = DataLoader(
+                graphs, 2, sampler=sampler, drop_last=drop_last
+            )
+            assert len(loader) == expected
+            steps[drop_last] += expected
+        assert len(sampler) == length
+        parts = [list(sampler) for sampler in samplers]
+        assert [len(part) for part in parts] == [length] * num_replicas
+        merged = [i for group in zip(*parts) for i in group][:size]
+        assert len(set(merged)) == size
+        if full:
+            assert set(merged) == set(range(11))
+    for drop_last in [False, True]:
+        assert sampler.total_steps(2, drop_last) == steps[drop_last]
+    num_graphs = sampler.history()['num_graphs']
+    assert num_graphs == [
+        11 if i < warmup or i >= 7 - anneal else 4 for i in range(7)
+    ]
+
+
+def test_steps_of_a_loader():
+    sampler = SoftRandomSampler(11, 0.4, 5, warmup_epochs=1, anneal_epochs=1)
+    loader = DataLoader(make_graphs(11), 2, sampler=sampler)
+    steps = []
+    for _ in range(5):
+        planned = len(loader)
+        steps.append(sum(1 for _ in loader))
+        assert steps[-1] == planned
+    assert steps == [6, 2, 2, 2, 6] and sampler.total_steps(2) == 18
+
+
+def test_epochs_after_the_last_one_are_annealed():
+    sampler = SoftRandomSampler(10, 0.5, 3, anneal_epochs=1)
+    assert [len(list(sampler)) for _ in range(5)] == [5, 5, 10, 10, 10]
+    sampler = SoftRandomSampler(10, 0.5, 3)
+    assert [len(list(sampler)) for _ in range(5)] == [5] * 5
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_ranks_share_a_draw_with_options(name):
+    options = dict(y=LABELS, **OPTIONS[name])
+    whole = SoftRandomSampler(100, 0.31, 3, **options)
+    samplers = [
+        SoftRandomSampler(100, 0.31, 3, num_replicas=4, rank=rank, **options)
+        for rank in range(4)
+    ]
+    for _ in range(3):
+        expected = list(whole)
+        parts = [list(sampler) for sampler in samplers]
+        merged = [i for group in zip(*parts) for i in group]
+        assert merged == expected + expected[:1]  # Padded.
+        graph_idx = torch.tensor(expected)
+        weight = whole.loss_weight(graph_idx)
+        for sampler in samplers:
+            assert torch.equal(sampler.loss_weight(graph_idx), weight)
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_state_resumes_with_options(name):
+    def make(seed=0):
+        return SoftRandomSampler(
+            100, 0.3, 9, y=LABELS, anneal_epochs=2, seed=seed, **OPTIONS[name]
+        )
+
+    sampler = make()
+    list(sampler), list(sampler)
+    state = sampler.state_dict()
+    graph_idx = torch.arange(100)
+    weight = sampler.loss_weight(graph_idx)
+    expected = [list(sampler) for _ in range(7)]
+    history = sampler.history()
+
+    other = make(seed=5)
+    list(other)
+    other.load_state_dict(state)
+    assert_same_state(other.state_dict(), state)
+    assert torch.equal(other.loss_weight(graph_idx), weight)
+    assert [list(other) for _ in range(7)] == expected
+    assert other.history() == history
+
+    # The current epoch is repeated in the same order:
+    other = make(seed=5)
+    other.load_state_dict(state)
+    repeated = make()
+    list(repeated), list(repeated)
+    for x in [other, repeated]:
+        x.set_epoch(1)
+    assert list(other) == list(repeated)
+
+
+def test_feedback_of_copies():
+    class CopySampler(WeightedSampler):
+        def update(self, feedback, graph_idx):
+            self._record(graph_idx, feedback.view(-1, 1))
+
+        def _observe(self, graph_idx, feedback):
+            self.observed = dict(
+                zip(graph_idx.tolist(), feedback.view(-1).tolist())
+            )
+
+    weight = torch.tensor([6.0, 3.0, 2.0, 1.0])
+    sampler = CopySampler(weight, 1.0, 2, replacement=True)
+    drawn = list(sampler)
+    assert sorted(drawn)[:3] == [0, 0, 1] and len(drawn) == 4
+    values = torch.arange(4.0)
+    sampler.update(values[:2], torch.tensor(drawn[:2]))
+    sampler.update(values[2:], torch.tensor(drawn[2:]))
+    list(sampler)
+    assert sampler.observed == {
+        i: pytest.approx(values[torch.tensor(drawn) == i].mean().item())
+        for i in set(drawn)
+    }
+
+
+def test_errors_of_options():
+    y = torch.tensor([0] * 6 + [1] * 3)
+    for options, message in [
+        (dict(balance=-0.1), r"'balance' of 'ToySampler' .* \(got -0.1\)"),
+        (dict(balance=1.1), r"'balance' .* in \[0, 1\] \(got 1.1\)"),
+        (dict(balance=float('nan')), r"'balance' .* \(got nan\)"),
+        (dict(min_per_class=-1), r"'min_per_class' .* \(got -1\)"),
+        (
+            dict(min_per_class=3, y=y),
+            r"'min_per_class' .* 2 times into 4 draws \(got 3\)",
+        ),
+        (dict(warmup_epochs=-1), r"'warmup_epochs' .* \(got -1\)"),
+        (dict(anneal_epochs=-2), r"'anneal_epochs' .* \(got -2\)"),
+        (dict(y=y[1:]), r"'y' .* of 9 classes, .* \(got \[8\]\)"),
+        (dict(y=[0] * 9), r"'y' .* tensor .* \(got .*list"),
+        (dict(y=torch.tensor(1)), r"'y' .* \(got \[\]\)"),
+        (dict(y=torch.rand(9)), r"'y' .* \(got torch.float32 of shape"),
+        (dict(y=torch.zeros(9, 2)), r"'y' .* one integer per graph"),
+        (dict(rank=-1), r"'rank' .* \(got -1\)"),
+        (dict(num_replicas=0), r"'rank' .* 'num_replicas'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ToySampler(9, 0.5, 2, **options)
+    with pytest.raises(ValueError, match=r"'batch_size' .* \(got -1\)"):
+        ToySampler(9, 0.5, 2).total_steps(-1)

@@ -1,8 +1,131 @@
+import copy
+from collections import defaultdict
+
 import pytest
 import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.loader.feedback import Feedback
+from torch_geometric_ext.loader.feedback import Feedback, average, keep_last
+
+PAIRS = st.lists(st.tuples(st.integers(0, 6), st.floats(-9, 9, width=32)))
+
+
+def sort(pairs):
+    """Return positions in ascending order with two columns of feedback."""
+    pairs = sorted(pairs, key=lambda pair: pair[0])
+    graph_idx = torch.tensor([x for x, _ in pairs], dtype=torch.long)
+    rows = [[y, 2 * y + 1] for _, y in pairs]
+    return graph_idx, torch.tensor(rows).view(-1, 2)
+
+
+@given(PAIRS)
+def test_average(pairs):
+    rows = defaultdict(list)
+    for i, value in pairs:
+        rows[i].append(value)
+    before = sort(pairs)
+    graph_idx, feedback = average(*before)
+    assert graph_idx.tolist() == sorted(rows)
+    assert feedback.dtype == torch.float and feedback.size(1) == 2
+    for i, row in zip(graph_idx.tolist(), feedback.tolist()):
+        mean = sum(rows[i]) / len(rows[i])
+        expected = [pytest.approx(x, abs=1e-5) for x in (mean, 2 * mean + 1)]
+        assert row == expected
+
+
+@given(PAIRS)
+def test_keep_last(pairs):
+    last = dict(pairs)
+    graph_idx, feedback = keep_last(*sort(pairs))
+    assert graph_idx.tolist() == sorted(last)
+    assert feedback[:, 0].tolist() == [last[i] for i in sorted(last)]
+
+
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.double])
+def test_average_of_other_types(dtype):
+    graph_idx = torch.zeros(1000, dtype=torch.long)
+    feedback = torch.full((1000, 1), 100.0, dtype=dtype)
+    graph_idx, feedback = average(graph_idx, feedback)
+    assert graph_idx.tolist() == [0] and feedback.dtype == dtype
+    assert feedback.tolist() == [[100.0]]  # The sum does not overflow.
+
+
+@withCUDA
+def test_gather(device):
+    feedback = Feedback('Toy', 2)
+    graph_idx, values = feedback.gather(1)
+    assert graph_idx.dtype == torch.long and graph_idx.shape == (0,)
+    assert values.shape == (0, 2) and feedback.num_rows == 0
+
+    first = torch.tensor([3, 1], device=device)
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]], device=device)
+    feedback.add(first, rows)
+    first.fill_(0)  # The caller may reuse it.
+    feedback.add(torch.tensor([1]), torch.tensor([[5.0, 6.0]]))  # On the CPU.
+    # Columns of another type, as given by a model in half precision:
+    columns = torch.tensor([[7.0]]).half().to(device)
+    feedback.add(torch.tensor([0], device=device), columns, columns + 1)
+    assert feedback.num_rows == 4
+
+    for _ in range(2):  # Nothing is dropped.
+        graph_idx, values = feedback.gather(1)
+        assert graph_idx.tolist() == [0, 1, 1, 3]
+        assert values.tolist() == [[7, 8], [3, 4], [5, 6], [1, 2]]
+        assert values.device.type == graph_idx.device.type == 'cpu'
+    feedback.clear()
+    assert feedback.gather(1)[0].numel() == feedback.num_rows == 0
+
+
+def test_pop():
+    feedback = Feedback('Toy', 1)
+    feedback.add(torch.tensor([2, 0]), torch.tensor([[1.0], [2.0]]))
+    feedback.add(torch.tensor([1]), torch.tensor([[3.0]]))
+    graph_idx, values = feedback.pop()
+    assert graph_idx.tolist() == [2, 0, 1]
+    assert values.tolist() == [[1.0], [2.0], [3.0]]
+    assert feedback.num_rows == 0 and feedback.gather(1)[0].numel() == 0
+
+
+@withCUDA
+def test_check(device):
+    feedback = Feedback('Toy', 1)
+    drawn = torch.tensor([True, False, True])
+    feedback.check(torch.tensor([0, 2, 2]), drawn, 1)
+    for wrong in [[0, 1], [3], [-1], [0, -3]]:
+        with pytest.raises(
+            ValueError, match="'graph_idx' of 'Toy' .* current epoch 7"
+        ):
+            feedback.check(torch.tensor(wrong), drawn, 7)
+
+
+def run_rank(path):
+    rank, out = dist.get_rank(), {}
+    both = Feedback('Toy', 1)
+    both.add(torch.tensor([4 - rank, 0]), torch.full((2, 1), float(rank)))
+    out['both'] = both.gather(2)
+    # One rank has no feedback:
+    single = Feedback('Toy', 1)
+    if rank == 1:
+        single.add(torch.tensor([2]), torch.ones(1, 1))
+    out['single'] = single.gather(2)
+    out['none'] = Feedback('Toy', 1).gather(2)
+    torch.save(copy.deepcopy(out), f'{path}/{rank}.pt')
+
+
+def test_two_ranks(run_ranks, tmp_path):
+    run_ranks(__file__)
+    for rank in range(2):
+        out = torch.load(tmp_path / f'{rank}.pt')
+        graph_idx, values = out['both']
+        assert graph_idx.tolist() == [0, 0, 3, 4]
+        assert values.view(-1).tolist() == [0.0, 1.0, 1.0, 0.0]
+        graph_idx, values = average(graph_idx, values)
+        assert values.view(-1).tolist() == [0.5, 1.0, 0.0]
+        assert [x.tolist() for x in out['single']] == [[2], [[1.0]]]
+        assert [x.numel() for x in out['none']] == [0, 0]
 
 
 @withCUDA

@@ -14,7 +14,6 @@ from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import GDeRSampler
 from torch_geometric_ext.loader.trusted_draw import NUM_PROBES, TrustedDraw
 
-
 SCALE = 1024  # Nearest prototypes hardly change embeddings.
 
 

@@ -35,10 +35,11 @@ def read_stored_labels(dataset: Any) -> Optional[Tensor]:
     storage = read_storage(dataset)
     if storage is None or getattr(dataset, 'transform', None) is not None:
         return None
-    y = storage.data.get('y')
-    num_stored = len(storage.slices.get('y', [])) - 1
-    if not isinstance(y, Tensor) or y.dim() == 0 or len(y) != num_stored:
+    y, ptr = storage.data.get('y'), storage.slices.get('y')
+    if not isinstance(y, Tensor) or not isinstance(ptr, Tensor):
         return None
+    if y.dim() == 0 or not bool((ptr.diff() == 1).all()):
+        return None  # Labels of nodes, or no label.
     return y[storage.positions].cpu()
 
 
@@ -63,7 +64,7 @@ def read_labels(dataset: Any) -> Optional[Tensor]:
         if row is None:
             return None
         rows.append(torch.as_tensor(row).reshape(1, -1).cpu())
-    if len({row.size(1) for row in rows}) > 1:
+    if len({row.size(1) for row in rows}) != 1:
         return None
     return torch.cat(rows)
 
@@ -82,6 +83,7 @@ def to_classes(y: Optional[Tensor]) -> Optional[Tensor]:
     if y is None or y.numel() == 0 or y.numel() != y.size(0):
         return None
     y = y.reshape(-1)
-    if y.is_floating_point() and not bool((y == y.round()).all()):
+    # Neither NaN nor an infinite value minus its rounded value is zero:
+    if y.is_floating_point() and not bool((y - y.round() == 0).all()):
         return None  # Targets of a regression, or missing labels.
     return y.unique(return_inverse=True)[1]

@@ -136,8 +136,11 @@ class DynamicSampler(EpochSampler):
         """
         if self._expected is None:
             return torch.ones(graph_idx.shape, device=graph_idx.device)
-        # Move it once, so that mini-batches do not wait for it:
-        self._expected = self._expected.to(graph_idx.device)
+        # Move it once, so that mini-batches do not wait for it. A copy to the
+        # CPU that does not block could be read too early:
+        self._expected = self._expected.to(
+            graph_idx.device, non_blocking=graph_idx.is_cuda
+        )
         scale = len(self._order) / self.size
         return scale / self._expected[graph_idx]
 
