@@ -70,7 +70,7 @@ def test_random_graphs_are_uniform(epsilon):
 def test_graphs_without_a_loss_come_first():
     sampler = EpsilonGreedySampler(100, 0.25, 9, epsilon=0.0)
     seen = set()
-    for epoch in range(4):
+    for _ in range(4):
         drawn = list(sampler)
         assert not seen & set(drawn)
         seen |= set(drawn)
@@ -101,7 +101,7 @@ def test_errors():
         (dict(epsilon=math.nan), r"'epsilon' .* \(got nan\)"),
         (
             dict(epsilon=0, reweight=True),
-            r"'epsilon' .* positive with 'reweight' \(got 0\)",
+            r"'epsilon' .* one random graph .* \(got 0\)",
         ),
         # Too small for one random graph:
         (dict(epsilon=0.01, reweight=True), r"'epsilon' .* 'reweight'"),

@@ -17,7 +17,7 @@ def test_draws_by_brute_force(device, confidence, smoothing):
     )
     generator = torch.Generator().manual_seed(0)
     mean, variance = {}, {}
-    for epoch in range(num_epochs):
+    for _ in range(num_epochs):
         drawn = list(sampler)
         assert len(set(drawn)) == budget
         score = [math.inf] * size
