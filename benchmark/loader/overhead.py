@@ -45,6 +45,7 @@ class Run:
         keep_ratio: float = 1.0,
         kernels: bool = True,
         clock: Callable[[], float] = time.perf_counter,
+        fused: bool = False,
     ) -> None:
         torch.manual_seed(0)
         self.clock = clock
@@ -70,7 +71,7 @@ class Run:
                 indexed, prototypes, keep_ratio, num_epochs=10**6
             )
             self.loader = DataLoader(indexed, batch_size, sampler=self.sampler)
-        self.optimizer = Adam(parameters, lr=1e-3)
+        self.optimizer = Adam(parameters, lr=1e-3, fused=fused)
         self.seconds: List[List[float]] = []  # Of each step of each epoch.
         self.batches: Iterator = iter(())
 
@@ -112,6 +113,7 @@ def main() -> None:
         action='store_true',
         help='robust to other processes, for one thread',
     )
+    parser.add_argument('--fused', action='store_true', help='fused Adam')
     args = parser.parse_args()
     clock = time.process_time if args.cpu_time else time.perf_counter
 
@@ -123,7 +125,9 @@ def main() -> None:
     for threads in args.threads:
         torch.set_num_threads(threads)
         for batch_size in args.batch_sizes:
-            compare(dataset, batch_size, args.epochs, threads, clock)
+            compare(
+                dataset, batch_size, args.epochs, threads, clock, args.fused
+            )
 
 
 def machine() -> str:
@@ -143,6 +147,7 @@ def compare(
     epochs: int,
     threads: int,
     clock: Callable[[], float],
+    fused: bool,
 ) -> None:
     settings = {
         'full data': ('full', 1.0, True),
@@ -153,7 +158,7 @@ def compare(
         'GDeR 0.3': ('gder', 0.3, True),
     }
     runs = {
-        name: Run(dataset, batch_size, *setting, clock)
+        name: Run(dataset, batch_size, *setting, clock, fused)
         for name, setting in settings.items()
     }
     full = runs['full data, indexed']

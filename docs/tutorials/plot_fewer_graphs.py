@@ -7,8 +7,8 @@ A graph classifier trains on every graph of the data set in every epoch.
 cheaper, and no graph is lost. The subset can also correct two faults of a data
 set: classes of different sizes, and corrupted graphs.
 
-This tutorial trains a GIN on 866 real molecules, of which only 20 are of the
-third class: on all of them, on a new random half in each epoch, and on the half
+This tutorial trains a GIN on real molecules, only 20 of which are of the third
+class: on all molecules, on a new random half in each epoch, and on the half
 that :class:`~torch_geometric_ext.loader.GDeRSampler` draws. Test molecules are
 not imbalanced.
 """
@@ -126,18 +126,18 @@ for make_sampler in [all_graphs, random_half, gder_half]:
 # -----------------
 #
 # ``sampler.history()`` returns statistics of each epoch, and
-# ``sampler.plot()`` draws them. In the first four epochs, draws follow the data
-# set. The nearest prototype is then wrong for nearly all molecules of the third
-# class, and the sampler draws all classes equally often.
+# ``sampler.plot()`` draws them. In the first four epochs, draws follow the
+# data set. The nearest prototype is then wrong for nearly all molecules of the
+# third class, and the sampler draws all classes equally often.
 figure = sampler.plot()
 
 # %%
 # Find corrupted graphs
 # ---------------------
 #
-# ``sampler.suspects()`` returns the graphs that the sampler distrusts, the most
-# unusual ones first. Their embeddings are far from all others. The molecules of
-# this data set are clean:
+# ``sampler.suspects()`` returns the graphs that the sampler distrusts, the
+# most unusual ones first. Their embeddings are far from all others. The
+# molecules of this data set are clean:
 sampler.set_epoch(30)  # Counts the feedback of the last epoch.
 print(f'{len(sampler.suspects())} suspects')
 
@@ -146,8 +146,8 @@ print(f'{len(sampler.suspects())} suspects')
 # ---------------------
 #
 # For a regression, several labels per graph or pre-training, one line changes:
-# pass ``None`` instead of labels, so that graphs belong to the virtual class of
-# their nearest prototype. Outliers are found as before:
+# pass ``None`` instead of labels, so that graphs belong to the virtual class
+# of their nearest prototype. Outliers are found as before:
 #
 # .. code-block:: python
 #

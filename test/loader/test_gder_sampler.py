@@ -44,6 +44,7 @@ class Trainer:
         self.h[:, 0] += 2 * self.y
         self.prototypes = HypersphericalPrototypes(4, 2).to(device)
         self.optimizer = torch.optim.Adam(self.prototypes.parameters(), 0.01)
+        kwargs.setdefault('draw', 'paper')
         self.sampler = GDeRSampler(
             num_graphs, self.prototypes, keep_ratio, num_epochs, **kwargs
         )
@@ -130,7 +131,12 @@ def test_scores_are_keyed_by_graph(num_workers, drop_last, subset):
         graphs = Subset(graphs, identity.tolist())
     dataset = IndexedDataset(graphs)
     sampler = GDeRSampler(
-        dataset, FakePrototypes(), 0.6, num_epochs=9, standardize=False
+        dataset,
+        FakePrototypes(),
+        0.6,
+        num_epochs=9,
+        draw='paper',
+        standardize=False,
     )
     loader = DataLoader(
         dataset,
@@ -167,7 +173,9 @@ def test_scores():
     args = h, torch.zeros(4, dtype=torch.long), torch.arange(4)
     crowd = torch.tensor([0.75, 0.75, 0.75, 0.25])
     for standardize in [True, False]:
-        sampler = GDeRSampler(4, Scores(), 1.0, 2, standardize=standardize)
+        sampler = GDeRSampler(
+            4, Scores(), 1.0, 2, draw='paper', standardize=standardize
+        )
         list(sampler)
         sampler.update(*args)
         list(sampler)
@@ -195,7 +203,7 @@ def test_scores():
 
 @pytest.mark.filterwarnings('ignore:.*got no feedback')
 def test_draws_are_in_proportion_to_scores():
-    sampler = GDeRSampler(200, FakePrototypes(), 0.2, 10**6)
+    sampler = GDeRSampler(200, FakePrototypes(), 0.2, 10**6, draw='paper')
     sampler.scores[:100], sampler.scores[100:] = 1.0, 4.0
     count = torch.zeros(2)
     for epoch in range(200):
@@ -205,7 +213,7 @@ def test_draws_are_in_proportion_to_scores():
     assert 0.65 < float(count[1] / count.sum()) < 0.8
 
     # Graphs without a score have the mean score:
-    sampler = GDeRSampler(200, FakePrototypes(), 0.2, 10**6)
+    sampler = GDeRSampler(200, FakePrototypes(), 0.2, 10**6, draw='paper')
     sampler.scores[::4], sampler.scores[2::4] = 1.0, 3.0
     count = torch.zeros(2)
     for epoch in range(200):
@@ -290,6 +298,17 @@ def test_errors():
     with pytest.raises(ValueError, match=r"'retention_decay' .* \(got -1\)"):
         GDeRSampler(indexed, prototypes, 0.5, 10, retention_decay=-1)
 
+    for kwargs, message in [
+        (dict(balance=2.0), r"'balance' .* be 'auto' or in \[0, 1\]"),
+        (dict(balance='yes'), r"'balance' .* \(got yes\)"),
+        (dict(draw='random'), "'draw' .* be 'trusted' or 'paper'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            GDeRSampler(indexed, prototypes, 0.5, 10, **kwargs)
+    sampler = GDeRSampler(indexed, prototypes, 0.5, 10, draw='paper')
+    with pytest.raises(NotImplementedError, match="draw='trusted'"):
+        sampler.suspects()
+
     sampler = GDeRSampler(indexed, prototypes, 0.5, 10)
     h, y = torch.randn(2, 4), torch.tensor([0, 1])
     graph_idx = torch.tensor(list(sampler))[:2]
@@ -305,7 +324,8 @@ def test_errors():
         sampler.update(h, y + 1, graph_idx)
     with pytest.raises(ValueError, match='drawn in the current epoch 0'):
         sampler.update(h, y, torch.tensor([10, 0]))
-    assert sampler.state_dict()['graph_idx'].numel() == 0  # Nothing recorded.
+    state = sampler.state_dict()  # Nothing is recorded:
+    assert state['graph_idx'].numel() == state['embedding_idx'].numel() == 0
 
 
 def run_rank(path):
@@ -338,7 +358,7 @@ def test_two_ranks(run_ranks, tmp_path):
     for a, b in zip(first, second):
         assert len(a) == len(b) == 15
         assert len(set(a) | set(b)) == 30
-    assert state['graph_idx'].tolist() == sorted(set(first[-1] + second[-1]))
+    assert state['graph_idx'].tolist() == sorted(first[-1] + second[-1])
     assert state['scores'].isfinite().sum() > 40
     assert torch.equal(again['graph_idx'], state['graph_idx'])
     assert (again['feedback'] != state['feedback']).any(dim=1).all()

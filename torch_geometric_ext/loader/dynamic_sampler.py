@@ -325,6 +325,9 @@ class DynamicSampler(EpochSampler):
         """Return more statistics of the planned epoch for :meth:`history`."""
         return {}
 
+    def _restart(self) -> None:
+        self._feedback.clear()  # New feedback replaces it.
+
     def _plan(self, epoch: int) -> None:
         if self.epoch >= 0:
             self._observe(*self._collect())

@@ -86,6 +86,8 @@ class EpochSampler(Sampler[int]):
         require(self, epoch >= 0, 'epoch', 'be at least zero', epoch)
         if epoch != self.epoch:
             self._plan(epoch)
+        else:
+            self._restart()
         self._started = False
 
     def steps_per_epoch(self, batch_size: int, drop_last: bool = False) -> int:
@@ -122,6 +124,9 @@ class EpochSampler(Sampler[int]):
     def _plan(self, epoch: int) -> None:
         """Draw the graphs of an epoch."""
         raise NotImplementedError
+
+    def _restart(self) -> None:
+        """Prepare to repeat the current epoch."""
 
     def _is_full(self, epoch: int) -> bool:
         anneal = self.anneal_epochs > 0

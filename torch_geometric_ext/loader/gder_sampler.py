@@ -20,7 +20,7 @@ from torch_geometric_ext.loader.outliers import (
 )
 from torch_geometric_ext.loader.paper_draw import PaperDraw
 from torch_geometric_ext.loader.trusted_draw import TrustedDraw
-from torch_geometric_ext.nn import HypersphericalPrototypes
+from torch_geometric_ext.nn.prototypes import HypersphericalPrototypes
 
 # Embeddings of this many graphs are compared at once. More would take memory,
 # and the model would change in between:
@@ -36,7 +36,8 @@ class GDeRSampler(DynamicSampler):
     * **Robustness.** The sampler compares the directions and norms of graph
       embeddings by a robust Mahalanobis distance. If the distances of an
       epoch have a gap, the graphs beyond it are *suspects* and are rarely
-      drawn. :meth:`suspects` returns them.
+      drawn. :meth:`suspects` returns them, and :meth:`history` counts them
+      (:obj:`num_suspects`).
     * **Balance.** Draws follow the data set, until the nearest prototype is
       wrong for more than 92 % of the graphs of a class after four epochs.
       From then on, all classes are drawn equally often, and graphs of small
@@ -147,19 +148,8 @@ class GDeRSampler(DynamicSampler):
         standardize: bool = True,
         **kwargs: Any,
     ) -> None:
-        name = self.__class__.__name__
-        if not isinstance(dataset, (IndexedDataset, int)):
-            raise TypeError(
-                f"'dataset' of '{name}' needs to be an 'IndexedDataset' or "
-                f'its number of graphs (got {type(dataset)}). Pass '
-                f"'IndexedDataset(dataset)' to the sampler and the loader"
-            )
-        if not isinstance(prototypes, torch.nn.Module):
-            raise TypeError(
-                f"'prototypes' of '{name}' needs to be a module such as "
-                f"'HypersphericalPrototypes' (got {type(prototypes)})"
-            )
-        fixed = None if balance == 'auto' else balance
+        self._check_types(dataset, prototypes)
+        fixed: Any = None if balance == 'auto' else balance
         valid = fixed is None or (
             isinstance(fixed, (int, float)) and 0 <= fixed <= 1
         )
@@ -188,10 +178,10 @@ class GDeRSampler(DynamicSampler):
                 self.size,
                 num_epochs,
                 fixed,
-                robust,  # type: ignore[arg-type]
+                robust,
             )
         # Embeddings, the nearest prototype and the label of each graph:
-        self._embeddings = Feedback(name, 0)
+        self._embeddings = Feedback(self.__class__.__name__, 0)
         self._learn_groups = self._group is None
         self._active = False  # The check of the first epoch has been done.
         self._initial = self._parameters()
@@ -271,15 +261,19 @@ class GDeRSampler(DynamicSampler):
         order = policy.distance[suspects].argsort(descending=True)
         return suspects[order]
 
-    def history(self) -> Dict[str, List[Any]]:
-        r"""Return statistics of the planned epochs, one list per statistic.
-
-        In addition to those of
-        :class:`~torch_geometric_ext.loader.DynamicSampler`, there are
-        :obj:`num_suspects`, the number of distrusted graphs, and
-        :obj:`balance`, the exponent of the class weights.
+    @property
+    def scores(self) -> Tensor:
+        r"""The last score of each graph, NaN for graphs without one: the
+        logarithmic distance of its embedding, or :math:`\omega` for
+        :obj:`draw="paper"`.
         """
-        return super().history()
+        policy = self._policy
+        paper = isinstance(policy, PaperDraw)
+        return policy.scores if paper else policy.distance  # type: ignore
+
+    def _restart(self) -> None:
+        super()._restart()
+        self._embeddings.clear()
 
     def _extra_state(self) -> Dict[str, Any]:
         graph_idx, embedding = self._embeddings.gather(self.num_replicas)
@@ -314,8 +308,7 @@ class GDeRSampler(DynamicSampler):
             return self._policy.draw(
                 epoch, self.budget, self._drawn, self._generator
             )
-        # A small class has fewer graphs than a balanced draw needs:
-        self.replacement = self._policy.balance > 0
+        self.replacement = self._policy.needs_replacement(self.budget)
         return super()._draw(epoch)
 
     def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
@@ -356,6 +349,20 @@ class GDeRSampler(DynamicSampler):
             'num_suspects': int(self._policy.suspects.sum()),
             'balance': self._policy.balance,
         }
+
+    def _check_types(self, dataset: Any, prototypes: Any) -> None:
+        name = self.__class__.__name__
+        if not isinstance(dataset, (IndexedDataset, int)):
+            raise TypeError(
+                f"'dataset' of '{name}' needs to be an 'IndexedDataset' or "
+                f'its number of graphs (got {type(dataset)}). Pass '
+                f"'IndexedDataset(dataset)' to the sampler and the loader"
+            )
+        if not isinstance(prototypes, torch.nn.Module):
+            raise TypeError(
+                f"'prototypes' of '{name}' needs to be a module such as "
+                f"'HypersphericalPrototypes' (got {type(prototypes)})"
+            )
 
     @property
     def _num_prototypes(self) -> int:

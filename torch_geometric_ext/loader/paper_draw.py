@@ -4,7 +4,7 @@ from typing import Any, Dict, Optional
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.ops import weighted_sample
+from torch_geometric_ext.ops.weighted_sample import weighted_sample
 
 EPS = 1e-6  # The constant of Eq. (11), a choice.
 

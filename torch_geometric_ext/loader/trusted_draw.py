@@ -63,6 +63,18 @@ class TrustedDraw:
         """The mask of distrusted graphs."""
         return self.suspicion > 0.5
 
+    def needs_replacement(self, num_draws: int) -> bool:
+        """Return whether the next draw repeats graphs: a balanced draw repeats
+        those of small classes, and others replace suspects if there are too
+        few of them.
+        """
+        if self.balance > 0:
+            return True
+        num_suspects = int(self.suspects.sum())
+        num_trusted = self.suspicion.numel() - num_suspects
+        unseen = bool(self.distance.isnan().any())
+        return num_suspects > 0 and num_trusted < num_draws and not unseen
+
     def state(self) -> Dict[str, Any]:
         """Return the state that draws depend on."""
         return {
