@@ -101,7 +101,7 @@ def test_errors():
         (dict(epsilon=math.nan), r"'epsilon' .* \(got nan\)"),
         (
             dict(epsilon=0, reweight=True),
-            r"'epsilon' .* positive with 'reweight' \(got 0\)",
+            r"'epsilon' .* one random graph .* \(got 0\)",
         ),
         # Too small for one random graph:
         (dict(epsilon=0.01, reweight=True), r"'epsilon' .* 'reweight'"),

@@ -17,9 +17,10 @@ def observe(losses, keep_ratio, num_epochs=9, **kwargs):
 
 def make_losses(num_low, num_high):
     generator = torch.Generator().manual_seed(0)
-    losses = torch.rand(num_low + num_high, generator=generator)
-    losses[torch.randperm(losses.numel(), generator=generator)[:num_high]] += 9
-    return losses
+    low = torch.rand(num_low, generator=generator)
+    high = 9 + 0.01 * torch.rand(num_high, generator=generator)
+    perm = torch.randperm(num_low + num_high, generator=generator)
+    return torch.cat([low, high])[perm]
 
 
 @withCUDA
@@ -81,13 +82,13 @@ def test_unknown_graphs_count_as_above_the_mean():
     assert sampler.loss_weight(first).unique().tolist() == [1.0]
     losses = torch.arange(60.0)
     sampler.update(losses, first)
-    second = list(sampler)
-    unknown = set(range(100)) - set(first.tolist())
+    second = torch.tensor(list(sampler))
     # 40 unknown graphs and 30 above the mean do not fit into 54 draws:
-    low = {i for i, x in zip(first.tolist(), losses) if x < losses.mean()}
-    assert len(low) == 30
-    assert len(low & set(second)) == 6
-    assert 54 - 30 <= len(unknown & set(second)) <= 40
+    expected = torch.full((100,), 54 / 70)
+    expected[first[losses < losses.mean()]] = 6 / 30
+    assert int((expected < 0.5).sum()) == 30
+    weight = 60 / (100 * expected[second])
+    torch.testing.assert_close(sampler.loss_weight(second), weight)
 
 
 @pytest.mark.parametrize('value', [0.0, 0.1, 1 / 3, 1e-30, 7e5])

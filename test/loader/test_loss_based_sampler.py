@@ -154,7 +154,7 @@ def test_losses_that_are_not_finite_are_ignored(name, wrong):
     train(sampler, 2)
     graph_idx = torch.tensor(list(sampler))
     before = sampler.losses.clone()
-    loss = LOSS[graph_idx].clone()
+    loss = LOSS[graph_idx] + 5
     loss[::2] = wrong
     sampler.update(loss, graph_idx)
     sampler.set_epoch(3)

@@ -45,8 +45,8 @@ class EpsilonGreedySampler(LossBasedSampler):
 
     Raises:
         ValueError: If an argument is out of its range, or :obj:`reweight` is
-            set with :obj:`epsilon=0`, as graphs that are never drawn have no
-            weight.
+            set and :math:`\epsilon B` rounds to zero, as graphs that are
+            never drawn have no weight.
     """
 
     def __init__(
@@ -61,21 +61,24 @@ class EpsilonGreedySampler(LossBasedSampler):
     ) -> None:
         in_range = 0 <= epsilon <= 1
         require(self, in_range, 'epsilon', 'be in [0, 1]', epsilon)
-        reweight = kwargs.get('reweight', False)
-        require(
-            self,
-            epsilon > 0 or not reweight,
-            'epsilon',
-            "be positive with 'reweight'",
-            epsilon,
-        )
         super().__init__(
             dataset, keep_ratio, num_epochs, smoothing=smoothing, **kwargs
         )
         self.epsilon = epsilon
+        require(
+            self,
+            not self.reweight or self._num_random > 0,
+            'epsilon',
+            "draw at least one random graph with 'reweight'",
+            epsilon,
+        )
+
+    @property
+    def _num_random(self) -> int:
+        return round(self.epsilon * self.budget)
 
     def _weights(self, epoch: int) -> Optional[Tensor]:
-        num_random = round(self.epsilon * self.budget)
+        num_random = self._num_random
         num_top = self.budget - num_random
         # Random ties, also among graphs without a loss:
         perm = torch.randperm(self.size, generator=self._generator)
