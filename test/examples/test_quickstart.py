@@ -21,7 +21,7 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     assert re.search('kernels (on|off), .+', out[0])  # The name of the CPU.
     names = [line[:24].strip() for line in out]
     title = '4 layers, 64 channels, 1 epochs, batches of 32'
-    assert out[2] == f'{title}, 866 imbalanced molecules'
+    assert out[2] == f'{title}, 839 imbalanced molecules'
     assert names[3:8] == [
         'method',
         'full data',
