@@ -212,6 +212,17 @@ def test_state_resumes():
     assert other.epoch == 1 and train_epoch(other) == expected[0]
 
 
+def test_repeated_epoch_replaces_feedback():
+    sampler = ToySampler(4, keep_ratio=1.0, num_epochs=2)
+    list(sampler)
+    sampler.update(torch.tensor([1.0, 2.0]), torch.tensor([3, 0]))
+    sampler.set_epoch(0)
+    list(sampler)
+    sampler.update(torch.tensor([5.0]), torch.tensor([3]))
+    list(sampler)
+    assert sampler.observed == {3: 5.0}
+
+
 def test_feedback_copies_graph_idx():
     sampler = ToySampler(4, keep_ratio=1.0, num_epochs=2)
     list(sampler)
