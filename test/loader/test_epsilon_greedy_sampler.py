@@ -137,7 +137,7 @@ def test_balanced_draws_are_unbiased(balance, keep_ratio):
     sampler = EpsilonGreedySampler(
         50,
         keep_ratio,
-        3000,
+        1000,
         y=y,
         balance=balance,
         epsilon=0.4,
@@ -145,14 +145,14 @@ def test_balanced_draws_are_unbiased(balance, keep_ratio):
         reweight=True,
     )
     estimates, counts = [], set()
-    for epoch in range(3000):
+    for epoch in range(1000):
         graph_idx = torch.tensor(list(sampler))
         out = sampler.update(loss[graph_idx], graph_idx)
         if epoch > 0:
             estimates.append(out)
             counts.add(int(y[graph_idx].sum()))
     std, mean = torch.std_mean(torch.stack(estimates).double())
-    error = float(std) / 3000**0.5
+    error = float(std) / 1000**0.5
     assert float(mean) == pytest.approx(float(loss.mean()), abs=4 * error)
     # The draws of the class are its expectation rounded up or down:
     share = 15 ** (1 - balance) / (35 ** (1 - balance) + 15 ** (1 - balance))
