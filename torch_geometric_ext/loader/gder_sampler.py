@@ -14,12 +14,11 @@ from torch_geometric_ext.loader.feedback import (
     average,
     keep_last,
 )
-from torch_geometric_ext.loader.outliers import (
-    embedding_features,
-    robust_distance,
-)
 from torch_geometric_ext.loader.paper_draw import PaperDraw
-from torch_geometric_ext.loader.trusted_draw import TrustedDraw
+from torch_geometric_ext.loader.trusted_draw import (
+    TrustedDraw,
+    measure_embeddings,
+)
 from torch_geometric_ext.nn.prototypes import HypersphericalPrototypes
 
 # Embeddings of this many graphs are compared at once. More would take memory,
@@ -238,10 +237,10 @@ class GDeRSampler(DynamicSampler):
         else:
             label = y.clone().view(-1, 1)
         # The planning concatenates them, as an operator takes 20 us here:
-        columns = (h.detach(), scores, label)
+        columns = (h.detach().clone(), scores, label)
         self._record(graph_idx, *columns, feedback=self._embeddings)
         if self._embeddings.num_rows >= MAX_EMBEDDINGS:
-            self._feedback.add(*self._measure(*self._embeddings.pop()))
+            self._measure(*self._embeddings.pop())
         return loss
 
     def suspects(self) -> Tensor:
@@ -316,7 +315,8 @@ class GDeRSampler(DynamicSampler):
             if self._learn_groups and graph_idx.numel() > 0:
                 if self._group is None:
                     self._group = torch.full((self.size,), UNKNOWN)
-                self._group[graph_idx] = feedback[:, 2].round().long()
+                label = feedback[:, 2].nan_to_num(nan=UNKNOWN)
+                self._group[graph_idx] = label.round().long()
         if not self._active:
             self._check_first_epoch(graph_idx.numel())
         self._policy.observe(graph_idx, feedback, self._group)
@@ -324,23 +324,21 @@ class GDeRSampler(DynamicSampler):
     def _collect(self) -> Tuple[Tensor, Tensor]:
         if isinstance(self._policy, PaperDraw):
             return keep_last(*self._gather(self._feedback))
-        graph_idx, feedback = self._measure(*self._gather(self._embeddings))
+        graph_idx, rows = self._gather(self._embeddings)
         gathered = self.num_replicas > 1 and dist.is_initialized()
         if graph_idx.numel() > 0 and not (gathered and self.rank > 0):
-            self._feedback.add(graph_idx, feedback)  # Once for all ranks.
-        return average(*self._gather(self._feedback))
+            self._measure(graph_idx, rows)  # Once for all ranks.
+        graph_idx, feedback = self._gather(self._feedback)
+        # Virtual classes have no mean:
+        label = keep_last(graph_idx, feedback[:, 2:])[1]
+        graph_idx, feedback = average(graph_idx, feedback)
+        return graph_idx, torch.cat([feedback[:, :2], label], dim=1)
 
-    def _measure(self, graph_idx: Tensor, rows: Tensor) -> Any:
-        """Return the distance of each graph, whether the nearest prototype is
-        of its class, and its class.
-        """
-        if graph_idx.numel() == 0:
-            return graph_idx, rows.new_empty(0, 3)
-        h, nearest, label = rows[:, :-4], rows[:, -2], rows[:, -1]
-        distance = robust_distance(embedding_features(h))
-        found = nearest.floor_divide(self._num_prototypes)
-        correct = (found == label).to(distance.dtype)
-        return graph_idx, torch.stack([distance, correct, label], dim=-1)
+    def _measure(self, graph_idx: Tensor, rows: Tensor) -> None:
+        """Turn embeddings into feedback."""
+        feedback = measure_embeddings(rows, self._num_prototypes)
+        self._feedback.add(graph_idx, feedback)
+        self._feedback.unchecked |= self._embeddings.unchecked
 
     def _statistics(self) -> Dict[str, Any]:
         if isinstance(self._policy, PaperDraw):

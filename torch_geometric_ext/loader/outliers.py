@@ -16,6 +16,7 @@ MAX_ROWS = 1024  # Of the sample that determines the central rows.
 MAX_FEATURES = 64  # Wider embeddings are projected at random.
 TAIL = 0.1  # Quantile that represents the end of a group.
 EPS = 1e-6
+EQUAL = 1e-5  # Rounding errors of equal embeddings, relative to the largest.
 
 
 def embedding_features(h: Tensor) -> Tensor:
@@ -56,22 +57,31 @@ def robust_distance(x: Tensor) -> Tensor:
 
     Returns:
         The logarithm of the squared distances relative to their median, of
-        shape :math:`(B)`. It is zero if there are fewer than eight rows.
+        shape :math:`(B)`. It is zero if there are fewer than eight rows or
+        half of them are equal, and NaN for rows that are not finite.
     """
     num_rows = x.size(0)
+    finite = x.isfinite().all(dim=-1)
     if num_rows < 8:
-        return x.new_zeros(num_rows)
+        return x.new_zeros(num_rows).masked_fill(~finite, math.nan)
+    # Rows that are not finite move to the center. To remove them would
+    # synchronize with the device:
+    x = x.masked_fill(~finite.view(-1, 1), math.nan)
     # A sample determines the central rows, and all rows the covariance:
-    sample = x[:: -(-num_rows // MAX_ROWS)]
-    center = sample.median(dim=0).values
+    stride = -(-num_rows // MAX_ROWS)
+    center = x[::stride].nanmedian(dim=0).values
+    x = torch.where(finite.view(-1, 1), x, center)
+    sample = x[::stride]
     distance = (sample - center).abs().sum(dim=-1)
+    # Equal rows have no covariance, and all other rows would be far:
+    is_equal = distance.median() <= EQUAL * distance.max()
     for _ in range(NUM_ITERATIONS - 1):
         distance = _squared_distance(sample, sample, distance)
     if sample.size(0) < num_rows:
         distance = _squared_distance(x, sample, distance)
     distance = _squared_distance(x, x, distance)
-    out = distance.clamp(min=1e-12).log()
-    return out - out.median()
+    out = distance.clamp(min=1e-12).log().masked_fill(~finite, math.nan)
+    return torch.where(is_equal & finite, 0.0, out - out.nanmedian())
 
 
 def _squared_distance(x: Tensor, rows: Tensor, distance: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class PaperDraw:
 
     def state(self) -> Dict[str, Any]:
         """Return the state that draws depend on."""
-        return {'scores': self.scores}
+        return {'scores': self.scores.clone()}
 
     def load(self, state: Dict[str, Any]) -> None:
         """Load the result of :meth:`state`."""

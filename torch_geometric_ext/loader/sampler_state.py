@@ -3,6 +3,8 @@ from typing import Any, Dict
 import torch
 from torch import Tensor
 
+from torch_geometric_ext.loader.draw import UNKNOWN
+
 KEYS = (
     'policy',
     'size',
@@ -81,11 +83,7 @@ def _find_problem(
         return 'order'
     if not _is_index(graph_idx, size):
         return 'graph_idx'
-    if (
-        not isinstance(feedback, Tensor)
-        or not feedback.is_floating_point()
-        or feedback.shape != (graph_idx.numel(), num_columns)
-    ):
+    if not _is_table(feedback, graph_idx) or (feedback.size(1) != num_columns):
         return 'feedback'
     if expected is not None and not _is_expectation(expected, size):
         return 'expected'
@@ -100,8 +98,22 @@ def _find_problem(
         torch.Generator().set_state(generator.cpu())
     except (AttributeError, RuntimeError, TypeError):
         return 'generator'
+    return _find_extra_problem(state, extra, size)
+
+
+def _find_extra_problem(
+    state: Dict[str, Any], extra: Dict[str, Any], size: int
+) -> Any:
     for key, value in extra.items():
-        if not _is_similar(value, state[key], size):
+        other = state[key]
+        if key.endswith('_idx'):
+            valid = _is_index(other, size)
+        elif f'{key}_idx' in extra:  # Rows of the graphs at these positions.
+            index = state[f'{key}_idx']
+            valid = _is_index(index, size) and _is_table(other, index)
+        else:
+            valid = _is_similar(value, other)
+        if not valid:
             return key
     return None
 
@@ -120,13 +132,21 @@ def _is_index(value: Any, size: int) -> bool:
     return value.dim() == 1 and bool(((value >= 0) & (value < size)).all())
 
 
-def _is_similar(value: Any, other: Any, size: int) -> bool:
+def _is_table(value: Any, graph_idx: Tensor) -> bool:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return value.dim() == 2 and value.size(0) == graph_idx.numel()
+
+
+def _is_similar(value: Any, other: Any) -> bool:
     """Return whether a value of the state can replace the current one."""
+    if isinstance(value, list):
+        numbers = isinstance(other, list)
+        return numbers and all(isinstance(x, float) for x in other)
     if not isinstance(value, Tensor):
         return isinstance(other, type(value))
-    if not isinstance(other, Tensor) or other.dim() != value.dim():
+    if not isinstance(other, Tensor) or other.shape != value.shape:
         return False
-    if value.dtype != other.dtype:
-        return False
-    per_graph = value.dim() > 0 and value.size(0) == size
-    return value.shape == other.shape or not per_graph
+    if value.dtype == torch.int64 and bool((other < UNKNOWN).any()):
+        return False  # Classes of graphs.
+    return value.dtype == other.dtype

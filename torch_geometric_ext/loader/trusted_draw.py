@@ -1,18 +1,23 @@
 import math
+from copy import copy
 from typing import Any, Dict, List, Optional
 
 import torch
 from torch import Tensor
 
 from torch_geometric_ext.loader.draw import UNKNOWN
-from torch_geometric_ext.loader.outliers import find_gap
+from torch_geometric_ext.loader.outliers import (
+    embedding_features,
+    find_gap,
+    robust_distance,
+)
 
 # Constants were chosen on NCI1 and PROTEINS (`benchmark/loader/pruning.py`).
 OPEN_GAP, CLOSE_GAP = 0.55, 0.3  # Gaps at which suspicion starts and ends.
 MIN_DISTANCE = 1.5  # Of the gap from the median log distance.
 SUSPECT_WEIGHT = 0.02  # Suspects are drawn rarely, so that they can recover.
 MIN_RECALL = 0.08  # A class below is not learned, and is drawn more often.
-UNSEEN_WEIGHT = 1e6  # Any weight that lets unseen graphs come first.
+UNSEEN_WEIGHT = 1e12  # Any weight that lets unseen graphs come first.
 NUM_PROBES = 4  # Epochs before recalls count.
 MAX_CLASS_FRACTION = 0.5  # A class of outliers is a class, not corrupted.
 MAX_VALUES = 1 << 16  # A sample of this size determines the gap.
@@ -78,19 +83,20 @@ class TrustedDraw:
     def state(self) -> Dict[str, Any]:
         """Return the state that draws depend on."""
         return {
-            'distance': self.distance,
-            'suspicion': self.suspicion,
+            'distance': self.distance.clone(),
+            'suspicion': self.suspicion.clone(),
             'suspicious': self.suspicious,
             'balanced': self.balanced,
             'num_observed': self.num_observed,
-            'recall': self.recall,
+            'recall': list(self.recall),
         }
 
     def load(self, state: Dict[str, Any]) -> None:
         """Load the result of :meth:`state`."""
         for name, value in state.items():
             is_tensor = isinstance(value, Tensor)
-            setattr(self, name, value.cpu().clone() if is_tensor else value)
+            value = value.cpu() if is_tensor else value
+            setattr(self, name, copy(value))
 
     def observe(
         self,
@@ -109,6 +115,9 @@ class TrustedDraw:
         """
         finite = feedback.isfinite().all(dim=-1)
         if not bool(finite.all()):
+            # Such a graph is ordinary. Unseen, it would be drawn each time:
+            lost = graph_idx[~finite]
+            self.distance[lost] = self.distance[lost].nan_to_num(nan=0.0)
             graph_idx, feedback = graph_idx[finite], feedback[finite]
         if graph_idx.numel() == 0:
             return
@@ -181,6 +190,25 @@ class TrustedDraw:
             self.recall[i] = new if math.isnan(old) else (old + new) / 2
         if self.num_observed >= NUM_PROBES - 1:
             self.balanced |= any(x < MIN_RECALL for x in self.recall)
+
+
+def measure_embeddings(rows: Tensor, num_prototypes: int) -> Tensor:
+    r"""Compute the feedback for :class:`TrustedDraw`.
+
+    Args:
+        rows (torch.Tensor): The embeddings, the three scores of prototypes and
+            the classes, of shape :math:`(B, E + 4)`.
+        num_prototypes (int): The number of prototypes per class.
+
+    Returns:
+        The log distance of each graph, whether its nearest prototype is of its
+        class, and its class, of shape :math:`(B, 3)`.
+    """
+    h, nearest, label = rows[:, :-4], rows[:, -2], rows[:, -1]
+    distance = robust_distance(embedding_features(h))
+    correct = nearest.floor_divide(num_prototypes) == label
+    columns = [distance, correct.to(distance.dtype), label]
+    return torch.stack(columns, dim=-1)
 
 
 def _in_flagged_class(flagged: Tensor, group: Tensor) -> Tensor:
