@@ -54,8 +54,8 @@ class PrototypeLoss : public torch::autograd::Function<PrototypeLoss> {
           ctx->saved_data["compactness_weight"].toDouble(),
           ctx->saved_data["separation_weight"].toDouble());
     });
-    return {h,          Tensor(), weight1,  weight2,
-            prototypes, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {h,        Tensor(), weight1,  weight2, prototypes,
+            Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
