@@ -255,7 +255,8 @@ def check_history(sampler, epochs, y):
         coverage.append(len(seen) / sampler.size)
     assert history['coverage'] == coverage
     if y is not None and sampler.draw == 'trusted':
-        count = [y[out].bincount(minlength=int(y.max()) + 1) for out in epochs]
+        labels, group = y.unique(return_inverse=True)  # Without gaps.
+        count = [group[out].bincount(minlength=len(labels)) for out in epochs]
         assert history['per_class'] == [x.tolist() for x in count]
         assert history['num_suspects'][0] == 0
 
