@@ -132,6 +132,17 @@ def test_positions_in_chunks_are_checked(device, monkeypatch):
         sampler.set_epoch(1)
 
 
+def test_positions_in_chunks_stay_unchecked():
+    # As on a GPU, where `update` does not check positions:
+    sampler = make_sampler(40)
+    pruned = sorted(set(range(40)) - set(sampler))
+    sampler._embeddings.unchecked = True
+    sampler._embeddings.add(torch.tensor(pruned[:10]), torch.zeros(10, 13))
+    sampler._measure(*sampler._embeddings.pop())
+    with pytest.raises(ValueError, match='drawn in the current epoch 0'):
+        sampler.set_epoch(1)
+
+
 @pytest.mark.parametrize('draw', ['trusted', 'paper'])
 def test_state_is_a_copy(draw):
     h, y = make_embeddings(60, 6), torch.zeros(60, dtype=torch.long)
