@@ -10,6 +10,7 @@ from torch_geometric_ext.loader.draw import (
     balance_weight,
     expected_copies,
     raise_classes,
+    round_to_sum,
     systematic_sample,
 )
 
@@ -269,3 +270,46 @@ def test_raise_classes_by_hand():
     # With replacement, the last graph is drawn twice:
     out = raise_classes(expected, group, 2, replacement=True)
     torch.testing.assert_close(out.tolist(), [5.5 / 8] * 8 + [0.5] * 4 + [2.0])
+
+
+def test_raise_classes_of_many_classes():
+    group = torch.arange(200_000) % 2000
+    group[group == 7] = -1  # Graphs without a label.
+    weight = torch.ones(group.numel()).double()
+    weight[group < 1000] = 1e-3
+    expected = expected_copies(weight, 20_000)
+    out = raise_classes(expected, group, 5)
+    assert float(out.sum()) == pytest.approx(20_000)
+    known = group >= 0
+    total = group[known].bincount(out[known])
+    assert total[7] == 0
+    low = torch.arange(2000) < 1000
+    low[7] = False
+    torch.testing.assert_close(total[low], torch.full((999,), 5.0).double())
+    rest = (20_000 - 5 * 999) / (100 * 1000)  # Of each other graph.
+    torch.testing.assert_close(
+        out[weight == 1],
+        torch.full((100 * 1000,), rest).double(),
+        rtol=2e-3,
+        atol=0,
+    )
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=8), st.integers(1, 50))
+def test_round_to_sum(values, total):
+    value = torch.tensor(values).double()
+    value = value.clamp(min=1e-3) * (total / value.clamp(min=1e-3).sum())
+    out = round_to_sum(value, total)
+    assert int(out.sum()) == total
+    assert ((out - value).abs() < 1).all()
+    # No other rounding is closer:
+    remainder = value - value.floor()
+    up = out > value + 1e-6
+    down = out < value - 1e-6
+    if up.any() and down.any():
+        assert remainder[up].min() >= remainder[down].max() - 1e-6
+
+
+def test_round_to_sum_ignores_rounding_errors():
+    value = torch.tensor([3 - 1e-13, 2 + 1e-13, 0.5, 0.5]).double()
+    assert round_to_sum(value, 6).tolist() == [3, 2, 1, 0]

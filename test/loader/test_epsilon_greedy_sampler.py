@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.loader import EpsilonGreedySampler
+from torch_geometric_ext.loader import EpsilonGreedySampler, UCBSampler
 
 
 @withCUDA
@@ -108,3 +108,53 @@ def test_errors():
     ]:
         with pytest.raises(ValueError, match=message):
             EpsilonGreedySampler(10, 0.5, 3, **options)
+
+
+@withCUDA
+@pytest.mark.parametrize('cls', [EpsilonGreedySampler, UCBSampler])
+def test_balanced_draws_by_brute_force(device, cls):
+    y = torch.tensor([0] * 30 + [1] * 6 + [2] * 14)
+    options = dict(epsilon=0.0) if cls is EpsilonGreedySampler else dict()
+    sampler = cls(50, 0.5, 9, y=y, balance=1.0, warmup_epochs=1, **options)
+    loss = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    graph_idx = torch.tensor(list(sampler), device=device)
+    sampler.update(loss.to(device)[graph_idx], graph_idx)
+    # The class of 6 graphs is drawn completely, the others share 19 draws:
+    drawn = set(sampler)
+    count = y[list(drawn)].bincount().tolist()
+    assert count[1] == 6 and sorted([count[0], count[2]]) == [9, 10]
+    for label in range(3):
+        graphs = (y == label).nonzero().view(-1)
+        order = loss[graphs].argsort(descending=True)
+        assert set(graphs[order[: count[label]]].tolist()) <= drawn
+
+
+@pytest.mark.parametrize('balance', [0.5, 1.0])
+@pytest.mark.parametrize('keep_ratio', [0.1, 0.42])
+def test_balanced_draws_are_unbiased(balance, keep_ratio):
+    y = torch.tensor([0] * 35 + [1] * 15)
+    loss = torch.rand(50, generator=torch.Generator().manual_seed(0)) ** 2
+    sampler = EpsilonGreedySampler(
+        50,
+        keep_ratio,
+        1000,
+        y=y,
+        balance=balance,
+        epsilon=0.4,
+        warmup_epochs=1,
+        reweight=True,
+    )
+    estimates, counts = [], set()
+    for epoch in range(1000):
+        graph_idx = torch.tensor(list(sampler))
+        out = sampler.update(loss[graph_idx], graph_idx)
+        if epoch > 0:
+            estimates.append(out)
+            counts.add(int(y[graph_idx].sum()))
+    std, mean = torch.std_mean(torch.stack(estimates).double())
+    error = float(std) / 1000**0.5
+    assert float(mean) == pytest.approx(float(loss.mean()), abs=4 * error)
+    # The draws of the class are its expectation rounded up or down:
+    share = 15 ** (1 - balance) / (35 ** (1 - balance) + 15 ** (1 - balance))
+    expected = sampler.budget * share
+    assert counts <= {math.floor(expected), math.ceil(expected)}

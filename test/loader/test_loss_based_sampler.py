@@ -276,6 +276,7 @@ def test_errors_of_update(name):
         ((loss, None), TypeError, rf"'graph_idx' of '{cls}' .* \(got None\)"),
         ((loss, graph_idx.int()), TypeError, r"'graph_idx' .* torch.int32"),
         ((loss, graph_idx.tolist()), TypeError, r"'graph_idx' .* tensor"),
+        ((1.0, graph_idx), TypeError, rf"'loss' of '{cls}' .* tensor"),
         ((loss.mean(), graph_idx), ValueError, rf"'loss' of '{cls}' .*'none'"),
         ((loss[1:], graph_idx), ValueError, r"'loss' .* \[20\], .*\[19\]"),
         ((loss.view(-1, 1), graph_idx), ValueError, r"'loss' .*\[20, 1\]"),

@@ -26,15 +26,17 @@ def balance_weight(
             of the class :obj:`-1` (unknown) keep their weight.
         exponent (float): The exponent :math:`\beta`.
     """
-    known = group != UNKNOWN
-    index = torch.where(known, group, 0)
-    total = weight.new_zeros(int(group.max().clamp(min=0)) + 1)
-    total.index_add_(0, index, weight * known)
-    num_classes = int((total > 0).sum())
-    ratio = total / total.sum() * max(num_classes, 1)
+    unknown, index, known_weight = group == UNKNOWN, group, weight
+    has_unknown = bool(unknown.any())
+    if has_unknown:
+        index = group.masked_fill(unknown, 0)
+        known_weight = weight.masked_fill(unknown, 0.0)
+    total = index.bincount(known_weight)
+    ratio = total / total.sum() * max(int((total > 0).sum()), 1)
     # A class without weight keeps none:
     factor = torch.where(ratio > 0, ratio, 1.0) ** -exponent
-    return torch.where(known, weight * factor[index], weight)
+    out = factor.index_select(0, index).mul_(weight)
+    return torch.where(unknown, weight, out) if has_unknown else out
 
 
 def expected_copies(
@@ -93,27 +95,53 @@ def raise_classes(
         replacement (bool, optional): If set to :obj:`True`, a graph can be
             drawn several times. (default: :obj:`False`)
     """
-    num_draws, out = expected.sum(), expected.clone()
-    raised = torch.zeros_like(group, dtype=torch.bool)
-    num_classes = int(group.max()) + 1
-    for _ in range(num_classes):  # Scaling down may drop others below.
-        changed = False
-        for label in range(num_classes):
-            mask = group == label
-            size = int(mask.sum())
-            target = min_per_class if replacement else min(min_per_class, size)
-            if size > 0 and not raised[mask].any():
-                if float(out[mask].sum()) < target - 1e-6:
-                    out[mask] = expected_copies(
-                        expected[mask], target, replacement
-                    )
-                    raised |= mask
-                    changed = True
-        if not changed:
+    known = group != UNKNOWN
+    index = torch.where(known, group, 0)
+    size = index.bincount(known.double()).long()
+    total = index.bincount(expected * known)
+    target = torch.full_like(size, min_per_class)
+    if not replacement:
+        target = torch.minimum(target, size)
+    target[size == 0] = 0
+
+    scale, num_draws = 1.0, float(expected.sum())
+    raised = torch.zeros_like(size, dtype=torch.bool)
+    while True:  # Scaling down may drop others below.
+        low = ~raised & (scale * total < target - 1e-6)
+        if not bool(low.any()):
             break
-        rest = num_draws - out[raised].sum()
-        others = ~raised
-        out[others] = expected[others] * (rest / expected[others].sum())
+        raised |= low
+        others = num_draws - float(total[raised].sum())
+        if others > 0:
+            scale = (num_draws - int(target[raised].sum())) / others
+
+    out = expected * scale
+    position = (raised[index] & known).nonzero().view(-1)
+    position = position[index[position].argsort(stable=True)]
+    graphs = position.split(size[raised].tolist())
+    for graph_idx, num_copies in zip(graphs, target[raised].tolist()):
+        out[graph_idx] = expected_copies(
+            expected[graph_idx], num_copies, replacement
+        )
+    return out
+
+
+def round_to_sum(value: Tensor, total: int) -> Tensor:
+    """Round values down or up to integers of a given sum, those with the
+    largest remainders up.
+
+    Args:
+        value (torch.Tensor): Non-negative values, of shape :math:`(C)`, with
+            the sum :obj:`total`.
+        total (int): The sum of the result.
+    """
+    nearest = value.round()
+    # Values that are integers except for rounding errors are not rounded up:
+    value = torch.where((value - nearest).abs() < 1e-6, nearest, value)
+    out = value.floor().long()
+    remainder = value - out
+    num_missing = total - int(out.sum())
+    out[remainder.argsort(descending=True, stable=True)[:num_missing]] += 1
     return out
 
 
@@ -149,13 +177,14 @@ def systematic_sample(
         key = group
         if int(key.max()) < 127:  # Faster, as a radix sort.
             key = key.to(torch.int8)
-        key = key[order]
-        order = order[key.argsort(stable=True)]
-    line = expected[order].cumsum(0)
+        key = key.index_select(0, order)
+        order = order.index_select(0, key.argsort(stable=True))
+    line = expected.index_select(0, order).cumsum(0)
     line *= num_draws / line[-1]
     line.clamp_(max=num_draws)  # Despite rounding.
     line[-1] = num_draws
     offset = torch.rand((), generator=generator, dtype=torch.double)
-    count = (line + offset).floor_().long().clamp_(max=num_draws)
+    # Conversion to integers rounds down, as all values are positive:
+    count = line.add_(offset).long().clamp_(max=num_draws)
     count[1:] -= count[:-1].clone()
     return order.repeat_interleave(count)

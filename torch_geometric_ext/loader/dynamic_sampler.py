@@ -261,7 +261,7 @@ class DynamicSampler(EpochSampler):
             perm = torch.randperm(self.size, generator=self._generator)
             return perm[: self.budget]
         if weight is None:
-            weight = torch.ones(self.size)
+            weight = torch.ones(self.size, dtype=torch.double)
         weight = weight.double()
         if group is not None and balance > 0:
             weight = balance_weight(weight, group, balance)

@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 from torch_geometric_ext.loader.check import require
+from torch_geometric_ext.loader.draw import (
+    balance_weight,
+    expected_copies,
+    round_to_sum,
+)
 from torch_geometric_ext.loader.loss_based_sampler import LossBasedSampler
 
 
@@ -14,8 +19,10 @@ class EpsilonGreedySampler(LossBasedSampler):
 
     Of a budget of :math:`B` graphs, the :math:`(1 - \epsilon) B` graphs with
     the largest moving average of the loss are drawn, and :math:`\epsilon B`
-    of the others uniformly. Graphs without a loss come first. Planning takes
-    a sort of the data set, :math:`O(N \log N)`.
+    of the others uniformly. Graphs without a loss come first. With
+    :obj:`balance`, the budget is divided among classes first, and the graphs
+    with the largest losses of each class are drawn. Planning takes a sort of
+    the data set, :math:`O(N \log N)`.
 
     .. code-block:: python
 
@@ -82,13 +89,44 @@ class EpsilonGreedySampler(LossBasedSampler):
         num_top = self.budget - num_random
         # Random ties, also among graphs without a loss:
         perm = torch.randperm(self.size, generator=self._generator)
-        score = self._scores()[perm]
-        top = perm[score.sort(descending=True, stable=True).indices[:num_top]]
+        order = perm[
+            self._scores()[perm].argsort(descending=True, stable=True)
+        ]
+        if self.balance > 0 and self._group is not None:
+            return self._balanced_weights(order, self._group)
         num_others = max(self.size - num_top, 1)
         # In double precision, so that the first graphs are drawn for certain:
         weight = torch.ones(self.size, dtype=torch.double)
         weight *= num_random / num_others
-        weight[top] = 1.0
+        weight[order[:num_top]] = 1.0
+        return weight
+
+    def _balance(self) -> float:
+        return 0.0  # The weights are balanced already.
+
+    def _balanced_weights(self, order: Tensor, group: Tensor) -> Tensor:
+        """Return weights of one for the first graphs of each class.
+
+        Args:
+            order (torch.Tensor): All graphs, the largest scores first.
+            group (torch.Tensor): The class of each graph.
+        """
+        weight = torch.ones(self.size, dtype=torch.double)
+        weight = balance_weight(weight, group, self.balance)
+        quota = group.bincount(expected_copies(weight, self.budget))
+        size, num_random = group.bincount(), self._num_random
+        top = round_to_sum(
+            quota * (1 - num_random / self.budget), self.budget - num_random
+        )
+        others = (quota - top).clamp(min=0.0)
+        others *= num_random / others.sum().clamp(min=1e-12)
+        others /= (size - top).clamp(min=1)
+
+        order = order[group[order].argsort(stable=True)]
+        first = (size.cumsum(0) - size).repeat_interleave(size)
+        rank = torch.arange(self.size) - first
+        label = group[order]
+        weight[order] = torch.where(rank < top[label], 1.0, others[label])
         return weight
 
     def _scores(self) -> Tensor:

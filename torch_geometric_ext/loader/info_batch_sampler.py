@@ -35,7 +35,12 @@ class InfoBatchSampler(LossBasedSampler):
         Deviations from the paper: the budget is exact, while the paper keeps
         a fixed ratio of the graphs below the mean. A tenth of the budget is
         reserved for them. If the graphs above the mean do not fit into the
-        rest, they are drawn with equal probability and scaled up, too.
+        rest, they are drawn with equal probability and scaled up, too. The
+        weighted mean estimates the mean loss of the data set. It is smaller
+        than the mean of the paper, whose graphs above the mean of the losses
+        have a weight of one, by a factor of about :obj:`keep_ratio`. Raise the
+        learning rate by its inverse to compensate for the fewer steps, unless
+        the optimizer ignores the scale of gradients, as Adam does.
 
     Args:
         dataset (Dataset or int): The data set, or its number of graphs

@@ -76,7 +76,8 @@ class LossBasedSampler(DynamicSampler):
             ValueError: If :obj:`graph_idx` holds a graph that was not drawn
                 in the current epoch (for CUDA tensors, raised in the planning
                 of the next epoch), or an input is of the wrong shape.
-            TypeError: If :obj:`graph_idx` is not of type :obj:`torch.int64`.
+            TypeError: If :obj:`graph_idx` is not of type :obj:`torch.int64`,
+                or :obj:`loss` is not a tensor.
         """
         name = self.__class__.__name__
         if not isinstance(graph_idx, Tensor) or graph_idx.dtype != torch.int64:
@@ -85,6 +86,11 @@ class LossBasedSampler(DynamicSampler):
                 f'torch.int64 (got {getattr(graph_idx, "dtype", graph_idx)}). '
                 f"Wrap the data set in an 'IndexedDataset' and pass "
                 f"'batch.graph_idx'"
+            )
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"'loss' of '{name}' needs to be a tensor, one loss per graph "
+                f'(got {type(loss)})'
             )
         if loss.dim() != 1 or loss.shape != graph_idx.shape:
             raise ValueError(

@@ -30,7 +30,7 @@ class UCBSampler(EpsilonGreedySampler):
     .. note::
         Deviation from the paper: the subset changes in each epoch instead of
         every few epochs. Draws are deterministic, hence losses cannot be
-        reweighted.
+        reweighted, and :meth:`loss_weight` does not make them unbiased.
 
     Args:
         dataset (Dataset or int): The data set, or its number of graphs
