@@ -7,6 +7,11 @@ from torch import Tensor
 
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader.check import require
+from torch_geometric_ext.loader.check_gder import (
+    check_draw,
+    check_types,
+    check_unset,
+)
 from torch_geometric_ext.loader.draw import UNKNOWN
 from torch_geometric_ext.loader.dynamic_sampler import DynamicSampler
 from torch_geometric_ext.loader.feedback import (
@@ -75,7 +80,8 @@ class GDeRSampler(DynamicSampler):
         A balanced draw raises balanced accuracy and AUC. It raises the
         F1-score on a balanced test set, and can lower it on a test set with
         the imbalance of the training set. :meth:`loss_weight` returns the
-        weights of a loss that serves the distribution of the data set.
+        weights of a loss that serves the distribution of the data set. The
+        weight of a suspect is at most that of other graphs.
 
     .. note::
         Deviations from the paper: scores on the sphere of prototypes neither
@@ -121,10 +127,12 @@ class GDeRSampler(DynamicSampler):
         standardize (bool, optional): If set to :obj:`False`, the terms of the
             score are not standardized. (default: :obj:`True`)
         **kwargs (optional): Arguments of
-            :class:`~torch_geometric_ext.loader.DynamicSampler`.
+            :class:`~torch_geometric_ext.loader.DynamicSampler`. Without
+            :obj:`replacement`, graphs are drawn several times if classes are
+            balanced or trusted graphs are fewer than the budget.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range or has no effect.
         TypeError: If :obj:`dataset` is not an
             :class:`~torch_geometric_ext.data.IndexedDataset` or a number, or
             :obj:`prototypes` is not a module.
@@ -147,24 +155,17 @@ class GDeRSampler(DynamicSampler):
         standardize: bool = True,
         **kwargs: Any,
     ) -> None:
-        self._check_types(dataset, prototypes)
+        check_types(self, dataset, prototypes)
         fixed: Any = None if balance == 'auto' else balance
         valid = fixed is None or (
             isinstance(fixed, (int, float)) and 0 <= fixed <= 1
         )
         require(self, valid, 'balance', "be 'auto' or in [0, 1]", balance)
-        draws = "be 'trusted' or 'paper'"
-        require(self, draw in ('trusted', 'paper'), 'draw', draws, draw)
-        in_range = 0 <= retention <= 1
-        require(self, in_range, 'retention', 'be in [0, 1]', retention)
-        require(
-            self,
-            retention_decay >= 0,
-            'retention_decay',
-            'be at least zero',
-            retention_decay,
-        )
+        check_draw(self, draw, retention, retention_decay)
+        if draw == 'paper':
+            check_unset(self, "draw='paper'", balance=fixed, **kwargs)
         super().__init__(dataset, keep_ratio, num_epochs, **kwargs)
+        self._auto_replacement = 'replacement' not in kwargs
         self.prototypes = prototypes
         self.draw = draw
         self._policy: Union[PaperDraw, TrustedDraw]
@@ -307,8 +308,14 @@ class GDeRSampler(DynamicSampler):
             return self._policy.draw(
                 epoch, self.budget, self._drawn, self._generator
             )
-        self.replacement = self._policy.needs_replacement(self.budget)
-        return super()._draw(epoch)
+        if self._auto_replacement:
+            self.replacement = self._policy.needs_replacement(self.budget)
+        out, suspects = super()._draw(epoch), self._policy.suspects
+        if self._expected is not None and not bool(suspects.all()):
+            # A loss weight must not undo the distrust in a graph:
+            least = float(self._expected[~suspects].min())
+            self._expected[suspects] = self._expected[suspects].clamp(least)
+        return out
 
     def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
         if isinstance(self._policy, TrustedDraw):
@@ -347,20 +354,6 @@ class GDeRSampler(DynamicSampler):
             'num_suspects': int(self._policy.suspects.sum()),
             'balance': self._policy.balance,
         }
-
-    def _check_types(self, dataset: Any, prototypes: Any) -> None:
-        name = self.__class__.__name__
-        if not isinstance(dataset, (IndexedDataset, int)):
-            raise TypeError(
-                f"'dataset' of '{name}' needs to be an 'IndexedDataset' or "
-                f'its number of graphs (got {type(dataset)}). Pass '
-                f"'IndexedDataset(dataset)' to the sampler and the loader"
-            )
-        if not isinstance(prototypes, torch.nn.Module):
-            raise TypeError(
-                f"'prototypes' of '{name}' needs to be a module such as "
-                f"'HypersphericalPrototypes' (got {type(prototypes)})"
-            )
 
     @property
     def _num_prototypes(self) -> int:

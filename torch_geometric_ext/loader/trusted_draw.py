@@ -1,5 +1,5 @@
 import math
-from copy import copy
+from copy import deepcopy
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -94,9 +94,8 @@ class TrustedDraw:
     def load(self, state: Dict[str, Any]) -> None:
         """Load the result of :meth:`state`."""
         for name, value in state.items():
-            is_tensor = isinstance(value, Tensor)
-            value = value.cpu() if is_tensor else value
-            setattr(self, name, copy(value))
+            value = value.cpu() if isinstance(value, Tensor) else value
+            setattr(self, name, deepcopy(value))
 
     def observe(
         self,
