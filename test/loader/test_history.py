@@ -75,9 +75,10 @@ def test_unknown_classes_are_not_counted():
     none = torch.zeros(4, dtype=torch.bool)
     group = torch.tensor([-1, 0, -1, 2])
     order = torch.tensor([0, 1, 1, 3])
-    history.add(0, order, none, group, extra=1)
-    history.add(1, order, none, torch.full((4,), -1))
-    history.add(2, order, none, None)
+    drawn = torch.tensor([True, True, False, True])
+    history.add(0, order, drawn, none, group, extra=1)
+    history.add(1, order, drawn, none, torch.full((4,), -1))
+    history.add(2, order, drawn, none, None)
     out = history.as_dict()
     assert out['per_class'] == [[2, 0, 1], [], None]
     assert out['extra'] == [1, None, None]  # One entry per epoch.

@@ -338,8 +338,8 @@ class DynamicSampler(EpochSampler):
             graphs = self._draw(epoch)
         previous = self._drawn.clone()
         perm = torch.randperm(graphs.numel(), generator=self._generator)
-        self._set_order(graphs[perm])
+        self._set_order(graphs.index_select(0, perm))
         self.epoch = epoch
         self._history.add(
-            epoch, graphs, previous, self._group, **self._statistics()
+            epoch, graphs, self._drawn, previous, self._group, **self._statistics()
         )

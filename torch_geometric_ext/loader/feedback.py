@@ -86,7 +86,7 @@ class Feedback:
                 feedback = torch.cat([pair[1] for pair in gathered])
 
         graph_idx, perm = graph_idx.sort(stable=True)
-        return graph_idx, feedback[perm]
+        return graph_idx, feedback.index_select(0, perm)
 
 
 def average(graph_idx: Tensor, feedback: Tensor) -> Tuple[Tensor, Tensor]:
@@ -100,9 +100,9 @@ def average(graph_idx: Tensor, feedback: Tensor) -> Tuple[Tensor, Tensor]:
     Returns:
         The ascending positions without repeats, and the mean of their rows.
     """
-    graph_idx, count = graph_idx.unique_consecutive(return_counts=True)
-    if graph_idx.numel() == feedback.size(0):
+    if not _has_repeats(graph_idx):
         return graph_idx, feedback
+    graph_idx, count = graph_idx.unique_consecutive(return_counts=True)
     index = torch.arange(count.numel()).repeat_interleave(count)
     total = torch.zeros(count.numel(), feedback.size(1), dtype=torch.double)
     total.index_add_(0, index, feedback.double())
@@ -117,9 +117,15 @@ def keep_last(graph_idx: Tensor, feedback: Tensor) -> Tuple[Tensor, Tensor]:
             order, with repeats.
         feedback (torch.Tensor): The feedback, one row per position.
     """
+    if not _has_repeats(graph_idx):
+        return graph_idx, feedback
     count = graph_idx.unique_consecutive(return_counts=True)[1]
     last = count.cumsum(0) - 1
     return graph_idx[last], feedback[last]
+
+
+def _has_repeats(graph_idx: Tensor) -> bool:
+    return bool((graph_idx[1:] == graph_idx[:-1]).any())
 
 
 def _join(pairs: List[Tuple[Tensor, ...]]) -> Tuple[Tensor, Tensor]:

@@ -1,3 +1,4 @@
+import math
 import warnings
 from typing import Any, Dict, List, Optional, Tuple, Union
 
@@ -313,8 +314,10 @@ class GDeRSampler(DynamicSampler):
         out, suspects = super()._draw(epoch), self._policy.suspects
         if self._expected is not None and not bool(suspects.all()):
             # A loss weight must not undo the distrust in a graph:
-            least = float(self._expected[~suspects].min())
-            self._expected[suspects] = self._expected[suspects].clamp(least)
+            least = self._expected.masked_fill(suspects, math.inf).min()
+            self._expected = torch.where(
+                suspects, self._expected.clamp(least), self._expected
+            )
         return out
 
     def _observe(self, graph_idx: Tensor, feedback: Tensor) -> None:
@@ -336,10 +339,11 @@ class GDeRSampler(DynamicSampler):
         if graph_idx.numel() > 0 and not (gathered and self.rank > 0):
             self._measure(graph_idx, rows)  # Once for all ranks.
         graph_idx, feedback = self._gather(self._feedback)
-        # Virtual classes have no mean:
-        label = keep_last(graph_idx, feedback[:, 2:])[1]
-        graph_idx, feedback = average(graph_idx, feedback)
-        return graph_idx, torch.cat([feedback[:, :2], label], dim=1)
+        drawn, mean = average(graph_idx, feedback)
+        if drawn.numel() < graph_idx.numel():
+            # Virtual classes have no mean:
+            mean[:, 2] = keep_last(graph_idx, feedback[:, 2])[1]
+        return drawn, mean
 
     def _measure(self, graph_idx: Tensor, rows: Tensor) -> None:
         """Turn embeddings into feedback."""

@@ -19,6 +19,7 @@ class History:
         self,
         epoch: int,
         order: Tensor,
+        drawn: Tensor,
         previous: Tensor,
         group: Optional[Tensor],
         **extra: Any,
@@ -28,13 +29,12 @@ class History:
         Args:
             epoch (int): The epoch.
             order (torch.Tensor): The drawn positions, with repeats.
+            drawn (torch.Tensor): The mask of these graphs.
             previous (torch.Tensor): The mask of the graphs of the previous
                 epoch.
             group (torch.Tensor, optional): The class of each graph.
             **extra (optional): Statistics of a sub-class.
         """
-        drawn = torch.zeros_like(self.seen)
-        drawn[order] = True
         num_distinct = int(drawn.sum())
         self.seen |= drawn
         record: Dict[str, Any] = {
@@ -46,7 +46,8 @@ class History:
         }
         if group is not None:
             # The first entry counts graphs of unknown class, -1.
-            count = (group[order] + 1).bincount(minlength=int(group.max()) + 2)
+            label = group.index_select(0, order).add_(1)
+            count = label.bincount(minlength=int(group.max()) + 2)
             record['per_class'] = count[1:].tolist()
         self.records.append({**record, **extra})
 

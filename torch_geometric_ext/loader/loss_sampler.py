@@ -21,6 +21,11 @@ class LossSampler(LossBasedSampler):
     <https://arxiv.org/abs/1804.06872>`_ paper, which ranks losses instead.
     Planning takes :math:`O(N)` time.
 
+    .. note::
+        The probabilities of two graphs differ by a factor of up to
+        :math:`\exp(6 / T)`, and so do the weights of :meth:`loss_weight`.
+        With :math:`T < 1`, few graphs dominate a weighted loss.
+
     .. code-block:: python
 
         >>> import torch

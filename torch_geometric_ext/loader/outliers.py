@@ -61,15 +61,15 @@ def robust_distance(x: Tensor) -> Tensor:
         half of them are equal, and NaN for rows that are not finite.
     """
     num_rows = x.size(0)
-    finite = x.isfinite().all(dim=-1)
+    finite = (0 * x).sum(dim=-1) == 0  # Faster than to look at each value.
     if num_rows < 8:
         return x.new_zeros(num_rows).masked_fill(~finite, math.nan)
     # Rows that are not finite move to the center. To remove them would
     # synchronize with the device:
-    x = x.masked_fill(~finite.view(-1, 1), math.nan)
     # A sample determines the central rows, and all rows the covariance:
     stride = -(-num_rows // MAX_ROWS)
-    center = x[::stride].nanmedian(dim=0).values
+    sample = x[::stride].masked_fill(~finite[::stride].view(-1, 1), math.nan)
+    center = sample.t().nanmedian(dim=-1).values
     x = torch.where(finite.view(-1, 1), x, center)
     sample = x[::stride]
     distance = (sample - center).abs().sum(dim=-1)
