@@ -134,7 +134,7 @@ class LagrangianPruner(MagnitudePruner):
                 f"Call 'loss = pruner.regularize(loss)' in each step"
             )
         self._check_trained()
-        loss = self._mean_loss()
+        loss = mean_over_ranks(self._loss_sum / self._num_losses)
         record = self._update_targets(self._trained_weights(), loss)
         self._shift_targets()
         self._records.append({'step': self.last_step, 'loss': loss, **record})
@@ -240,16 +240,6 @@ class LagrangianPruner(MagnitudePruner):
         self._loss_sum = loss.clone() if previous is None else previous + loss
         self._num_losses += 1
 
-    def _mean_loss(self) -> Tensor:
-        """Return the mean loss since the last update, over all ranks."""
-        assert self._loss_sum is not None
-        loss = self._loss_sum / self._num_losses
-        if is_distributed():
-            loss = loss.clone()
-            dist.all_reduce(loss)
-            loss = loss / dist.get_world_size()
-        return loss
-
     def _trained_weights(self) -> Tensors:
         return {k: x.weight.detach() for k, x in self._trained.items()}
 
@@ -300,6 +290,15 @@ class LagrangianPruner(MagnitudePruner):
             f'{super().__repr__()[:-1]}, rho={self.rho}, '
             f'update_every={self.update_every})'
         )
+
+
+def mean_over_ranks(loss: Tensor) -> Tensor:
+    """Return the mean of a loss over all ranks."""
+    if not is_distributed():
+        return loss
+    loss = loss.clone()
+    dist.all_reduce(loss)
+    return loss / dist.get_world_size()
 
 
 def norm(tensors: Tensors) -> Tensor:

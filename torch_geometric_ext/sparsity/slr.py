@@ -7,6 +7,7 @@ from torch_geometric_ext.sparsity.lagrangian_pruner import (
     LagrangianPruner,
     Tensors,
     difference,
+    mean_over_ranks,
     norm,
 )
 
@@ -194,6 +195,8 @@ class SLR(LagrangianPruner):
     ) -> Dict[str, Any]:
         assert self._previous_loss is not None
         k = self.last_step // self.update_every
+        if k == 1:  # The first loss of this rank.
+            self._previous_loss = mean_over_ranks(self._previous_loss)
         alpha = 1 - 1 / (self.m * k ** (1 - 1 / k**self.r))
         old = difference(self._previous, self.targets)
         new = difference(weights, self.targets)
