@@ -109,8 +109,8 @@ class Study:
             make = partial(
                 SCHEDULERS[method],
                 num_steps=epochs,
-                update_every=5,
-                drop_fraction=0.5,
+                update_every=args.update_every,
+                drop_fraction=args.drop_fraction,
                 seed=self.seed,
             )
             return self.fit(model, epochs, make)
@@ -120,6 +120,8 @@ class Study:
             distribution=args.distribution,
             min_fan_in=args.min_fan_in,
         )
+        if method != 'magnitude':
+            make = partial(make, rho=args.rho)
         if method == 'SLR' and args.step_size is not None:
             make = partial(make, step_size=args.step_size)
         model, cost = copy.deepcopy(self.dense.model), self.dense.cost
@@ -235,6 +237,9 @@ def main() -> None:
     parser.add_argument('--lr', type=float, default=0.015)
     parser.add_argument('--min_fan_in', type=int, default=16)
     parser.add_argument('--distribution', default='erk')
+    parser.add_argument('--update_every', type=int, default=5)
+    parser.add_argument('--drop_fraction', type=float, default=0.5)
+    parser.add_argument('--rho', type=float, default=1e-2)
     parser.add_argument('--step_size', type=float, help='of SLR')
     args = parser.parse_args()
 
@@ -274,7 +279,8 @@ def machine() -> str:
 
 
 def tag(args: argparse.Namespace) -> str:
-    options = ['distribution', 'min_fan_in', 'step_size']
+    options = ['distribution', 'min_fan_in', 'update_every', 'drop_fraction']
+    options += ['rho', 'step_size']
     return ', '.join(f'{key}={getattr(args, key)}' for key in options)
 
 
