@@ -1,9 +1,9 @@
 """Prune a GraphSAGE after training, or train it sparse, on handwritten digits.
 
 Train-and-prune trains the dense model, prunes it (after reweighting, with ADMM
-and SLR), and fine-tunes what remains. RigL trains a sparse model from the first
-step: once for as many epochs as the dense model, and once for as many as all
-phases of SLR.
+and SLR), and fine-tunes what remains. RigL trains a sparse model from the
+first step: once for as many epochs as the dense model, and once for as many as
+all phases of SLR.
 """
 
 import argparse

@@ -144,7 +144,7 @@ class Study:
         accuracy at the first best validation accuracy.
         """
         args, y = self.args, self.data.y
-        fast = accelerate(model, self.graph)
+        fast = accelerate(model, self.graph, verify=False)
         optimizer = torch.optim.Adam(
             model.parameters(), lr=lr or args.lr, weight_decay=5e-4
         )
@@ -164,6 +164,8 @@ class Study:
             if helper is not None:
                 helper.step()
             seconds += time.perf_counter() - start
+            if pruner is not None:
+                continue
             validated = self.test(fast, self.data.val_mask)
             if validated > best:
                 best = validated

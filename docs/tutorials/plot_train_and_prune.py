@@ -5,17 +5,17 @@ Prune after training, or train sparse?
 There are two ways to a sparse model. *Train-and-prune* trains all weights,
 prunes most of them, and fine-tunes the others.
 :class:`~torch_geometric_ext.sparsity.ADMM` and
-:class:`~torch_geometric_ext.sparsity.SLR` also *reweight* the model before they
-prune it: training with a penalty moves it towards sparse weights. *Sparse
-training*, as with :class:`~torch_geometric_ext.sparsity.RigL`, starts with few
-weights and moves them during training.
+:class:`~torch_geometric_ext.sparsity.SLR` also *reweight* the model before
+they prune it: training with a penalty moves it towards sparse weights.
+*Sparse training*, as with :class:`~torch_geometric_ext.sparsity.RigL`, starts
+with few weights and moves them during training.
 
 This tutorial takes both ways for one GraphSAGE, and then shows a larger study.
 """
 
 # %%
-# The data are 1,797 images of handwritten digits, each connected to its nearest
-# neighbors:
+# The data are 1,797 images of handwritten digits, each connected to its
+# nearest neighbors:
 import copy
 import tempfile
 
@@ -67,8 +67,8 @@ total = 60 * macs(model)
 print(f'dense: {test(model):.1f} %')
 
 # %%
-# The second phase reweights the model. Two lines are new: ``regularize`` adds a
-# penalty to the loss, and ``step`` updates its multipliers. A quarter of the
+# The second phase reweights the model. Two lines are new: ``regularize`` adds
+# a penalty to the loss, and ``step`` updates its multipliers. A quarter of the
 # learning rate suffices:
 optimizer = torch.optim.Adam(model.parameters(), lr=0.005 / 4)
 pruner = SLR(model, optimizer, sparsity=0.98)
@@ -80,8 +80,8 @@ pruner.plot()
 
 # %%
 # The plots show the loss, the distance of the weights to sparse weights, and
-# the multipliers and their step size. ``finalize`` prunes the model. Its layers
-# become sparse, and fine-tuning costs less:
+# the multipliers and their step size. ``finalize`` prunes the model. Its
+# layers become sparse, and fine-tuning costs less:
 model = pruner.finalize()
 print(f'pruned: {test(model):.1f} %')
 
@@ -107,7 +107,7 @@ print(f'RigL: {test(model):.1f} %, {180 * macs(model):.1f} GMACs')
 # %%
 # A larger study
 # --------------
-# ``benchmark/sparsity/train_and_prune.py`` trains GCNs with 512 hidden channels
+# ``benchmark/sparsity/train_and_prune.py`` trains GCNs of 512 hidden channels
 # on four data sets. ``RigL 3x`` trains for as many epochs as all phases of
 # ``SLR``, and ``narrow`` is a dense model with fewer channels:
 #
