@@ -139,6 +139,15 @@ def test_frozen_layers_are_not_regularized(Pruner):
 
 
 @pytest.mark.parametrize('Pruner', PRUNERS)
+def test_losses_of_half_precision(Pruner):
+    trainer = Trainer(Pruner, update_every=1)
+    out = trainer.pruner.regularize(torch.tensor(0.1, dtype=torch.bfloat16))
+    assert out.dtype == torch.float  # A sum in bfloat16 would be inexact.
+    trainer.pruner.step()
+    assert trainer.pruner.history()['loss'] == [pytest.approx(0.1, rel=1e-2)]
+
+
+@pytest.mark.parametrize('Pruner', PRUNERS)
 def test_gradient_accumulation_averages_losses(Pruner):
     trainer = Trainer(Pruner, update_every=1)
     trainer.pruner.regularize(torch.tensor(1.0))
@@ -176,7 +185,15 @@ def test_plot():
     trainer = Trainer(SLR)
     trainer.train(6)
     figure = trainer.pruner.plot()
-    assert len(figure.axes) == 4
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert labels == [
+        'Loss',
+        'Residual',
+        'Multiplier',
+        'Step size',
+        'Fell by weights',
+        'Fell by targets',
+    ]
     assert list(figure.axes[0].lines[0].get_xdata()) == [3, 6]
 
 

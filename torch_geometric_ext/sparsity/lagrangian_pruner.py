@@ -107,12 +107,12 @@ class LagrangianPruner(MagnitudePruner):
                 f'tensor (got {list(getattr(loss, "shape", [])) or loss})'
             )
         value = loss.detach().reshape(())
-        self._add_loss(value)
+        self._add_loss(value.float() if value.itemsize < 4 else value)
         penalty = sum(
-            (layer.weight - self._shifted[name]).square().sum().to(value)
-            for name, layer in self._trained.items()
+            (x.weight - self._shifted[name]).square().sum().to(loss.device)
+            for name, x in self._trained.items()
         )
-        return loss + self.rho / 2 * penalty - self._offset.to(value)
+        return loss + self.rho / 2 * penalty - self._offset.to(loss.device)
 
     def step(self) -> None:
         r"""Count a step of the optimizer, and update :math:`\mathbf{Z}` and
@@ -162,10 +162,11 @@ class LagrangianPruner(MagnitudePruner):
         import matplotlib.pyplot as plt
 
         history = self.history()
-        keys = ['loss', 'residual', 'multiplier', 'step_size']
-        figure, axes = plt.subplots(1, len(keys), figsize=(14, 3))
+        step = history.pop('step', [])
+        keys = history or dict.fromkeys(['loss', 'residual', 'multiplier'])
+        figure, axes = plt.subplots(1, len(keys), figsize=(3 * len(keys), 3))
         for ax, key in zip(axes, keys):
-            ax.plot(history.get('step', []), history.get(key, []))
+            ax.plot(step, [float(x) for x in history.get(key, [])], '.-')
             ax.set(xlabel='Step', ylabel=key.replace('_', ' ').capitalize())
         figure.tight_layout()
         return figure

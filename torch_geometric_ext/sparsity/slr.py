@@ -83,7 +83,8 @@ class SLR(LagrangianPruner):
         rho (float, optional): The penalty :math:`\rho`.
             (default: :obj:`1e-2`)
         update_every (int, optional): Number of steps from one update to the
-            next. (default: :obj:`20`)
+            next. With Adam, updates in every step diverge.
+            (default: :obj:`20`)
         step_size (float, optional): The initial step size :math:`s_0`, at
             most :math:`\rho`. (default: :obj:`rho`)
         m (float, optional): The parameter :math:`M > 1` of the decay of step
