@@ -15,6 +15,7 @@ from torch_geometric_ext.nn.dense.pattern import (
     select_index,
 )
 from torch_geometric_ext.nn.dense.sparse_parameters import SparseParameters
+from torch_geometric_ext.ops.csr_sparse_linear import csr_sparse_linear
 from torch_geometric_ext.ops.sparse_linear import (
     sparse_linear,
     sparse_linear_crossover,
@@ -343,7 +344,9 @@ class SparseLinear(SparseParameters):
             The output features, of shape :math:`(*, O)`.
         """
         buffers: Any = self._buffers  # Faster than attributes of a module.
-        return sparse_linear(
+        is_dense = x.layout == torch.strided
+        product = sparse_linear if is_dense else csr_sparse_linear
+        return product(
             x,
             self.values,
             self.bias,

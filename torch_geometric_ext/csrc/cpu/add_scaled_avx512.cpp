@@ -1,0 +1,18 @@
+#if defined(__x86_64__)
+#include <cstdint>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#endif
+
+#define ADD_SCALED add_scaled_avx512
+#include "add_scaled_loop.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
