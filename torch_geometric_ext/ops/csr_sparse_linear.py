@@ -6,9 +6,14 @@ from torch import Tensor
 from torch_geometric_ext.ops.check import check_integers, check_ptr
 from torch_geometric_ext.ops.ragged import row_index
 from torch_geometric_ext.ops.register import register_operator
-from torch_geometric_ext.ops.sparse_linear import dense_block, row_blocks
+from torch_geometric_ext.ops.sparse_linear import (
+    casts,
+    dense_block,
+    row_blocks,
+)
 
 
+@torch.compiler.disable  # Compiled code supports no sparse tensors.
 def csr_sparse_linear(
     x: Tensor,
     values: Tensor,
@@ -26,63 +31,50 @@ def csr_sparse_linear(
         \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}
 
     The operator multiplies each nonzero feature by the active weights of that
-    feature only. The format of the weight is that of
-    :func:`~torch_geometric_ext.ops.sparse_linear`. Duplicate columns of
-    :obj:`x` are summed, and columns may come in any order.
+    feature only: one multiply-add (MAC) for each such pair. Duplicate columns
+    of :obj:`x` are summed, and columns may come in any order.
 
-    Takes :math:`O(\textrm{MACs} + N O + I + \textrm{nnz})` time, where MACs
-    is the number of pairs of a nonzero feature and an active weight of that
-    feature, and, beside inputs and outputs, :math:`O(\textrm{nnz})` memory
-    (for each thread in the backward pass). If the weight has few inactive
-    elements, the kernel scatters it to a dense matrix, which takes
-    :math:`O(I \cdot O)` memory, and skips only the zeros of :obj:`x`. The
-    operator is differentiable any number of times, except with respect to
-    :obj:`x`. The result is deterministic for a given number of threads.
+    Takes :math:`O(\textrm{MACs} + N O + I + \textrm{nnz})` time and, beside
+    inputs and outputs, :math:`O(\textrm{nnz})` memory (for each thread in the
+    backward pass). If few weights are inactive, the kernel scatters the weight
+    to a dense matrix, which takes :math:`O(I \cdot O)` memory instead, and
+    skips only the zeros of :obj:`x`. The operator is differentiable any number
+    of times, except with respect to :obj:`x`. The result is deterministic for
+    a given number of threads. :func:`torch.compile` runs the operator eagerly.
 
     Args:
         x (torch.Tensor): The features, in CSR format
             (:obj:`torch.sparse_csr`).
-        values (torch.Tensor): The weights, row by row. Under autocast, the
-            operator computes in their dtype and rounds the output.
+        values (torch.Tensor): The weights, row by row, of the dtype of
+            :obj:`x`. Autocast affects the output only.
         bias (torch.Tensor, optional): The bias, of the dtype of
             :obj:`values`.
-        rowptr (torch.Tensor): The row pointers.
-        col (torch.Tensor): The column of each weight, ascending within each
-            row.
-        colptr (torch.Tensor): The column pointers.
-        row (torch.Tensor): The row of each weight, column by column, ascending
-            within each column.
-        perm (torch.Tensor): The position of each weight in :obj:`values`,
-            column by column.
+        rowptr (torch.Tensor): The pattern of the weight, with the other four
+            as in :func:`~torch_geometric_ext.ops.sparse_linear`.
+        col (torch.Tensor): See :obj:`rowptr`.
+        colptr (torch.Tensor): See :obj:`rowptr`.
+        row (torch.Tensor): See :obj:`rowptr`.
+        perm (torch.Tensor): See :obj:`rowptr`.
 
     Shapes:
         - **input:** :obj:`x` :math:`(N, I)`, of :obj:`torch.float` or
           :obj:`torch.double` and with indices of :obj:`torch.int32` or
-          :obj:`torch.int64`; :obj:`values`, :obj:`col`, :obj:`row`,
-          :obj:`perm` :math:`(\textrm{nnz})`, :obj:`bias` :math:`(O)`,
-          :obj:`rowptr` :math:`(O + 1)`, :obj:`colptr` :math:`(I + 1)`, all
-          indices of the weight of :obj:`torch.int32`
-        - **output:** :math:`(N, O)`, of the dtype of :obj:`values`, or of the
+          :obj:`torch.int64`, :obj:`values` :math:`(\textrm{nnz})`,
+          :obj:`bias` :math:`(O)`
+        - **output:** :math:`(N, O)`, of the dtype of :obj:`x`, or of the
           autocast dtype
 
     Raises:
-        ValueError: If :obj:`x` has another layout, number of dimensions or
-            number of features, or another dtype than :obj:`values`, or if a
-            row pointer is invalid.
+        ValueError: If :obj:`x` has another layout, shape or dtype, or a row
+            pointer is invalid.
         IndexError: If an index is out of range (checked on CPU only).
         NotImplementedError: If :obj:`x` requires a gradient.
     """
     _check_x(x, values, colptr.numel() - 1)
-    args = (x.crow_indices(), x.col_indices(), x.values())
     pattern = (rowptr, col, colptr, row, perm)
-    out: Tensor = _Linear.apply(values, bias, *args, *pattern)
-    device = x.device.type
-    if (
-        values.dtype == torch.float
-        and torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-    ):
-        out = out.to(torch.get_autocast_dtype(device))
+    out: Tensor = _Linear.apply(values, bias, x, *pattern)
+    if casts(x):
+        out = out.to(torch.get_autocast_dtype(x.device.type))
     return out
 
 
@@ -119,33 +111,46 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, bias: Optional[Tensor], *args: Tensor
+        ctx: Any,
+        values: Tensor,
+        bias: Optional[Tensor],
+        x: Tensor,
+        *pattern: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(*args)
-        ptr, index, x, *pattern = args
-        return _linear(ptr, index, x, values, bias, *pattern)
+        ctx.x = x
+        # Checkpoints need the saved tensors of `sparse_linear`, which may
+        # recompute this product from dense features.
+        ctx.save_for_backward(x, values, *pattern)
+        return _linear(*_rows(x), values, bias, *pattern)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         grad_values = grad_bias = None
+        _, _, *pattern = ctx.saved_tensors
         if ctx.needs_input_grad[0]:
-            grad_values = _Gradient.apply(grad, *ctx.saved_tensors)
+            grad_values = _Gradient.apply(grad, ctx.x, *pattern)
         if ctx.needs_input_grad[1]:
             grad_bias = grad.sum(0)
-        return grad_values, grad_bias, *[None] * 8
+        return grad_values, grad_bias, *[None] * 6
 
 
 class _Gradient(torch.autograd.Function):
     """Compute the gradient of the weights."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, *args: Tensor) -> Tensor:
-        ctx.save_for_backward(*args)
-        return _backward(grad, *args)
+    def forward(ctx: Any, grad: Tensor, x: Tensor, *pattern: Tensor) -> Tensor:
+        ctx.x = x
+        ctx.save_for_backward(*pattern)
+        return _backward(grad, *_rows(x), *pattern)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        return _Linear.apply(grad, None, *ctx.saved_tensors), *[None] * 8
+        out = _Linear.apply(grad, None, ctx.x, *ctx.saved_tensors)
+        return out, *[None] * 6
+
+
+def _rows(x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    return x.crow_indices(), x.col_indices(), x.values()
 
 
 def csr_sparse_linear_reference(

@@ -10,7 +10,7 @@
 #include <optional>
 
 #include "../check.h"
-#include "add_scaled.h"
+#include "csr_row.h"
 #include "sparse_linear_schedule.h"
 
 namespace torch_geometric_ext {
@@ -25,6 +25,13 @@ struct Features {
   const index_t* index;
   const scalar_t* value;
   int64_t num_rows;
+
+  int64_t num_elements() const {
+    return ptr[num_rows];
+  }
+  CsrRow<scalar_t, index_t> row(int64_t i) const {
+    return {ptr[i + 1] - ptr[i], index + ptr[i], value + ptr[i]};
+  }
 };
 
 // The positions of the weights, column by column.
@@ -35,31 +42,31 @@ struct Columns {
   int64_t num_weights, in, out;
 };
 
-// The work of a product, in multiply-adds.
-struct Work {
-  int64_t sparse, dense;
-};
-
-// A scattered multiply-add takes the time of this number of multiply-adds of a
-// vectorized loop. Measured by `benchmark/sparsity/sparse_features.py`.
-constexpr double kScattered = 8;
-// A product with a dense weight reads and writes each of its elements at least
-// once. A choice, no measurement.
-constexpr double kDenseElement = 4;
-
-template <typename scalar_t>
-AddScaled<scalar_t> add_scaled() {
-  static const auto loop = [] {
+// Returns the loops for the instruction set that PyTorch uses.
+template <typename scalar_t, typename index_t>
+CsrRowLoops<scalar_t, index_t> csr_row_loops(
+    const Features<scalar_t, index_t>& /*x*/) {
+  static const auto loops = [] {
 #if defined(__x86_64__)
     const auto capability = at::get_cpu_capability();
     if (capability.rfind("AVX512", 0) == 0)
-      return add_scaled_avx512<scalar_t>();
-    if (capability == "AVX2") return add_scaled_avx2<scalar_t>();
+      return csr_row_loops_avx512<scalar_t, index_t>();
+    if (capability == "AVX2") return csr_row_loops_avx2<scalar_t, index_t>();
 #endif
-    return add_scaled_default<scalar_t>();
+    return csr_row_loops_default<scalar_t, index_t>();
   }();
-  return loop;
+  return loops;
 }
+
+// Costs in multiply-adds of a vectorized loop. They choose the faster way on
+// one machine, and results are the same on all machines up to rounding.
+// `benchmark/sparsity/sparse_features.py` measured the cost of a scattered
+// multiply-add, and of the start of the loop over the weights of a feature:
+constexpr double kScattered = 9;
+constexpr double kFeature = 60;
+// A product with a dense weight reads and writes each of its elements at least
+// once. A choice, no measurement.
+constexpr double kDenseElement = 4;
 
 // Checks the weight, in linear time: the indices address memory.
 Columns check_columns(
@@ -113,23 +120,28 @@ Features<scalar_t, index_t> check_features(
   return x;
 }
 
-template <typename scalar_t, typename index_t>
-Work count_work(const Features<scalar_t, index_t>& x, const Columns& weight) {
-  const auto size = int64_t(x.ptr[x.num_rows]);
-  Work work{0, size * weight.out};
-  for (int64_t j = 0; j < size; j++) {
-    work.sparse += weight.ptr[x.index[j] + 1] - weight.ptr[x.index[j]];
+// The multiply-adds of both ways to compute a product.
+struct Work {
+  int64_t sparse = 0, dense;
+  double conversion, overhead;
+
+  template <typename scalar_t, typename index_t>
+  Work(const Features<scalar_t, index_t>& x, const Columns& weight)
+      : dense(x.num_elements() * weight.out),
+        conversion(kDenseElement * double(weight.in) * double(weight.out)),
+        overhead(kFeature * double(x.num_elements())) {
+    for (int64_t j = 0; j < x.num_elements(); j++) {
+      sparse += weight.ptr[x.index[j] + 1] - weight.ptr[x.index[j]];
+    }
   }
-  return work;
-}
 
-bool prefers_dense(const Work& work, const Columns& weight) {
-  const auto conversion = kDenseElement * double(weight.in * weight.out);
-  return double(work.dense) + conversion < kScattered * double(work.sparse);
-}
+  bool prefers_dense() const {
+    return double(dense) + conversion < kScattered * double(sparse) + overhead;
+  }
+};
 
-// Computes rows of the output: `add(feature, value, row)` adds the product of
-// a feature to a row.
+// Computes rows of the output: `add(row, out)` adds the product of a row of
+// features.
 template <typename scalar_t, typename index_t, typename F>
 void forward(
     const Features<scalar_t, index_t>& x, const Tensor& bias, int64_t work,
@@ -148,16 +160,14 @@ void forward(
       } else {
         std::fill(row, row + width, scalar_t(0));
       }
-      for (auto j = x.ptr[i]; j < x.ptr[i + 1]; j++) {
-        add(int64_t(x.index[j]), x.value[j], row);
-      }
+      add(x.row(i), row);
     }
   });
 }
 
-// Sums the gradients of `size` weights: `add(feature, value, row, sums)` adds
-// the gradient of one element. Each thread has sums of its own, unless there
-// are so many weights that these cost more than threads gain.
+// Sums the gradients of `size` weights: `add(row, grad, sums)` adds those of a
+// row of features. Each thread has sums of its own, unless there are so many
+// weights that these cost more than threads gain.
 template <typename scalar_t, typename index_t, typename F>
 Tensor backward(
     const Features<scalar_t, index_t>& x, const Tensor& grad, int64_t size,
@@ -172,10 +182,7 @@ Tensor backward(
   for_chunks(
       x.num_rows, num_parts, 1, [&](int64_t part, int64_t begin, int64_t end) {
         for (auto i = begin; i < end; i++) {
-          for (auto j = x.ptr[i]; j < x.ptr[i + 1]; j++) {
-            add(int64_t(x.index[j]), x.value[j], data + i * width,
-                sums + part * size);
-          }
+          add(x.row(i), data + i * width, sums + part * size);
         }
       });
   for_weights(size, [&](int64_t k) {
@@ -202,33 +209,32 @@ template <typename scalar_t, typename index_t>
 Tensor run_forward(
     const Features<scalar_t, index_t>& x, const Tensor& values,
     const Tensor& bias, const Columns& weight) {
-  const auto work = count_work(x, weight);
+  const Work work(x, weight);
   auto out = at::empty({x.num_rows, weight.out}, values.options());
   const auto* src = values.const_data_ptr<scalar_t>();
-  if (prefers_dense(work, weight)) {
+  if (work.prefers_dense()) {
     const auto dense = at::zeros({weight.in, weight.out}, values.options());
     auto* data = dense.template mutable_data_ptr<scalar_t>();
     for_dense(weight, [&](int64_t i, int64_t k) { data[i] = src[k]; });
-    const auto loop = add_scaled<scalar_t>();
-    forward(
-        x, bias, work.dense, out,
-        [&](int64_t feature, scalar_t value, scalar_t* row) {
-          loop(weight.out, value, data + feature * weight.out, row);
-        });
+    const auto multiply = csr_row_loops(x).multiply;
+    forward(x, bias, work.dense, out, [&](const auto& row, scalar_t* dst) {
+      multiply(row, data, weight.out, dst);
+    });
     return out;
   }
   const auto by_column = at::empty({weight.num_weights}, values.options());
   auto* data = by_column.template mutable_data_ptr<scalar_t>();
   for_weights(
       weight.num_weights, [&](int64_t k) { data[k] = src[weight.perm[k]]; });
-  forward(
-      x, bias, work.sparse, out,
-      [&](int64_t feature, scalar_t value, scalar_t* row) {
-        const auto end = weight.ptr[feature + 1];
-        for (auto k = weight.ptr[feature]; k < end; k++) {
-          row[weight.row[k]] += value * data[k];
-        }
-      });
+  forward(x, bias, work.sparse, out, [&](const auto& row, scalar_t* dst) {
+    for (int64_t j = 0; j < row.size; j++) {
+      const auto value = row.value[j];
+      const auto end = weight.ptr[row.index[j] + 1];
+      for (auto k = weight.ptr[row.index[j]]; k < end; k++) {
+        dst[weight.row[k]] += value * data[k];
+      }
+    }
+  });
   return out;
 }
 
@@ -236,16 +242,15 @@ template <typename scalar_t, typename index_t>
 Tensor run_backward(
     const Features<scalar_t, index_t>& x, const Tensor& grad,
     const Columns& weight) {
-  const auto work = count_work(x, weight);
+  const Work work(x, weight);
   auto out = at::zeros({weight.num_weights}, grad.options());
   auto* dst = out.template mutable_data_ptr<scalar_t>();
-  if (prefers_dense(work, weight)) {
-    const auto loop = add_scaled<scalar_t>();
+  if (work.prefers_dense()) {
+    const auto add_outer = csr_row_loops(x).add_outer;
     const auto dense = backward(
         x, grad, weight.in * weight.out, work.dense,
-        [&](int64_t feature, scalar_t value, const scalar_t* row,
-            scalar_t* sums) {
-          loop(weight.out, value, row, sums + feature * weight.out);
+        [&](const auto& row, const scalar_t* src, scalar_t* sums) {
+          add_outer(row, src, weight.out, sums);
         });
     const auto* src = dense.template const_data_ptr<scalar_t>();
     for_dense(weight, [&](int64_t i, int64_t k) { dst[k] = src[i]; });
@@ -253,11 +258,13 @@ Tensor run_backward(
   }
   const auto by_column = backward(
       x, grad, weight.num_weights, work.sparse,
-      [&](int64_t feature, scalar_t value, const scalar_t* row,
-          scalar_t* sums) {
-        const auto end = weight.ptr[feature + 1];
-        for (auto k = weight.ptr[feature]; k < end; k++) {
-          sums[k] += value * row[weight.row[k]];
+      [&](const auto& row, const scalar_t* src, scalar_t* sums) {
+        for (int64_t j = 0; j < row.size; j++) {
+          const auto value = row.value[j];
+          const auto end = weight.ptr[row.index[j] + 1];
+          for (auto k = weight.ptr[row.index[j]]; k < end; k++) {
+            sums[k] += value * src[weight.row[k]];
+          }
         }
       });
   const auto* src = by_column.template const_data_ptr<scalar_t>();

@@ -1,5 +1,6 @@
 #if defined(__x86_64__)
 #include <cstdint>
+#include <cstring>
 
 #if defined(__clang__)
 #pragma clang attribute push(                                               \
@@ -9,8 +10,9 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
 
-#define ADD_SCALED add_scaled_avx512
-#include "add_scaled_loop.h"
+#define REGISTER_BYTES 64
+#define CSR_ROW_LOOPS csr_row_loops_avx512
+#include "csr_row_loops.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,2 +1,0 @@
-#define ADD_SCALED add_scaled_default
-#include "add_scaled_loop.h"
