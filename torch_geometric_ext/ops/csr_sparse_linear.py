@@ -24,8 +24,7 @@ def csr_sparse_linear(
     row: Tensor,
     perm: Tensor,
 ) -> Tensor:
-    r"""Apply a linear transformation with a sparse weight matrix to sparse
-    features.
+    r"""Apply a linear transformation with sparse weights to sparse features.
 
     .. math::
         \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}
@@ -43,12 +42,10 @@ def csr_sparse_linear(
     a given number of threads. :func:`torch.compile` runs the operator eagerly.
 
     Args:
-        x (torch.Tensor): The features, in CSR format
-            (:obj:`torch.sparse_csr`).
+        x (torch.Tensor): The features, of layout :obj:`torch.sparse_csr`.
         values (torch.Tensor): The weights, row by row, of the dtype of
             :obj:`x`. Autocast affects the output only.
-        bias (torch.Tensor, optional): The bias, of the dtype of
-            :obj:`values`.
+        bias (torch.Tensor, optional): The bias, of the dtype of :obj:`x`.
         rowptr (torch.Tensor): The pattern of the weight, with the other four
             as in :func:`~torch_geometric_ext.ops.sparse_linear`.
         col (torch.Tensor): See :obj:`rowptr`.
