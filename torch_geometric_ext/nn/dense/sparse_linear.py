@@ -53,6 +53,13 @@ class SparseLinear(SparseParameters):
         :meth:`crossover`).
 
     .. note::
+        Pass sparse features, such as bags of words, in CSR format
+        (:obj:`x.to_sparse_csr()`, once before training). The layer then
+        multiplies each nonzero feature by the active weights of that feature
+        only. Such features have no gradient, and :func:`torch.compile` runs
+        their product eagerly.
+
+    .. note::
         :class:`~torch.nn.parallel.DistributedDataParallel` broadcasts all
         buffers, including the pattern, in each forward pass. Set
         :obj:`broadcast_buffers=False` to avoid that: all ranks have equal
@@ -88,7 +95,8 @@ class SparseLinear(SparseParameters):
         ValueError: If an argument is out of its range.
 
     Shapes:
-        - **input:** features :math:`(*, I)`
+        - **input:** features :math:`(*, I)`, or :math:`(N, I)` in CSR format
+          (:obj:`torch.float` or :obj:`torch.double`)
         - **output:** features :math:`(*, O)`
 
     The layer takes :math:`O(\textrm{nnz} + I + O)` memory. An active weight
@@ -338,10 +346,16 @@ class SparseLinear(SparseParameters):
 
         Args:
             x (torch.Tensor): The input features, of shape :math:`(*, I)` and
-                of the type of the weights (or under autocast).
+                of the type of the weights (or under autocast), or a matrix
+                in CSR format of the type of the weights.
 
         Returns:
             The output features, of shape :math:`(*, O)`.
+
+        Raises:
+            ValueError: If :obj:`x` is of the wrong size, type or layout.
+            NotImplementedError: If :obj:`x` is in CSR format and requires a
+                gradient.
         """
         buffers: Any = self._buffers  # Faster than attributes of a module.
         is_dense = x.layout == torch.strided
