@@ -55,9 +55,8 @@ class SparseLinear(SparseParameters):
     .. note::
         Pass sparse features, such as bags of words, in CSR format
         (:obj:`x.to_sparse_csr()`, once before training). The layer then
-        multiplies each nonzero feature by the active weights of that feature
-        only. Such features have no gradient, and :func:`torch.compile` runs
-        their product eagerly.
+        skips the zeros of both, but computes no gradient of the features, and
+        :func:`torch.compile` runs it eagerly.
 
     .. note::
         :class:`~torch.nn.parallel.DistributedDataParallel` broadcasts all
@@ -331,35 +330,23 @@ class SparseLinear(SparseParameters):
         self._set_pattern(pattern, self.values.new_zeros(num_weights))
         self.reset_parameters()
 
-    @property
-    def in_features(self) -> int:
-        """Return :obj:`in_channels`, as in :class:`torch.nn.Linear`."""
-        return self.in_channels
-
-    @property
-    def out_features(self) -> int:
-        """Return :obj:`out_channels`, as in :class:`torch.nn.Linear`."""
-        return self.out_channels
-
     def forward(self, x: Tensor) -> Tensor:
         """Apply the transformation.
 
         Args:
             x (torch.Tensor): The input features, of shape :math:`(*, I)` and
-                of the type of the weights (or under autocast), or a matrix
-                in CSR format of the type of the weights.
+                of the type of the weights (or under autocast).
 
         Returns:
             The output features, of shape :math:`(*, O)`.
 
         Raises:
             ValueError: If :obj:`x` is of the wrong size, type or layout.
-            NotImplementedError: If :obj:`x` is in CSR format and requires a
-                gradient.
+            NotImplementedError: If :obj:`x` in CSR format needs a gradient.
         """
         buffers: Any = self._buffers  # Faster than attributes of a module.
-        is_dense = x.layout == torch.strided
-        product = sparse_linear if is_dense else csr_sparse_linear
+        dense = x.layout == torch.strided
+        product = sparse_linear if dense else csr_sparse_linear
         return product(
             x,
             self.values,
