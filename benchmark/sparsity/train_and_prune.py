@@ -17,8 +17,9 @@ features where that pays.
 Appends a JSON line for each run to `--out`: the test accuracy at the best
 validation accuracy of the last phase, the multiply-adds of all training steps
 on dense features (including the dense phase and dense gradients of RigL), the
-seconds of all training steps, and the bytes of weights, gradients, optimizer
-and pruner at their peak. `report.py` makes the table and the figures.
+CPU seconds of all training steps, and the bytes of weights, gradients,
+optimizer and pruner at their peak. `train_and_prune_report.py` makes the
+tables and the figures.
 """
 
 import argparse
@@ -152,7 +153,7 @@ class Study:
         pruner = helper if isinstance(helper, LagrangianPruner) else None
         best, accuracy, seconds = -1.0, 0.0, 0.0
         for _ in range(epochs):
-            start = time.perf_counter()
+            start = time.process_time()
             fast.train()
             optimizer.zero_grad()
             out = fast(self.data.train_mask)
@@ -163,7 +164,7 @@ class Study:
             optimizer.step()
             if helper is not None:
                 helper.step()
-            seconds += time.perf_counter() - start
+            seconds += time.process_time() - start
             if pruner is not None:
                 continue
             validated = self.test(fast, self.data.val_mask)
