@@ -341,5 +341,10 @@ class DynamicSampler(EpochSampler):
         self._set_order(graphs.index_select(0, perm))
         self.epoch = epoch
         self._history.add(
-            epoch, graphs, self._drawn, previous, self._group, **self._statistics()
+            epoch,
+            graphs,
+            self._drawn,
+            previous,
+            self._group,
+            **self._statistics(),
         )

@@ -59,6 +59,32 @@ def layer_densities(
     return _fill(numels, proportions, floors, budget)
 
 
+def layer_budgets(
+    sizes: Sequence[Tuple[int, int]],
+    sparsity: float,
+    distribution: str = 'erk',
+    *,
+    min_fan_in: int = 16,
+) -> List[int]:
+    r"""Return the number of active weights of each layer, with the exact sum
+    of :obj:`round((1 - sparsity) * N)` for :math:`N` weights.
+
+    See :func:`layer_densities` for the arguments.
+    """
+    densities = layer_densities(
+        sizes, sparsity, distribution, min_fan_in=min_fan_in
+    )
+    numels = [num_in * num_out for num_in, num_out in sizes]
+    exact = [min(d * n, n) for d, n in zip(densities, numels)]
+    out = [int(x) for x in exact]
+    missing = round((1 - sparsity) * sum(numels)) - sum(out)
+    # The largest remainders are rounded up, as far as a layer has weights:
+    order = sorted(range(len(out)), key=lambda i: out[i] - exact[i])
+    for i in [i for i in order if out[i] < numels[i]][:missing]:
+        out[i] += 1
+    return out
+
+
 def _fill(
     numels: List[int],
     proportions: List[float],

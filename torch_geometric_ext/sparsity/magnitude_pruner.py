@@ -1,0 +1,193 @@
+from typing import Dict, List, Mapping, Optional, Sequence, Union
+
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.nn.linear_layers import (
+    Ignored,
+    find_layers,
+    swap_layers,
+    swappable_linears,
+)
+from torch_geometric_ext.sparsity.masked_weight import MaskedWeight
+from torch_geometric_ext.sparsity.projection import Projection
+
+
+class MagnitudePruner:
+    r"""Prune the weights of smallest magnitude of a trained model at once, as
+    in the `"Learning both Weights and Connections for Efficient Neural
+    Networks" <https://arxiv.org/abs/1506.02626>`_ paper.
+
+    .. code-block:: python
+
+        train(model)  # Dense.
+        pruner = MagnitudePruner(model, sparsity=0.95)
+        model = pruner.finalize()
+        optimizer = Adam(model.parameters())  # Parameters were replaced.
+        train(model)  # Fine-tune the remaining weights.
+
+    The pruner acts on the layers that :func:`~torch_geometric_ext.nn.sparsify`
+    replaces: :class:`torch.nn.Linear` and :class:`torch_geometric.nn.Linear`,
+    also inside convolutions. A shared layer is pruned once, and a frozen layer
+    is pruned and stays frozen.
+
+    :class:`~torch_geometric_ext.sparsity.ADMM` and
+    :class:`~torch_geometric_ext.sparsity.SLR` have the same interface. They
+    train the model towards sparse weights before they prune it.
+
+    Args:
+        model (torch.nn.Module): The dense model, without uninitialized layers.
+        optimizer (torch.optim.Optimizer, optional): The optimizer that trains
+            it. This pruner needs none. (default: :obj:`None`)
+        sparsity (float or Mapping[str, float], optional): Fraction of weights
+            to prune among the weights of all layers, in :math:`[0, 1)`. A
+            mapping gives the sparsity of each layer by its name or a pattern
+            such as :obj:`"convs.*"`; the first match counts, and a layer
+            without a match is not pruned. (default: :obj:`0.9`)
+        distribution (str, optional): The distribution of remaining weights
+            over layers: :obj:`"uniform"`, :obj:`"er"` or :obj:`"erk"` (see
+            :func:`~torch_geometric_ext.nn.sparsify`), or :obj:`"global"` to
+            compare magnitudes across layers. (default: :obj:`"erk"`)
+        granularity (str, optional): What is pruned as a whole:
+            :obj:`"element"`, :obj:`"row"` (all weights of an output),
+            :obj:`"column"` (all weights of an input) or :obj:`"block"`.
+            Groups are ranked by their Euclidean norm. Their number is rounded
+            to the nearest integer. (default: :obj:`"element"`)
+        block_size (int, optional): Number of rows and columns of a block.
+            (default: :obj:`16`)
+        min_fan_in (int, optional): Minimum number of remaining weights per
+            output, averaged over the outputs of a layer, as far as the
+            sparsity permits. Used by :obj:`"er"` and :obj:`"erk"`.
+            (default: :obj:`16`)
+        ignored (Sequence[str, torch.nn.Module or type], optional): Names,
+            modules or classes of layers that stay dense, or of modules that
+            contain them. (default: :obj:`()`)
+
+    Raises:
+        ValueError: If an argument is out of its range, a pattern matches no
+            layer, the model has a
+            :class:`~torch_geometric_ext.nn.SparseLinear` or no layer that can
+            be pruned, or a layer is not initialized.
+
+    Example:
+        >>> from torch_geometric.nn import GCN
+        >>> model = GCN(1433, 64, num_layers=2, out_channels=7)
+        >>> model = MagnitudePruner(model, sparsity=0.9).finalize()
+        >>> sum(conv.lin.values.numel() for conv in model.convs)
+        9216
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optional[Optimizer] = None,
+        sparsity: Union[float, Mapping[str, float]] = 0.9,
+        distribution: str = 'erk',
+        *,
+        granularity: str = 'element',
+        block_size: int = 16,
+        min_fan_in: int = 16,
+        ignored: Sequence[Ignored] = (),
+    ) -> None:
+        owner = self.__class__.__name__
+        sparse = list(find_layers(model, (SparseLinear,)).values())
+        if len(sparse) > 0:
+            raise ValueError(
+                f"'model' of '{owner}' needs to be dense (got the sparse "
+                f"layers {sparse}). Prune those with 'GradualMagnitude'"
+            )
+        layers = swappable_linears(model, ignored)
+        shapes = {name: x.weight.shape for x, name in layers.items()}
+        self._projection = Projection(
+            {name: (shape[0], shape[1]) for name, shape in shapes.items()},
+            sparsity,
+            distribution,
+            granularity,
+            block_size,
+            min_fan_in,
+            owner,
+        )
+        budgets = self._projection.budgets
+        self.layers = {k: x for x, k in layers.items() if k in budgets}
+        self.model = model
+        self.optimizer = optimizer
+        self.last_step = 0  # Number of completed steps.
+        self._finalized = False
+
+    @property
+    def num_weights(self) -> int:
+        """The number of weights that remain, if single weights are pruned."""
+        projection = self._projection
+        return projection.global_budget or sum(projection.budgets.values())
+
+    def regularize(self, loss: Tensor) -> Tensor:
+        r"""Return the loss to minimize, here :obj:`loss` itself.
+
+        Args:
+            loss (torch.Tensor): The loss of the task, a scalar.
+        """
+        return loss
+
+    def step(self) -> None:
+        r"""Count a step of the optimizer. Call it after each
+        :obj:`optimizer.step()`.
+
+        Raises:
+            RuntimeError: If :meth:`finalize` was called before.
+        """
+        self._check_active('step')
+        self.last_step += 1
+
+    def finalize(self, sparse: bool = True) -> Module:
+        r"""Prune all but the weights of largest magnitude, in-place.
+
+        Args:
+            sparse (bool, optional): If set to :obj:`True`, layers become
+                :class:`~torch_geometric_ext.nn.SparseLinear` layers, so that
+                further training costs less. Create a new optimizer, as
+                parameters are replaced. If set to :obj:`False`, layers and
+                parameters stay, and a parametrization of
+                :mod:`torch.nn.utils.parametrize` holds pruned weights at
+                zero. (default: :obj:`True`)
+
+        Returns:
+            The model, or the sparse layer if the model is a linear layer.
+
+        Raises:
+            RuntimeError: If the method was called before.
+        """
+        self._check_active('finalize')
+        masks = self._projection.masks(self._weights())
+        self._finalized = True
+        if sparse:
+            swaps = {
+                layer: SparseLinear.from_dense(layer, mask=masks[name])
+                for name, layer in self.layers.items()
+            }
+            self.model = swap_layers(self.model, swaps)
+        else:
+            for name, layer in self.layers.items():
+                MaskedWeight.apply_to(layer, masks[name])
+        return self.model
+
+    def _weights(self) -> Dict[str, Tensor]:
+        return {k: x.weight.detach() for k, x in self.layers.items()}
+
+    def _sizes(self) -> List[List[int]]:
+        return [list(x.weight.shape) for x in self.layers.values()]
+
+    def _check_active(self, method: str) -> None:
+        if self._finalized:
+            raise RuntimeError(
+                f"'{method}()' of '{self.__class__.__name__}' must not be "
+                f"called after 'finalize()'"
+            )
+
+    def __repr__(self) -> str:
+        total = sum(x.weight.numel() for x in self.layers.values())
+        return (
+            f'{self.__class__.__name__}(num_layers={len(self.layers)}, '
+            f'sparsity={1 - self.num_weights / max(total, 1):.4g})'
+        )
