@@ -99,7 +99,6 @@ def test_temporal_random_walks_end_where_no_edge_follows(edges, strict, seed):
         *unpack(edges),
         walk_length=5,
         walks_per_node=3,
-        start='node',
         strict=strict,
         num_nodes=6,
         seed=seed,
@@ -125,7 +124,7 @@ def test_temporal_random_walks_start_at_random_edges():
     # A node without edges starts no walk, and one of many edges starts many:
     src, dst = torch.tensor([0, 0, 0, 2]), torch.tensor([1, 1, 1, 1])
     walks = temporal_random_walks(
-        src, dst, torch.arange(4), 3, walks_per_node=1000
+        src, dst, torch.arange(4), 3, walks_per_node=1000, start='edge'
     )
     assert walks.size() == (3000, 3)
     count = walks[:, 0].bincount(minlength=3).tolist()
@@ -160,9 +159,9 @@ def test_temporal_random_walks_leaves_the_global_generator_alone():
 def test_temporal_random_walks_without_edges():
     empty = unpack([])
     assert temporal_random_walks(*empty, 3).size() == (0, 3)
-    walks = temporal_random_walks(*empty, 3, 2, num_nodes=2)
+    walks = temporal_random_walks(*empty, 3, 2, num_nodes=2, start='edge')
     assert walks.tolist() == [[-1] * 3] * 4
-    walks = temporal_random_walks(*empty, 3, 2, num_nodes=2, start='node')
+    walks = temporal_random_walks(*empty, 3, 2, num_nodes=2)
     assert walks.tolist() == [[i, -1, -1] for i in [0, 0, 1, 1]]
     assert temporal_random_walks(*unpack(EDGES), 3, 0).size() == (0, 3)
 

@@ -11,7 +11,7 @@ def temporal_random_walks(
     walk_length: int,
     walks_per_node: int = 10,
     *,
-    start: str = 'edge',
+    start: str = 'node',
     undirected: bool = False,
     strict: bool = True,
     num_nodes: Optional[int] = None,
@@ -43,7 +43,7 @@ def temporal_random_walks(
         >>> dst = torch.tensor([1, 0, 2, 3])
         >>> t = torch.tensor([5, 4, 6, 7])
         >>> temporal_random_walks(
-        ...     src, dst, t, walk_length=4, walks_per_node=1, start='node'
+        ...     src, dst, t, walk_length=4, walks_per_node=1
         ... )
         tensor([[ 0,  1,  2,  3],
                 [ 1,  2,  3, -1],
@@ -60,11 +60,11 @@ def temporal_random_walks(
         walk_length (int): The number of nodes of a walk, including the first.
         walks_per_node (int, optional): The number of walks, divided by the
             number of nodes. (default: :obj:`10`)
-        start (str, optional): The first edge of a walk. With :obj:`"edge"`, it
-            is drawn uniformly from all edges, as in the paper. With
-            :obj:`"node"`, :obj:`walks_per_node` walks start at each node, with
-            an edge that is drawn uniformly from those of the node.
-            (default: :obj:`"edge"`)
+        start (str, optional): The first edge of a walk. With :obj:`"node"`,
+            :obj:`walks_per_node` walks start at each node, with an edge that
+            is drawn uniformly from those of the node. With :obj:`"edge"`, it
+            is drawn uniformly from all edges, as in the paper.
+            (default: :obj:`"node"`)
         undirected (bool, optional): If set to :obj:`True`, walks follow edges
             in both directions. (default: :obj:`False`)
         strict (bool, optional): If set to :obj:`False`, the next edge may have
