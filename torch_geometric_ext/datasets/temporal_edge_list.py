@@ -28,10 +28,10 @@ class TemporalEdgeList(InMemoryDataset):
     The data set is downloaded. Without network access, put the file
     :obj:`{name}.txt.gz` into the folder :obj:`{root}/{name}/raw`.
 
-    :meth:`TemporalData.train_val_test_split` splits events by time and keeps
-    events of equal time together. Call it twice to split the training events
-    into a history, from which embeddings are learned, and later events, on
-    which a classifier is trained:
+    :meth:`~torch_geometric.data.TemporalData.train_val_test_split` splits
+    events by time and keeps events of equal time together. Call it twice to
+    split the training events into a history, from which embeddings are
+    learned, and later events, on which a classifier is trained:
 
     .. code-block:: python
 
