@@ -549,7 +549,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
     machine = dict(cpu=cpu_name(), threads=torch.get_num_threads())
-    print(f'{machine["cpu"]}, {machine["threads"]} thread(s), {vars(args)}')
+    print(
+        f'{machine["cpu"]}, {machine["threads"]} thread(s), {args.seeds} seeds, '
+        f'{args.steps} steps of {args.batch_size} events, Adam with lr {args.lr}'
+    )
     start = time.perf_counter()
     records = []
     for seed in range(args.seeds):
