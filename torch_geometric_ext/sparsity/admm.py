@@ -62,7 +62,8 @@ class ADMM(LagrangianPruner):
         rho (float, optional): The penalty :math:`\rho`.
             (default: :obj:`1e-2`)
         update_every (int, optional): Number of steps from one update to the
-            next. (default: :obj:`20`)
+            next. With Adam, updates in every step diverge.
+            (default: :obj:`20`)
         **kwargs (optional): :obj:`granularity`, :obj:`block_size`,
             :obj:`min_fan_in` and :obj:`ignored` of
             :class:`~torch_geometric_ext.sparsity.MagnitudePruner`.

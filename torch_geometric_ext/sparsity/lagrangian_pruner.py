@@ -107,12 +107,12 @@ class LagrangianPruner(MagnitudePruner):
                 f'tensor (got {list(getattr(loss, "shape", [])) or loss})'
             )
         value = loss.detach().reshape(())
-        self._add_loss(value)
+        self._add_loss(value.float() if value.itemsize < 4 else value)
         penalty = sum(
-            (layer.weight - self._shifted[name]).square().sum().to(value)
-            for name, layer in self._trained.items()
+            (x.weight - self._shifted[name]).square().sum().to(loss.device)
+            for name, x in self._trained.items()
         )
-        return loss + self.rho / 2 * penalty - self._offset.to(value)
+        return loss + self.rho / 2 * penalty - self._offset.to(loss.device)
 
     def step(self) -> None:
         r"""Count a step of the optimizer, and update :math:`\mathbf{Z}` and
@@ -134,7 +134,7 @@ class LagrangianPruner(MagnitudePruner):
                 f"Call 'loss = pruner.regularize(loss)' in each step"
             )
         self._check_trained()
-        loss = self._mean_loss()
+        loss = mean_over_ranks(self._loss_sum / self._num_losses)
         record = self._update_targets(self._trained_weights(), loss)
         self._shift_targets()
         self._records.append({'step': self.last_step, 'loss': loss, **record})
@@ -162,10 +162,11 @@ class LagrangianPruner(MagnitudePruner):
         import matplotlib.pyplot as plt
 
         history = self.history()
-        keys = ['loss', 'residual', 'multiplier', 'step_size']
-        figure, axes = plt.subplots(1, len(keys), figsize=(14, 3))
+        step = history.pop('step', [])
+        keys = history or dict.fromkeys(['loss', 'residual', 'multiplier'])
+        figure, axes = plt.subplots(1, len(keys), figsize=(3 * len(keys), 3))
         for ax, key in zip(axes, keys):
-            ax.plot(history.get('step', []), history.get(key, []))
+            ax.plot(step, [float(x) for x in history.get(key, [])], '.-')
             ax.set(xlabel='Step', ylabel=key.replace('_', ' ').capitalize())
         figure.tight_layout()
         return figure
@@ -240,16 +241,6 @@ class LagrangianPruner(MagnitudePruner):
         self._loss_sum = loss.clone() if previous is None else previous + loss
         self._num_losses += 1
 
-    def _mean_loss(self) -> Tensor:
-        """Return the mean loss since the last update, over all ranks."""
-        assert self._loss_sum is not None
-        loss = self._loss_sum / self._num_losses
-        if is_distributed():
-            loss = loss.clone()
-            dist.all_reduce(loss)
-            loss = loss / dist.get_world_size()
-        return loss
-
     def _trained_weights(self) -> Tensors:
         return {k: x.weight.detach() for k, x in self._trained.items()}
 
@@ -300,6 +291,15 @@ class LagrangianPruner(MagnitudePruner):
             f'{super().__repr__()[:-1]}, rho={self.rho}, '
             f'update_every={self.update_every})'
         )
+
+
+def mean_over_ranks(loss: Tensor) -> Tensor:
+    """Return the mean of a loss over all ranks."""
+    if not is_distributed():
+        return loss
+    loss = loss.clone()
+    dist.all_reduce(loss)
+    return loss / dist.get_world_size()
 
 
 def norm(tensors: Tensors) -> Tensor:

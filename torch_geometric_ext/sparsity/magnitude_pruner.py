@@ -38,7 +38,10 @@ class MagnitudePruner:
     train the model towards sparse weights before they prune it.
 
     Args:
-        model (torch.nn.Module): The dense model, without uninitialized layers.
+        model (torch.nn.Module): The dense model, without uninitialized layers
+            and not wrapped in
+            :class:`~torch.nn.parallel.DistributedDataParallel`. Wrap the
+            result of :meth:`finalize` anew.
         optimizer (torch.optim.Optimizer, optional): The optimizer that trains
             it. This pruner needs none. (default: :obj:`None`)
         sparsity (float or Mapping[str, float], optional): Fraction of weights

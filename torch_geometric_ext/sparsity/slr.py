@@ -7,6 +7,7 @@ from torch_geometric_ext.sparsity.lagrangian_pruner import (
     LagrangianPruner,
     Tensors,
     difference,
+    mean_over_ranks,
     norm,
 )
 
@@ -82,7 +83,8 @@ class SLR(LagrangianPruner):
         rho (float, optional): The penalty :math:`\rho`.
             (default: :obj:`1e-2`)
         update_every (int, optional): Number of steps from one update to the
-            next. (default: :obj:`20`)
+            next. With Adam, updates in every step diverge.
+            (default: :obj:`20`)
         step_size (float, optional): The initial step size :math:`s_0`, at
             most :math:`\rho`. (default: :obj:`rho`)
         m (float, optional): The parameter :math:`M > 1` of the decay of step
@@ -194,6 +196,8 @@ class SLR(LagrangianPruner):
     ) -> Dict[str, Any]:
         assert self._previous_loss is not None
         k = self.last_step // self.update_every
+        if k == 1:  # The first loss of this rank.
+            self._previous_loss = mean_over_ranks(self._previous_loss)
         alpha = 1 - 1 / (self.m * k ** (1 - 1 / k**self.r))
         old = difference(self._previous, self.targets)
         new = difference(weights, self.targets)

@@ -50,12 +50,19 @@ def test_min_fan_in():
     assert num_weights(sizes, out) == [454, 7]
     out = layer_densities(sizes, 0.98, min_fan_in=3)
     assert num_weights(sizes, out) == [440, 21]
-    out = layer_densities(sizes, 0.98)
-    assert num_weights(sizes, out) == [461 - 16 * 7, 16 * 7]
+    out = layer_densities(sizes, 0.96)
+    assert num_weights(sizes, out) == [922 - 16 * 7, 16 * 7]
     assert out[1] == 1
-    # Scale the minimums down if there are too few weights:
+    # Minimums take at most half of the weights, 230 of 461, of which they
+    # have 16 (layer 1) and 7 (layer 2) parts of 23:
+    out = layer_densities(sizes, 0.98)
+    assert num_weights(sizes, out) == [391, 70]
+    # Minimums of a wide layer do not starve a layer of few outputs:
+    sizes = [(500, 512), (512, 3)]
     out = layer_densities(sizes, 0.99)
-    assert num_weights(sizes, out) == [160, 70]
+    expected = layer_densities(sizes, 0.99, min_fan_in=0)
+    assert num_weights(sizes, out) == num_weights(sizes, expected)
+    assert num_weights(sizes, out)[1] > 800
 
 
 @given(SIZES, SPARSITY, st.sampled_from(['uniform', 'er', 'erk']))

@@ -1,6 +1,9 @@
 from typing import List, Sequence, Tuple
 
 DISTRIBUTIONS = ['uniform', 'er', 'erk']
+# Fraction of the weights that minimums may take (chosen by
+# `benchmark/sparsity/train_and_prune.py`):
+MAX_FLOORS = 0.5
 
 
 def layer_densities(
@@ -30,8 +33,8 @@ def layer_densities(
             :obj:`"er"` or :obj:`"erk"`). (default: :obj:`"erk"`)
         min_fan_in (int, optional): Minimum number of active weights per
             output, averaged over the outputs of a layer and capped at its
-            number of inputs. :obj:`"uniform"` ignores it. If the minimums
-            exceed the number of active weights, they are scaled down.
+            number of inputs. :obj:`"uniform"` ignores it. Minimums that
+            exceed half of the active weights are scaled down.
             (default: :obj:`16`)
 
     Returns:
@@ -44,7 +47,7 @@ def layer_densities(
         >>> sizes = [(1433, 16), (16, 7)]
         >>> densities = layer_densities(sizes, sparsity=0.98)
         >>> [round(d * i * o) for d, (i, o) in zip(densities, sizes)]
-        [349, 112]
+        [391, 70]
     """
     _check(sizes, sparsity, distribution, min_fan_in)
     numels = [num_in * num_out for num_in, num_out in sizes]
@@ -54,8 +57,9 @@ def layer_densities(
         proportions, floors = [1.0] * len(sizes), [0.0] * len(sizes)
     budget = (1 - sparsity) * sum(numels)
     needed = sum(floor * numel for floor, numel in zip(floors, numels))
-    if needed > budget:
-        return [floor * budget / needed for floor in floors]
+    # A wide layer would otherwise leave nothing to a layer of few outputs:
+    scale = min(MAX_FLOORS * budget / needed, 1.0) if needed > 0 else 1.0
+    floors = [scale * floor for floor in floors]
     return _fill(numels, proportions, floors, budget)
 
 
