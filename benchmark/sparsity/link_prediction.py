@@ -548,10 +548,10 @@ def main() -> None:
     parser.add_argument('--output', help='a file of results as JSON lines')
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
-    machine = dict(cpu=cpu_name(), threads=torch.get_num_threads())
+    cpu, threads = cpu_name(), torch.get_num_threads()
     print(
-        f'{machine["cpu"]}, {machine["threads"]} thread(s), {args.seeds} seeds, '
-        f'{args.steps} steps of {args.batch_size} events, Adam with lr {args.lr}'
+        f'{cpu}, {threads} thread(s), {args.seeds} seeds, {args.steps} steps '
+        f'of {args.batch_size} events, Adam with lr {args.lr}'
     )
     start = time.perf_counter()
     records = []
@@ -561,7 +561,8 @@ def main() -> None:
                 records.append(result)
                 if args.output is not None:
                     with open(args.output, 'a') as f:
-                        f.write(json.dumps({**result, **machine}) + '\n')
+                        line = dict(result, cpu=cpu, threads=threads)
+                        f.write(json.dumps(line) + '\n')
             seconds = time.perf_counter() - start
             print(f'{name}, seed {seed}: {seconds:.0f} s', flush=True)
     print_table(records)
