@@ -157,6 +157,8 @@ print(any(isinstance(m, SparseLinear) for m in sparse.modules()))
 # * Sparse layers are faster than dense ones from a sparsity of about 50 % on,
 #   for batches of a hundred rows or more. :doc:`The benchmarks </benchmarks>`
 #   list all sizes.
+# * Pass sparse features, such as bags of words, as :obj:`x.to_sparse_csr()`.
+#   The layer then skips the zeros of features and of weights.
 # * Sparse weights do not speed up aggregation. If aggregation dominates, as
 #   for wide features on many edges, convert edges to CSR format
 #   (:class:`~torch_geometric.transforms.ToSparseTensor`), or prune edges with

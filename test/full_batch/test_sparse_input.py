@@ -4,14 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GCN, Linear
 from torch_geometric.testing import withCUDA
 
+from torch_geometric_ext.full_batch import sparse_input
 from torch_geometric_ext.full_batch.sparse_input import (
     SparseInput,
     SparseInputs,
 )
 from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.ops import csr_sparse_linear
 
 CHANNELS = 50
 
@@ -123,9 +126,9 @@ def test_parametrized_layers():
 
 
 @withCUDA
-@pytest.mark.parametrize('sparsity, pays', [(0.5, True), (0.98, False)])
+@pytest.mark.parametrize('sparsity', [0.5, 0.98])
 @pytest.mark.parametrize('bias', [True, False])
-def test_sparse_layers_skip_zeros_of_both(device, sparsity, pays, bias):
+def test_sparse_layers_skip_zeros_of_both(device, ext, sparsity, bias):
     x = features(device)
     layer = SparseLinear(CHANNELS, 4, bias=bias, sparsity=sparsity, seed=0)
     layer = layer.to(device)
@@ -133,12 +136,45 @@ def test_sparse_layers_skip_zeros_of_both(device, sparsity, pays, bias):
     with sparsely(x):
         out = layer(x)
     torch.testing.assert_close(out, expected)
-    assert torch.equal(out, expected) or pays
     params = list(layer.parameters())
     grads = [
         torch.autograd.grad(y.square().sum(), params) for y in [out, expected]
     ]
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize(
+    'density, sparsity, pays',
+    [(0.02, 0.5, True), (0.02, 0.98, True), (0.1, 0.5, True)]
+    + [(0.1, 0.98, False)],
+)
+def test_sparse_layers_choose_a_product(
+    kernels, monkeypatch, density, sparsity, pays
+):
+    x = torch.rand(100, CHANNELS) * (torch.rand(100, CHANNELS) < density)
+    layer = SparseLinear(CHANNELS, 4, sparsity=sparsity, seed=0)
+    calls = []
+
+    def product(*args):
+        calls.append(args)
+        return csr_sparse_linear(*args)
+
+    monkeypatch.setattr(sparse_input, 'csr_sparse_linear', product)
+    expected = layer(x)
+    with sparsely(x):
+        torch.testing.assert_close(layer(x), expected)
+    assert len(calls) == pays
+
+
+@pytest.mark.parametrize('sparsity', [0.5, 0.98])
+def test_sparse_layers_in_checkpoints(kernels, sparsity):
+    x, layer = features(), SparseLinear(CHANNELS, 4, sparsity=sparsity, seed=0)
+    layer(x).square().sum().backward()
+    expected, layer.values.grad = layer.values.grad, None
+    with sparsely(x):
+        out = checkpoint(layer, x, use_reentrant=False)
+    out.square().sum().backward()  # Recomputes a dense product.
+    torch.testing.assert_close(layer.values.grad, expected)
 
 
 def test_sparse_layers_follow_moves():

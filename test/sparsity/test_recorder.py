@@ -20,6 +20,18 @@ def test_recorder():
     assert torch.equal(grad, weight.view(6, 4) * mask)
 
 
+def test_recorder_of_sparse_features():
+    layer = SparseLinear(8, 4)
+    recorder = Recorder(layer)
+    x = torch.eye(8)[:5].to_sparse_csr()
+    layer(x).sum().backward()
+    x.values().zero_()
+    ((record, grad),) = recorder.pairs
+    assert record.layout == torch.sparse_csr
+    assert torch.equal(record.to_dense(), torch.eye(8)[:5])
+    assert torch.equal(grad, torch.ones(5, 4))
+
+
 def test_recorder_ignores_other_hooks():
     layer = SparseLinear(8, 4)
     layer.register_forward_hook(lambda module, args, out: 2 * out)

@@ -2,10 +2,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
+from torch_geometric.nn import GCN
 from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.sparsity.rigl as rigl
-from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.nn import SparseLinear, sparsify
 from torch_geometric_ext.sparsity import SET, RigL
 
 
@@ -276,6 +277,46 @@ def test_rigl_with_inputs_of_infinite_gradient(scale):
     lin(x).backward(torch.full((4, 8), 1e30))
     scheduler.step()
     assert torch.equal(lin.index, index)
+
+
+@withCUDA
+@pytest.mark.parametrize('block_size', [1, 50, 1 << 22])
+def test_rigl_sparse_features(device, ext, block_size, monkeypatch):
+    monkeypatch.setattr(rigl, 'BLOCK_SIZE', block_size)
+    layer = SparseLinear(24, 15, sparsity=0.7, seed=0).to(device)
+    optimizer, scheduler = build(layer)
+    x = integers(9, 24, device=device)
+    x = x * (integers(9, 24, seed=2, device=device) > 0)
+    weight = integers(9, 15, seed=1, device=device)
+    dense, old = layer.to_dense(), layer.index
+    for scale in [1, 2]:  # Sums over passes, of both layouts.
+        (dense(x) * weight * scale).sum().backward()
+    (layer(x.to_sparse_csr()) * weight).sum().backward()
+    (layer(x) * weight * 2).sum().backward()
+    assert torch.equal(dense.weight.grad.flatten()[old], layer.values.grad)
+    optimizer.step()
+    scheduler.step()
+    expected = expected_growth(dense.weight.grad, old, 43)
+    assert torch.equal(grown(layer, old), expected)
+
+
+@pytest.mark.parametrize('cls', [RigL, SET])
+def test_sparse_features_train_as_dense_ones(ext, cls):
+    x = integers(30, 24) * (integers(30, 24, seed=2) > 0)
+    edge_index = torch.randint(30, (2, 80))
+    outs = []
+    for inputs in [x, x.to_sparse_csr()]:
+        torch.manual_seed(0)
+        model = sparsify(GCN(24, 8, 2, 3), 0.7).double()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        scheduler = cls(model, optimizer, num_steps=20, update_every=3)
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(inputs.double(), edge_index).square().mean().backward()
+            optimizer.step()
+            scheduler.step()
+        outs.append((model.convs[0].lin.index, model(x.double(), edge_index)))
+    torch.testing.assert_close(*outs)
 
 
 @withCUDA

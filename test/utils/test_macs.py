@@ -141,6 +141,16 @@ def test_count_macs_sparse(device, ext):
     assert macs.index_bytes == 4 * (3 * (nnz1 + nnz2) + boundaries)
 
 
+@withCUDA
+def test_count_macs_sparse_features(device, ext):
+    layer = SparseLinear(I, O, sparsity=0.5).to(device)
+    x = torch.randn(N, I, device=device)
+    x[:, 1:] = 0  # The layer multiplies the weights of the first feature.
+    num_macs = N * int(layer.mask[:, 0].sum())
+    out = count_macs(layer, x.to_sparse_csr())
+    assert rows(out) == {'': (num_macs, 2 * num_macs)}
+
+
 def test_count_macs_sparse_gcn(ext):
     conv = GCNConv(I, O)
     conv.lin = SparseLinear(I, O, bias=False, sparsity=0.5)

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import torch_geometric_ext.typing
 from torch_geometric_ext.nn.dense.pattern import flatten
+from torch_geometric_ext.ops.csr_sparse_linear import csr_sparse_linear
 from torch_geometric_ext.ops.ragged import take_rows
 from torch_geometric_ext.ops.sparse_linear import sparse_linear
 
@@ -19,8 +21,11 @@ DTYPES = [torch.float, torch.double]  # Of sparse matrices on all devices.
 MAX_DENSITY = 0.125
 # Rows whose gradients fit into a cache:
 BLOCK_SIZE = 2048
-# Cost of a feature that is not zero, in weights of a sparse layer.
+# Cost of a feature that is not zero, in weights of a sparse layer:
 FEATURE_COST = 2.0
+# Skipping the zeros of both sides pays up to this density of features, for any
+# sparse weight. Measured by `benchmark/sparsity/sparse_features.py`.
+MAX_SCATTERED = 0.075
 
 
 class SparseInput:
@@ -147,14 +152,19 @@ def _sparse_linear(
     col: Tensor,
     *pattern: Tensor,
 ) -> Any:
-    """Skip zeros of the features if this saves more work than skipping zeros
-    of the weight.
+    """Skip zeros of the features, and those of the weight, too, unless
+    skipping zeros of the weight alone saves more work.
     """
     size = x.x.size(1), rowptr.numel() - 1
     numel = size[0] * size[1]
     if values.dtype != x.x.dtype:
         return NotImplemented
-    if FEATURE_COST * x.density * numel > values.numel():
+    with_kernel = torch_geometric_ext.typing.WITH_EXT and x.x.is_cpu
+    is_sparser = FEATURE_COST * x.density * numel <= values.numel()
+    if with_kernel and (is_sparser or x.density <= MAX_SCATTERED):
+        args = (values, bias, rowptr, col, *pattern)
+        return csr_sparse_linear(x.rows, *args)
+    if not is_sparser:
         return NotImplemented
     index = flatten(rowptr, col, size[0])
     weight = values.new_zeros(numel).scatter(0, index, values)

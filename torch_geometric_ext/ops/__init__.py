@@ -1,5 +1,6 @@
 from .computation_tree_ids import computation_tree_ids
 from .csr_matmul import csr_matmul
+from .csr_sparse_linear import csr_sparse_linear
 from .extract_trees import extract_trees
 from .frequent_itemsets import frequent_itemsets
 from .herding import herding
@@ -12,6 +13,7 @@ from .weighted_sample import weighted_sample
 __all__ = functions = [
     'computation_tree_ids',
     'csr_matmul',
+    'csr_sparse_linear',
     'extract_trees',
     'frequent_itemsets',
     'herding',

@@ -81,7 +81,7 @@ def sparse_linear(
             f"sparse_linear: 'x' needs to hold {num_features} features, the "
             f"'in_channels' of its layer (got shape {list(x.shape)})"
         )
-    if _casts(x) and values.dtype != torch.double:
+    if casts(x) and values.dtype != torch.double:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     elif x.dtype != values.dtype:
         raise ValueError(
@@ -98,7 +98,7 @@ def sparse_linear(
     return out.view(*x.shape[:-1], out.size(-1))
 
 
-def _casts(x: Tensor) -> bool:
+def casts(x: Tensor) -> bool:
     """Check whether autocast changes the dtype of an input."""
     device = x.device.type
     return (

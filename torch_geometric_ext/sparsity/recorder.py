@@ -13,7 +13,8 @@ class Recorder:
 
     Attributes:
         pairs (List[Tuple[torch.Tensor, torch.Tensor]]): Inputs of shape
-            :math:`(N, I)`, and gradients of outputs of shape :math:`(N, O)`.
+            :math:`(N, I)`, dense or in CSR format, and gradients of outputs of
+            shape :math:`(N, O)`.
     """
 
     # A copy of a model copies this hook without a layer: it records nothing.
@@ -45,7 +46,9 @@ class Recorder:
 
         def record(grad: Tensor) -> None:
             # Copy the input, as it may be overwritten after the backward pass.
-            copy = x.reshape(-1, x.size(-1)).clone()
+            is_dense = x.layout == torch.strided
+            rows = x.reshape(-1, x.size(-1)) if is_dense else x
+            copy = rows.clone()
             self.pairs.append((copy, grad.reshape(-1, grad.size(-1))))
 
         # In-place operations replace the history of a view, but not of its

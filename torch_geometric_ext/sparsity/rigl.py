@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.ops.csr_sparse_linear import csr_transpose
 from torch_geometric_ext.sparsity.ranking import RunningTop
 from torch_geometric_ext.sparsity.recorder import Recorder
 from torch_geometric_ext.sparsity.topology_scheduler import TopologyScheduler
@@ -46,7 +47,8 @@ class RigL(TopologyScheduler):
     and gradients of outputs :math:`\mathbf{Y}`; :meth:`step` multiplies them
     in blocks of rows, keeps the best positions so far, and frees them. An
     update takes :math:`O(N I O)` time for :math:`N` inputs, and
-    :math:`O(N (I + O) + \textrm{nnz} + I)` memory.
+    :math:`O(N (I + O) + \textrm{nnz} + I)` memory. Inputs in CSR format remain
+    sparse, and the update skips their zeros.
 
     A layer keeps the positions of its weights if no backward pass reached it,
     or if its gradient is not finite, as it may be under
@@ -226,7 +228,7 @@ class RigL(TopologyScheduler):
         num_rows, num_cols = layer.out_channels, layer.in_channels
         dtype = torch.promote_types(layer.values.dtype, torch.float)
         pairs = [
-            (x.to(dtype), grad.to(dtype))
+            (_as_operand(x, dtype), grad.to(dtype))
             for x, grad in self._recorders[name].pairs
         ]
         step = min(max(BLOCK_SIZE // num_cols, 1), num_rows)
@@ -235,9 +237,21 @@ class RigL(TopologyScheduler):
             rows = slice(begin, min(begin + step, num_rows))
             out = buffer[: rows.stop - rows.start]
             for i, (x, grad) in enumerate(pairs):
-                out.addmm_(grad[:, rows].t(), x, beta=min(i, 1))
+                if x.layout == torch.strided:
+                    out.addmm_(grad[:, rows].t(), x, beta=min(i, 1))
+                else:
+                    product = (x @ grad[:, rows]).t()
+                    out = out.add_(product) if i > 0 else out.copy_(product)
             if len(pairs) == 0:  # Only other ranks used the layer.
                 out.zero_()
             if is_distributed():
                 dist.all_reduce(out)
             yield begin * num_cols, out.abs_().flatten()
+
+
+def _as_operand(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a dense input, or the transpose of one in CSR format."""
+    if x.layout == torch.strided:
+        return x.to(dtype)
+    values = x.values().to(dtype)
+    return csr_transpose(x.crow_indices(), x.col_indices(), values, x.size(1))

@@ -88,8 +88,7 @@ class MACCounter(TorchDispatchMode):
     def _leave(self, module: Module, args: Any, kwargs: Any, out: Any) -> None:
         if isinstance(module, SparseLinear):
             x = [*args, *kwargs.values()][0]
-            num_rows, values = x.shape[:-1].numel(), module.values
-            self.add(num_rows * values.numel(), x, values)
+            self.add(num_layer_macs(module, x), x, module.values)
             self.muted = False
         self.running.pop()
 
@@ -104,6 +103,15 @@ class MACCounter(TorchDispatchMode):
         num_channels = out.numel() // max(out.size(module.node_dim), 1)
         self.add(num_elements(args[0]) * num_channels, out)
         self.muted = False
+
+
+def num_layer_macs(layer: SparseLinear, x: Tensor) -> int:
+    """Return the multiply-adds of a sparse layer on dense features, or of
+    nonzero features and the active weights of each.
+    """
+    if x.layout == torch.strided:
+        return x.shape[:-1].numel() * layer.values.numel()
+    return int(layer.colptr.diff()[x.col_indices()].sum())
 
 
 def num_elements(x: Any) -> int:

@@ -106,7 +106,9 @@ def count_macs(
     * **Products** of matrices, convolutions and attention. A dense layer takes
       :math:`N \cdot I \cdot O` MACs on :math:`N` rows. A
       :class:`~torch_geometric_ext.nn.SparseLinear` takes
-      :math:`N \cdot \textrm{nnz}` MACs, even if it runs a dense product.
+      :math:`N \cdot \textrm{nnz}` MACs, even if it runs a dense product. On
+      features in CSR format, it takes one MAC for each pair of a nonzero
+      feature and an active weight of that feature.
     * **Messages** that :class:`~torch_geometric.nn.conv.MessagePassing`
       aggregates, with one MAC per channel, weighted or not. Self-loops that
       a layer adds count, dropped edges do not.

@@ -278,3 +278,19 @@ def test_device(x, device, normalize_masked):
 def test_masked_gcn_conv_densified():
     conv = densify(MaskedGCNConv(16, 8, sparsity=0.5))
     assert str(conv) == 'MaskedGCNConv(16, 8, sparsity=0)'
+
+
+@withCUDA
+@pytest.mark.parametrize('with_mask', [True, False])
+def test_sparse_features(x, device, with_mask):
+    x = (x * (x > 0.5)).to(device)
+    conv = MaskedGCNConv(-1, 8, sparsity=0.5).to(device)
+    mask = EDGE_MASK.to(device) if with_mask else None
+    args = (EDGE_INDEX.to(device), None, mask)
+    out = conv(x.to_sparse_csr(), *args)
+    expected = conv(x, *args)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(out.square().sum(), conv.lin.values),
+        torch.autograd.grad(expected.square().sum(), conv.lin.values),
+    )

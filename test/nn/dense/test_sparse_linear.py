@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.nn.utils.parametrize import register_parametrization
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.nn import SparseLinear
@@ -589,6 +590,62 @@ def test_compile(ext):
     for shape in [(8,), (2, 3, 8)]:
         x = torch.randn(shape)
         torch.testing.assert_close(compiled(x), layer(x))
+
+
+def sparse_features(*size, **kwargs):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(size, generator=generator)
+    x *= torch.rand(size, generator=generator) < 0.3
+    return x.to(**kwargs), x.to(**kwargs).to_sparse_csr()
+
+
+@withCUDA
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('dtype', [torch.float, torch.double])
+def test_sparse_features(device, ext, bias, dtype):
+    layer = build(bias=bias).to(device, dtype)
+    x, rows = sparse_features(20, 8, device=device, dtype=dtype)
+    out, expected = layer(rows), layer(x)
+    torch.testing.assert_close(out, expected)
+    params = list(layer.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(out.square().sum(), params),
+        torch.autograd.grad(expected.square().sum(), params),
+    )
+
+
+def test_sparse_features_of_lazy_layers(ext):
+    x, rows = sparse_features(20, 8)
+    layer = build(-1, 4)
+    torch.testing.assert_close(layer(rows), layer(x))
+    assert layer.in_channels == 8
+
+
+def test_sparse_features_in_checkpoints(ext):
+    layer, (x, rows) = build(), sparse_features(20, 8)
+    checkpoint(layer, rows, use_reentrant=False).square().sum().backward()
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.values)[0]
+    torch.testing.assert_close(layer.values.grad, expected)
+
+
+def test_sparse_features_compiled(ext):
+    layer, (x, rows) = build(), sparse_features(20, 8)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend='aot_eager')
+    for inputs in [rows, x, rows]:
+        out = compiled(inputs)
+        torch.testing.assert_close(out, layer(x))
+        grad = torch.autograd.grad(out.square().sum(), layer.values)[0]
+        expected = torch.autograd.grad(layer(x).square().sum(), layer.values)
+        torch.testing.assert_close(grad, expected[0])
+
+
+def test_sparse_features_of_other_layouts(ext):
+    layer, (x, _) = build(), sparse_features(20, 8)
+    with pytest.raises(ValueError, match="Call 'x.to_sparse_csr"):
+        layer(x.to_sparse())
+    with pytest.raises(ValueError, match="Call 'x.to_sparse_csr"):
+        layer(x.to_sparse_csc())
 
 
 @pytest.mark.parametrize('shape', [(5, 8), (5, 6, 8)])

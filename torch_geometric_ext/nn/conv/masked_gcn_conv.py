@@ -87,7 +87,8 @@ class MaskedGCNConv(GCNConv):
 
     Shapes:
         - **input:**
-          node features :math:`(|\mathcal{V}|, F_{in})`,
+          node features :math:`(|\mathcal{V}|, F_{in})`, dense or in CSR
+          format,
           edge indices :math:`(2, |\mathcal{E}|)`
           or sparse matrix :math:`(|\mathcal{V}|, |\mathcal{V}|)`,
           edge weights :math:`(|\mathcal{E}|)` *(optional)*,

@@ -15,6 +15,7 @@ from torch_geometric_ext.nn.dense.pattern import (
     select_index,
 )
 from torch_geometric_ext.nn.dense.sparse_parameters import SparseParameters
+from torch_geometric_ext.ops.csr_sparse_linear import csr_sparse_linear
 from torch_geometric_ext.ops.sparse_linear import (
     sparse_linear,
     sparse_linear_crossover,
@@ -52,6 +53,12 @@ class SparseLinear(SparseParameters):
         :meth:`crossover`).
 
     .. note::
+        Pass sparse features, such as bags of words, in CSR format
+        (:obj:`x.to_sparse_csr()`, once before training). The layer then
+        skips the zeros of both, but computes no gradient of the features, and
+        :func:`torch.compile` runs it eagerly.
+
+    .. note::
         :class:`~torch.nn.parallel.DistributedDataParallel` broadcasts all
         buffers, including the pattern, in each forward pass. Set
         :obj:`broadcast_buffers=False` to avoid that: all ranks have equal
@@ -87,7 +94,8 @@ class SparseLinear(SparseParameters):
         ValueError: If an argument is out of its range.
 
     Shapes:
-        - **input:** features :math:`(*, I)`
+        - **input:** features :math:`(*, I)`, or :math:`(N, I)` in CSR format
+          (:obj:`torch.float` or :obj:`torch.double`)
         - **output:** features :math:`(*, O)`
 
     The layer takes :math:`O(\textrm{nnz} + I + O)` memory. An active weight
@@ -322,16 +330,6 @@ class SparseLinear(SparseParameters):
         self._set_pattern(pattern, self.values.new_zeros(num_weights))
         self.reset_parameters()
 
-    @property
-    def in_features(self) -> int:
-        """Return :obj:`in_channels`, as in :class:`torch.nn.Linear`."""
-        return self.in_channels
-
-    @property
-    def out_features(self) -> int:
-        """Return :obj:`out_channels`, as in :class:`torch.nn.Linear`."""
-        return self.out_channels
-
     def forward(self, x: Tensor) -> Tensor:
         """Apply the transformation.
 
@@ -341,9 +339,15 @@ class SparseLinear(SparseParameters):
 
         Returns:
             The output features, of shape :math:`(*, O)`.
+
+        Raises:
+            ValueError: If :obj:`x` is of the wrong size, type or layout.
+            NotImplementedError: If :obj:`x` in CSR format needs a gradient.
         """
         buffers: Any = self._buffers  # Faster than attributes of a module.
-        return sparse_linear(
+        dense = x.layout == torch.strided
+        product = sparse_linear if dense else csr_sparse_linear
+        return product(
             x,
             self.values,
             self.bias,

@@ -51,6 +51,16 @@ class SparseParameters(torch.nn.Module):
     def reset_mask(self, seed: Optional[int] = None) -> None:
         """Draw a new pattern and new values."""
 
+    @property
+    def in_features(self) -> int:
+        """Return :obj:`in_channels`, as in :class:`torch.nn.Linear`."""
+        return self.in_channels
+
+    @property
+    def out_features(self) -> int:
+        """Return :obj:`out_channels`, as in :class:`torch.nn.Linear`."""
+        return self.out_channels
+
     def _size(self) -> int:
         if is_lazy(self.values):
             raise ValueError(
