@@ -9,6 +9,8 @@ from .embedding_selection import herding_selection, k_center_selection
 from .forgetting_counter import ForgettingCounter
 from .graph_scores import el2n_scores, grand_scores
 from .select_graphs import random_selection, select_graphs
+from .skip_gram_embeddings import skip_gram_embeddings
+from .temporal_random_walks import temporal_random_walks
 
 __all__ = [
     'ForgettingCounter',
@@ -22,6 +24,8 @@ __all__ = [
     'number_edges',
     'random_selection',
     'select_graphs',
+    'skip_gram_embeddings',
+    'temporal_random_walks',
 ]
 
 classes = ['ForgettingCounter', 'GraphLotteryPruner', 'Ticket']

@@ -61,21 +61,29 @@ def select_graphs(
     group, budgets = class_budgets(
         'select_graphs', score.numel(), keep_ratio, y, balance
     )
-    if not score.is_floating_point():
-        score = score.long()  # Unsigned integers have no negative.
-    key = -score if largest else score
-    # NaN is sorted last, behind infinity:
-    order = key.argsort(stable=True)
+    order = _order(score, largest)
     if y is None:
         return order[: int(budgets[0])]
     group = group.to(score.device)[order]
-    # The rank of each graph in its class:
+    return order[_rank_in_group(group) < budgets.to(score.device)[group]]
+
+
+def _order(score: Tensor, largest: bool) -> Tensor:
+    """Return the positions of the scores, best first and NaN last."""
+    if not score.is_floating_point():
+        score = score.long()  # Unsigned integers have no negative.
+    key = -score if largest else score
+    return key.argsort(stable=True)
+
+
+def _rank_in_group(group: Tensor) -> Tensor:
+    """Return the number of earlier elements of the same group."""
     perm = group.argsort(stable=True)
-    size = group.bincount(minlength=budgets.numel())
+    size = group.bincount()
     start = (size.cumsum(0) - size)[group[perm]]
     rank = torch.empty_like(perm)
     rank[perm] = torch.arange(perm.numel(), device=perm.device) - start
-    return order[rank < budgets.to(score.device)[group]]
+    return rank
 
 
 def random_selection(
