@@ -19,7 +19,7 @@ sparsity refers to the other layer. The methods are the functions in `METHODS`:
 
 * narrow: a dense head with as many weights as the sparse ones,
 * magnitude, ADMM, SLR: prune the trained dense head, and retrain it,
-* RigL: sparse from the first step.
+* SET, RigL: sparse from the first step.
 
 A "budget" has three times the steps, as many as those of dense training,
 pruning and retraining. All methods run in turn in one process, once per seed.
@@ -28,7 +28,8 @@ counts for each of them.
 
 Prints the test AUC in percent of all events and of pairs that are new to the
 history (mean and standard deviation over seeds), the multiply-adds of the
-training and its seconds without embeddings.
+training, its CPU seconds without embeddings, and the peak of the memory for
+weights, gradients, optimizer and pruner.
 """
 
 import argparse
@@ -55,7 +56,14 @@ from torch_geometric.data import TemporalData
 
 from torch_geometric_ext.datasets import TemporalEdgeList
 from torch_geometric_ext.nn import SparseLinear, sparsify
-from torch_geometric_ext.sparsity import ADMM, SLR, MagnitudePruner, RigL
+from torch_geometric_ext.sparsity import (
+    ADMM,
+    SET,
+    SLR,
+    LagrangianPruner,
+    MagnitudePruner,
+    RigL,
+)
 from torch_geometric_ext.utils import (
     count_macs,
     skip_gram_embeddings,
@@ -66,6 +74,7 @@ Features = Dict[str, np.ndarray]
 HEADS = {'paper': 8, 'product': 64}
 PARTS = ['head', 'val', 'test']
 OUTPUT = '2'  # The name of the output layer.
+SPARSITIES = [0.8, 0.9, 0.95, 0.98, 0.99, 0.995]
 
 
 @dataclass
@@ -258,12 +267,13 @@ class Training:
         self.lr, self.steps = args.lr, args.steps
         self.batch_size = args.batch_size
         self.restart()
-        self._dense: Optional[Tuple[torch.nn.Module, int, float]] = None
+        self._dense: Optional[Tuple[torch.nn.Module, int, float, int]] = None
 
     def restart(self) -> None:
         """Reset the cost and the draw of mini-batches."""
         self.macs = 0
         self.seconds = 0.0
+        self.num_bytes = 0
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def new_head(self, hidden: int = 128) -> Sequential:
@@ -304,13 +314,22 @@ class Training:
         """Train a head and return the best of four checkpoints by validation
         AUC, or the last one.
         """
-        start = time.perf_counter()
+        start = time.process_time()
         optimizer = getattr(pruner, 'optimizer', None)
         if optimizer is None:
             optimizer = torch.optim.Adam(head.parameters(), lr=self.lr)
         if make_scheduler is not None:
             pruner = make_scheduler(optimizer)
-        self.macs += steps * count_macs(head, self.batch()[0]).training
+        count = count_macs(head, self.batch()[0])
+        self.macs += steps * count.training
+        size = 2 * count.parameter_bytes + count.optimizer_bytes
+        size += count.index_bytes
+        if isinstance(pruner, LagrangianPruner):
+            copies = 4 if isinstance(pruner, SLR) else 3
+            size += (
+                copies * 4 * sum(x.numel() for x in pruner.targets.values())
+            )
+        self.num_bytes = max(self.num_bytes, size)
         best, best_auc = head, -1.0
         for step in range(1, steps + 1):
             optimizer.zero_grad()
@@ -326,7 +345,7 @@ class Training:
                 auc = self.task.pairs['val'].auc(self.score(head, 'val'))
                 if auc > best_auc:
                     best, best_auc = copy.deepcopy(head), auc
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.process_time() - start
         return best
 
     def trained(self) -> torch.nn.Module:
@@ -334,11 +353,13 @@ class Training:
         if self._dense is None:
             before = self.macs, self.seconds
             head = self.fit(self.new_head(), self.steps)
-            cost = self.macs - before[0], self.seconds - before[1]
+            seconds = self.seconds - before[1]
+            cost = self.macs - before[0], seconds, self.num_bytes
             self._dense = head, *cost
         else:
             self.macs += self._dense[1]
             self.seconds += self._dense[2]
+            self.num_bytes = max(self.num_bytes, self._dense[3])
         return copy.deepcopy(self._dense[0])
 
 
@@ -389,6 +410,17 @@ def slr(run: Training, sparsity: float) -> torch.nn.Module:
     return reweight(SLR, run, sparsity)
 
 
+def set_(run: Training, sparsity: float) -> torch.nn.Module:
+    head = sparsify(run.new_head(), sparsity, ignored=[OUTPUT], seed=run.seed)
+    return run.fit(
+        head,
+        run.steps,
+        make_scheduler=lambda optimizer: SET(
+            head, optimizer, num_steps=run.steps, update_every=20
+        ),
+    )
+
+
 def rigl(run: Training, sparsity: float, budget: int = 1) -> torch.nn.Module:
     head = sparsify(run.new_head(), sparsity, ignored=[OUTPUT], seed=run.seed)
     steps, every = budget * run.steps, 20
@@ -421,6 +453,7 @@ METHODS: Dict[str, Method] = {
     'magnitude': magnitude,
     'ADMM': admm,
     'SLR': slr,
+    'SET': set_,
     'RigL': rigl,
     'RigL, budget': rigl_longer,
 }
@@ -441,6 +474,7 @@ def record(
         new=test.auc(score, new=True),
         macs=training.macs,
         seconds=training.seconds,
+        num_bytes=training.num_bytes,
     )
 
 
@@ -490,6 +524,8 @@ def cell(records: List[Dict[str, Any]], key: str) -> str:
         return f'{statistics.mean(values):.1f} ± {spread:.1f}'
     if len(values) == 0:
         return ''
+    if key == 'num_bytes':
+        return f'{statistics.mean(values) / 1e3:.0f}'
     if key == 'macs':
         return f'{statistics.mean(values) / 1e9:.2f}'
     return f'{statistics.mean(values):.{0 if key == "weights" else 2}f}'
@@ -502,8 +538,8 @@ def print_table(records: List[Dict[str, Any]]) -> None:
     for x in records:
         row = x['head'], x.get('sparsity', 0.0), x['method']
         groups[x['dataset'], x['negatives']][row].append(x)
-    columns = ['auc', 'new', 'weights', 'macs', 'seconds']
-    titles = ['AUC', 'AUC (new)', 'weights', 'GMACs', 'seconds']
+    columns = ['auc', 'new', 'weights', 'macs', 'seconds', 'num_bytes']
+    titles = ['AUC', 'AUC (new)', 'weights', 'GMACs', 'seconds', 'kB']
     for (dataset, negatives), rows in groups.items():
         print(f'\n{dataset}, {negatives} negatives')
         print(f'{"head":14}{"sparsity":>9}  {"method":17}', end='')
@@ -538,7 +574,7 @@ def main() -> None:
     )
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument(
-        '--sparsities', type=float, nargs='+', default=[0.9, 0.95, 0.98]
+        '--sparsities', type=float, nargs='+', default=SPARSITIES
     )
     parser.add_argument('--walk_length', type=int, default=20)
     parser.add_argument('--walks_per_node', type=int, default=10)
