@@ -153,7 +153,7 @@ class Study:
         )
         helper = make(model, optimizer) if make else None
         pruner = helper if isinstance(helper, LagrangianPruner) else None
-        best, accuracy, seconds = -1.0, 0.0, 0.0
+        best, accuracy, seconds, state = -1.0, 0.0, 0.0, None
         for _ in range(epochs):
             start = time.process_time()
             fast.train()
@@ -171,8 +171,12 @@ class Study:
                 continue
             validated = self.test(fast, self.data.val_mask)
             if validated > best:
-                best = validated
-                accuracy = self.test(fast, self.data.test_mask)
+                best, state = validated, copy.deepcopy(model.state_dict())
+        if state is not None:
+            last = copy.deepcopy(model.state_dict())
+            model.load_state_dict(state)
+            accuracy = self.test(fast, self.data.test_mask)
+            model.load_state_dict(last)
         macs, num_bytes = self.costs(model, optimizer, epochs, helper)
         if pruner is not None:
             model = pruner.finalize()
