@@ -107,6 +107,12 @@ def test_ignored_layers_and_mappings():
     assert [getattr(x, 'sparsity', 0.0) for x in model] == [0.75, 0.0, 0.75]
 
 
+def test_global_without_remaining_weights():
+    pruner = MagnitudePruner(Linear(4, 4), None, 0.99, 'global')
+    assert pruner.num_weights == 0
+    assert pruner.finalize().values.numel() == 0
+
+
 def test_a_single_layer():
     out = MagnitudePruner(Linear(10, 10), sparsity=0.9).finalize()
     assert isinstance(out, SparseLinear) and out.values.numel() == 10

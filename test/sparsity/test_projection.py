@@ -54,6 +54,12 @@ def test_global_compares_layers():
     assert masks['b'].tolist() == [[False, False], [True, False]]
 
 
+def test_global_without_remaining_weights():
+    weights = {'a': torch.randn(2, 2), 'b': torch.randn(2, 2)}
+    masks = project(weights, 0.99, 'global')
+    assert not any(mask.any() for mask in masks.values())
+
+
 def test_mapping_of_names_and_patterns():
     weights = {f'convs.{i}.lin': torch.randn(4, 5) for i in range(2)}
     weights['head'] = torch.randn(4, 5)

@@ -123,7 +123,9 @@ class MagnitudePruner:
     def num_weights(self) -> int:
         """The number of weights that remain, if single weights are pruned."""
         projection = self._projection
-        return projection.global_budget or sum(projection.budgets.values())
+        if projection.global_budget is not None:
+            return projection.global_budget
+        return sum(projection.budgets.values())
 
     def regularize(self, loss: Tensor) -> Tensor:
         r"""Return the loss to minimize, here :obj:`loss` itself.

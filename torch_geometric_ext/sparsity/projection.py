@@ -2,7 +2,7 @@
 
 import math
 from fnmatch import fnmatchcase
-from typing import Dict, List, Mapping, Tuple, Union
+from typing import Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ class Projection:
         self.block_size = block_size
         numels = {name: math.prod(shape) for name, shape in shapes.items()}
         self.budgets: Dict[str, int] = {}  # Of each pruned layer.
-        self.global_budget = 0  # Of all layers together, if positive.
+        self.global_budget: Optional[int] = None  # Of all layers together.
         if isinstance(sparsity, Mapping):
             for name, value in _match(owner, list(shapes), sparsity).items():
                 self.budgets[name] = round((1 - value) * numels[name])
@@ -67,19 +67,19 @@ class Projection:
     @torch.no_grad()
     def masks(self, weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         """Return the mask of the remaining weights of each layer."""
-        if self.global_budget > 0:
-            return self._global_masks(weights)
+        if self.global_budget is not None:
+            return self._global_masks(weights, self.global_budget)
         return {
             name: self._mask(weights[name], budget)
             for name, budget in self.budgets.items()
         }
 
     def _global_masks(
-        self, weights: Mapping[str, Tensor]
+        self, weights: Mapping[str, Tensor], budget: int
     ) -> Dict[str, Tensor]:
         layers = [weights[name] for name in self.budgets]
         score = torch.cat([_finite(x.abs()).flatten() for x in layers])
-        masks = top_mask(score, self.global_budget)
+        masks = top_mask(score, budget)
         parts = masks.split([x.numel() for x in layers])
         return {
             name: part.view_as(x)
