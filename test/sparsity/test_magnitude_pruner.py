@@ -127,6 +127,8 @@ def test_errors(Pruner):
     name = Pruner.__name__
     with pytest.raises(ValueError, match=f"'model' of '{name}'.*dense"):
         make(sparsify(Linear(8, 8), 0.5))
+    with pytest.raises(TypeError, match=f"'optimizer' of '{name}'.*float"):
+        Pruner(Linear(8, 8), 0.5)  # The sparsity is the third argument.
     with pytest.raises(ValueError, match='lazy layers'):
         make(Sequential(PyGLinear(-1, 8)))
     with pytest.raises(ValueError, match='linear layer'):

@@ -73,6 +73,8 @@ class MagnitudePruner:
             layer, the model has a
             :class:`~torch_geometric_ext.nn.SparseLinear` or no layer that can
             be pruned, or a layer is not initialized.
+        TypeError: If :obj:`optimizer` is not an optimizer, or
+            :obj:`sparsity` is not a number.
 
     Example:
         >>> from torch_geometric.nn import GCN
@@ -95,6 +97,12 @@ class MagnitudePruner:
         ignored: Sequence[Ignored] = (),
     ) -> None:
         owner = self.__class__.__name__
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"'optimizer' of '{owner}' needs to be a "
+                f"'torch.optim.Optimizer' or None (got {type(optimizer)}). "
+                f"Pass 'sparsity' by its name"
+            )
         sparse = list(find_layers(model, (SparseLinear,)).values())
         if len(sparse) > 0:
             raise ValueError(
