@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -60,6 +61,22 @@ def test_global_without_remaining_weights():
     assert not any(mask.any() for mask in masks.values())
 
 
+@pytest.mark.parametrize('value', [0.75, np.float32(0.75), torch.tensor(0.75)])
+def test_types_of_sparsity(value):
+    weights = {'a': torch.randn(4, 4)}
+    for sparsity in [value, {'a': value}]:
+        for distribution in ['erk', 'global']:
+            mask = project(weights, sparsity, distribution)['a']
+            assert mask.sum() == 4
+
+
+@pytest.mark.parametrize('value', [None, 'x', [0.5]])
+def test_wrong_types_of_sparsity(value):
+    for sparsity in [value, {'a': value}]:
+        with pytest.raises(TypeError, match="'sparsity' of 'Pruner'"):
+            project({'a': torch.randn(4, 4)}, sparsity)
+
+
 def test_mapping_of_names_and_patterns():
     weights = {f'convs.{i}.lin': torch.randn(4, 5) for i in range(2)}
     weights['head'] = torch.randn(4, 5)
@@ -109,7 +126,8 @@ def test_values_that_are_not_finite_remain():
         (dict(sparsity={'b': 0.5}), "got 'b'"),
         (dict(sparsity={'a': 2.0}), 'sparsity'),
         (dict(sparsity={}), 'at least one layer'),
-        (dict(sparsity=0.5, distribution='x'), 'distribution'),
+        (dict(sparsity=0.5, distribution='x'), 'global'),
+        (dict(sparsity={'a': 0.5}, distribution='x'), 'distribution'),
         (dict(sparsity=0.5, granularity='x'), 'granularity'),
         (
             dict(sparsity=0.5, distribution='global', granularity='row'),

@@ -2,13 +2,16 @@
 
 import math
 from fnmatch import fnmatchcase
-from typing import Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_geometric_ext.nn.dense.distribution import layer_budgets
+from torch_geometric_ext.nn.dense.distribution import (
+    DISTRIBUTIONS,
+    layer_budgets,
+)
 from torch_geometric_ext.sparsity.ranking import top_mask
 
 GRANULARITIES = ['element', 'row', 'column', 'block']
@@ -53,11 +56,11 @@ class Projection:
             for name, value in _match(owner, list(shapes), sparsity).items():
                 self.budgets[name] = round((1 - value) * numels[name])
         elif distribution == 'global':
-            _check_sparsity(owner, sparsity)
+            sparsity = _check_sparsity(owner, sparsity)
             self.budgets = numels
             self.global_budget = round((1 - sparsity) * sum(numels.values()))
         else:
-            _check_sparsity(owner, sparsity)
+            sparsity = _check_sparsity(owner, sparsity)
             sizes = [(shape[1], shape[0]) for shape in shapes.values()]
             budgets = layer_budgets(
                 sizes, sparsity, distribution, min_fan_in=min_fan_in
@@ -121,7 +124,7 @@ def _match(
     """
     out: Dict[str, float] = {}
     for pattern, value in sparsity.items():
-        _check_sparsity(owner, value)
+        value = _check_sparsity(owner, value)
         found = [name for name in names if fnmatchcase(name, pattern)]
         if len(found) == 0:
             raise ValueError(
@@ -138,16 +141,31 @@ def _match(
     return {name: out[name] for name in names if name in out}
 
 
-def _check_sparsity(owner: str, sparsity: float) -> None:
+def _check_sparsity(owner: str, sparsity: Any) -> float:
+    """Return a sparsity as a float."""
+    try:
+        sparsity = float(sparsity)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"'sparsity' of '{owner}' needs to be a number or a mapping of "
+            f'names to numbers (got {sparsity!r})'
+        ) from None
     if not 0 <= sparsity < 1:
         raise ValueError(
             f"'sparsity' of '{owner}' needs to be in [0, 1) (got {sparsity})"
         )
+    return sparsity
 
 
 def _check(
     owner: str, distribution: str, granularity: str, block_size: int
 ) -> None:
+    distributions = [*DISTRIBUTIONS, 'global']
+    if distribution not in distributions:
+        raise ValueError(
+            f"'distribution' of '{owner}' needs to be one of {distributions} "
+            f'(got {distribution!r})'
+        )
     if granularity not in GRANULARITIES:
         raise ValueError(
             f"'granularity' of '{owner}' needs to be one of {GRANULARITIES} "
