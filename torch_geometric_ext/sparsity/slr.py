@@ -238,7 +238,9 @@ class SLR(LagrangianPruner):
         # Nothing here waits for a device:
         norm_old, norm_new = norm(old), norm(new)
         condition = condition.to(norm_new.device)
-        condition = condition & (norm_new > EPS * self._norm_of_previous())
+        # A ratio of norms with a zero would make the step size zero for good:
+        smallest = torch.minimum(norm_old, norm_new)
+        condition = condition & (smallest > EPS * self._norm_of_previous())
         step_size = alpha * self._step_size * norm_old / norm_new
         self._step_size = torch.where(condition, step_size, self._step_size)
         scale = torch.where(condition, self._step_size, 0.0)
