@@ -123,17 +123,19 @@ class LagrangianPruner(MagnitudePruner):
         Raises:
             RuntimeError: If :meth:`regularize` was not called since the last
                 update, or :meth:`finalize` was called before.
-            ValueError: If the optimizer no longer trains a layer.
+            ValueError: If the optimizer no longer trains a layer. The pruner
+                is not changed in these cases.
         """
-        super().step()
-        if self.last_step % self.update_every > 0:
-            return
+        self._check_active('step')
+        if (self.last_step + 1) % self.update_every > 0:
+            return super().step()
         if self._loss_sum is None:
             raise RuntimeError(
                 f"'step()' of '{self.__class__.__name__}' needs the loss. "
                 f"Call 'loss = pruner.regularize(loss)' in each step"
             )
         self._check_trained()
+        super().step()
         loss = mean_over_ranks(self._loss_sum / self._num_losses)
         record = self._update_targets(self._trained_weights(), loss)
         self._shift_targets()
