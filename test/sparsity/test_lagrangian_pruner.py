@@ -105,7 +105,10 @@ def test_state_is_checked_first(Pruner):
         dict(targets={}),
         dict(targets={k: x[:1] for k, x in good['targets'].items()}),
         dict(multipliers=None),
+        dict(records=[1]),
     ]
+    if Pruner is SLR:
+        changes.append(dict(step_size=None))
     for change in changes:
         before = copy.deepcopy(trainer.pruner.state_dict())
         with pytest.raises(ValueError, match="'state_dict'"):
@@ -172,6 +175,7 @@ def test_errors(Pruner):
     pruner = Pruner(model, optimizer, update_every=1)
     with pytest.raises(RuntimeError, match='regularize'):
         pruner.step()
+    assert pruner.last_step == 0
     for loss in [1.0, torch.ones(2)]:
         with pytest.raises(ValueError, match=f"'loss' of '{name}'"):
             pruner.regularize(loss)

@@ -264,6 +264,11 @@ class LagrangianPruner(MagnitudePruner):
             for key, value in own.items()
             if key in state and not _is_similar(value, state[key])
         ]
+        wrong += [
+            key
+            for key, value in state.items()
+            if value is None and key not in ['loss_sum', 'previous_loss']
+        ]
         if missing or wrong:
             raise ValueError(
                 f"'state_dict' of '{owner}' needs to hold the tensors and "
@@ -329,6 +334,8 @@ def _is_similar(value: Any, other: Any) -> bool:
         return value.keys() == other.keys() and all(
             _is_similar(x, other[key]) for key, x in value.items()
         )
+    if isinstance(value, list) and isinstance(other, list):
+        return all(isinstance(x, (dict, list)) for x in other)
     if isinstance(value, Tensor) or value is None:
         if other is None:
             return value is None or value.dim() == 0
