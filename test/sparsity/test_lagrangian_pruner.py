@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -139,6 +141,30 @@ def test_frozen_layers_are_not_regularized(Pruner):
     frozen = Linear(4, 4).requires_grad_(False)
     with pytest.raises(ValueError, match='requires a gradient'):
         Pruner(frozen, torch.optim.SGD([frozen.weight], lr=0.1))
+
+
+@pytest.mark.parametrize('sparse', [True, False])
+@pytest.mark.parametrize('Pruner', PRUNERS)
+def test_finalize_releases_memory(Pruner, sparse):
+    trainer = Trainer(Pruner)
+    trainer.train(4)
+    pruner, history = trainer.pruner, trainer.pruner.history()
+    name = str(pruner)
+    tensors = [*pruner.targets.values(), *pruner.multipliers.values()]
+    released = [trainer.optimizer, *tensors]
+    released += [trainer.model[0]] if sparse else []
+    released = [weakref.ref(x) for x in released]
+    pruner.finalize(sparse)
+    del trainer, tensors
+    gc.collect()
+    assert [x() for x in released] == [None] * len(released)
+    for value in vars(pruner).values():
+        for x in value.values() if isinstance(value, dict) else [value]:
+            assert not isinstance(x, torch.Tensor) or x.dim() == 0
+    assert str(pruner) == name and pruner.history() == history
+    state = pruner.state_dict()
+    with pytest.raises(RuntimeError, match='load_state_dict'):
+        pruner.load_state_dict(state)
 
 
 @pytest.mark.parametrize('Pruner', PRUNERS)

@@ -181,7 +181,7 @@ class LagrangianPruner(MagnitudePruner):
         """
         return {
             'policy': self.__class__.__name__,
-            'sizes': self._sizes(),
+            'sizes': self._sizes,
             'last_step': self.last_step,
             'loss_sum': self._loss_sum,
             'num_losses': self._num_losses,
@@ -200,7 +200,9 @@ class LagrangianPruner(MagnitudePruner):
             ValueError: If the state is incomplete, or is that of another
                 class or of layers of other sizes. The pruner is not changed
                 in these cases.
+            RuntimeError: If :meth:`finalize` was called before.
         """
+        self._check_active('load_state_dict')
         self._check_state(state_dict)
         self.last_step = state_dict['last_step']
         self._loss_sum = state_dict['loss_sum']
@@ -242,6 +244,11 @@ class LagrangianPruner(MagnitudePruner):
         previous = self._loss_sum
         self._loss_sum = loss.clone() if previous is None else previous + loss
         self._num_losses += 1
+
+    def _release(self) -> None:
+        super()._release()
+        self._trained, self._shifted = {}, {}
+        self.targets, self.multipliers = {}, {}
 
     def _trained_weights(self) -> Tensors:
         return {k: x.weight.detach() for k, x in self._trained.items()}

@@ -1,4 +1,5 @@
-from typing import Dict, List, Mapping, Optional, Sequence, Union
+import math
+from typing import Dict, Mapping, Optional, Sequence, Union
 
 from torch import Tensor
 from torch.nn import Module
@@ -122,6 +123,7 @@ class MagnitudePruner:
         )
         budgets = self._projection.budgets
         self.layers = {k: x for x, k in layers.items() if k in budgets}
+        self._sizes = [list(x.weight.shape) for x in self.layers.values()]
         self.model = model
         self.optimizer = optimizer
         self.last_step = 0  # Number of completed steps.
@@ -156,6 +158,8 @@ class MagnitudePruner:
     def finalize(self, sparse: bool = True) -> Module:
         r"""Prune all but the weights of largest magnitude, in-place.
 
+        The pruner then holds no layers, no optimizer and no weights.
+
         Args:
             sparse (bool, optional): If set to :obj:`True`, layers become
                 :class:`~torch_geometric_ext.nn.SparseLinear` layers, so that
@@ -173,7 +177,6 @@ class MagnitudePruner:
         """
         self._check_active('finalize')
         masks = self._projection.masks(self._weights())
-        self._finalized = True
         if sparse:
             swaps = {
                 layer: SparseLinear.from_dense(layer, mask=masks[name])
@@ -183,13 +186,16 @@ class MagnitudePruner:
         else:
             for name, layer in self.layers.items():
                 MaskedWeight.apply_to(layer, masks[name])
+        self._finalized = True
+        self._release()
         return self.model
+
+    def _release(self) -> None:
+        # Users keep the pruner while they fine-tune the sparse model:
+        self.layers, self.optimizer = {}, None
 
     def _weights(self) -> Dict[str, Tensor]:
         return {k: x.weight.detach() for k, x in self.layers.items()}
-
-    def _sizes(self) -> List[List[int]]:
-        return [list(x.weight.shape) for x in self.layers.values()]
 
     def _check_active(self, method: str) -> None:
         if self._finalized:
@@ -199,8 +205,8 @@ class MagnitudePruner:
             )
 
     def __repr__(self) -> str:
-        total = sum(x.weight.numel() for x in self.layers.values())
+        total = sum(math.prod(size) for size in self._sizes)
         return (
-            f'{self.__class__.__name__}(num_layers={len(self.layers)}, '
+            f'{self.__class__.__name__}(num_layers={len(self._sizes)}, '
             f'sparsity={1 - self.num_weights / max(total, 1):.4g})'
         )

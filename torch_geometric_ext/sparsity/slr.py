@@ -247,5 +247,9 @@ class SLR(LagrangianPruner):
         for key, x in new.items():
             self.multipliers[key].add_(x * scale.to(x))
 
+    def _release(self) -> None:
+        super()._release()
+        self._previous = {}
+
     def _norm_of_previous(self) -> Tensor:
         return norm(self._previous)
