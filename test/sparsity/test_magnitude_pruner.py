@@ -79,6 +79,18 @@ def test_masks_hold(make):
     assert torch.equal(model(x), expected)
 
 
+@pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize('sparse', [True, False])
+def test_finalize_without_gradients(context, sparse):
+    model = Sequential(Linear(8, 8), PyGLinear(8, 2))
+    pruner = MagnitudePruner(model, sparsity=0.5, min_fan_in=0)
+    with context():
+        pruner.finalize(sparse)
+    model(torch.randn(5, 8)).square().sum().backward()
+    for x in model.parameters():
+        assert x.grad is not None
+
+
 def test_shared_and_frozen_layers():
     conv = GATv2Conv(16, 8, share_weights=True)
     conv.res = None

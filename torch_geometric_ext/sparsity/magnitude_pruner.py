@@ -1,6 +1,7 @@
 import math
 from typing import Dict, Mapping, Optional, Sequence, Union
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -155,6 +156,7 @@ class MagnitudePruner:
         self._check_active('step')
         self.last_step += 1
 
+    @torch.inference_mode(False)  # Parameters need to be trainable.
     def finalize(self, sparse: bool = True) -> Module:
         r"""Prune all but the weights of largest magnitude, in-place.
 
