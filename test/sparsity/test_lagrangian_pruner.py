@@ -176,6 +176,29 @@ def test_losses_of_half_precision(Pruner):
     assert trainer.pruner.history()['loss'] == [pytest.approx(0.1, rel=1e-2)]
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('Pruner', PRUNERS)
+def test_statistics_of_half_precision(Pruner, dtype):
+    linear = Linear(64, 64).to(dtype)
+    with torch.no_grad():
+        linear.weight.copy_(20 * torch.randn(64, 64))
+    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1)
+    pruner = Pruner(linear, optimizer, 0.9, rho=0.5, update_every=1)
+    for _ in range(2):
+        pruner.regularize(torch.tensor(1.0))
+        pruner.step()
+    out = pruner.regularize(torch.tensor(1.0, dtype=dtype))
+    residual = (linear.weight - pruner.targets['']).double()
+    multiplier = pruner.multipliers[''].double()
+    history = pruner.history()
+    norm = residual.norm().item()
+    assert history['residual'][-1] == pytest.approx(norm, rel=1e-4)
+    norm = multiplier.norm().item()
+    assert history['multiplier'][-1] == pytest.approx(norm, rel=1e-4)
+    expected = 1 + (multiplier * residual).sum() + 0.25 * residual.norm() ** 2
+    assert out.item() == pytest.approx(expected.item(), rel=1e-2)
+
+
 @pytest.mark.parametrize('Pruner', PRUNERS)
 def test_gradient_accumulation_averages_losses(Pruner):
     trainer = Trainer(Pruner, update_every=1)

@@ -109,7 +109,7 @@ class LagrangianPruner(MagnitudePruner):
         value = loss.detach().reshape(())
         self._add_loss(value.float() if value.itemsize < 4 else value)
         penalty = sum(
-            (x.weight - self._shifted[name]).square().sum().to(loss.device)
+            total((x.weight - self._shifted[name]).square()).to(loss.device)
             for name, x in self._trained.items()
         )
         return loss + self.rho / 2 * penalty - self._offset.to(loss.device)
@@ -316,15 +316,24 @@ def mean_over_ranks(loss: Tensor) -> Tensor:
     return loss / dist.get_world_size()
 
 
+def total(x: Tensor) -> Tensor:
+    """Return the sum of all elements, in single precision or better."""
+    return x.sum(dtype=_wide(x))
+
+
 def norm(tensors: Tensors) -> Tensor:
     """Return the Euclidean norm of all tensors together."""
-    parts = [x.norm() for x in tensors.values()]
+    parts = [x.norm(dtype=_wide(x)) for x in tensors.values()]
     return torch.stack([x.to(parts[0]) for x in parts]).norm()
 
 
 def difference(a: Tensors, b: Tensors) -> Tensors:
     """Subtract the tensors of each layer."""
     return {key: x - b[key] for key, x in a.items()}
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float)
 
 
 def _clone(tensors: Tensors) -> Tensors:

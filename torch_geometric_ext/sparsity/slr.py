@@ -9,6 +9,7 @@ from torch_geometric_ext.sparsity.lagrangian_pruner import (
     difference,
     mean_over_ranks,
     norm,
+    total,
 )
 
 EPS = 1e-12  # A smaller residual, relative to the weights, is zero.
@@ -227,7 +228,7 @@ class SLR(LagrangianPruner):
     def _penalty(self, residual: Tensors) -> Tensor:
         """Return the Lagrangian without the loss."""
         products = [
-            (x * self.multipliers[key]).sum() for key, x in residual.items()
+            total(x * self.multipliers[key]) for key, x in residual.items()
         ]
         product = sum(x.to(products[0]) for x in products)
         return product + self.rho / 2 * norm(residual).square()
