@@ -111,6 +111,33 @@ def test_groups():
     )
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('granularity', ['row', 'column', 'block'])
+def test_groups_of_half_precision(dtype, granularity):
+    weight = torch.full((4, 4), 1e-5)  # Squares are zero in half precision.
+    weight[2:, 2:] = 2e-5
+    mask = project({'a': weight.to(dtype)}, 0.75, granularity=granularity)
+    expected = project({'a': weight}, 0.75, granularity=granularity)
+    assert torch.equal(mask['a'], expected['a'])
+
+
+def test_blocks_larger_than_the_layer(monkeypatch):
+    shapes = []
+    pad = torch.nn.functional.pad
+
+    def record(x, *args):
+        shapes.append(pad(x, *args).shape)
+        return pad(x, *args)
+
+    monkeypatch.setattr('torch.nn.functional.pad', record)
+    weights = {'a': torch.randn(2, 3)}
+    projection = Projection(
+        {'a': (2, 3)}, 0.9, 'erk', 'block', 1000, 0, 'Pruner'
+    )
+    assert projection.masks(weights)['a'].all()  # One block remains.
+    assert shapes == [(2, 3)]  # Without padding to 1000 x 1000.
+
+
 def test_values_that_are_not_finite_remain():
     weight = torch.tensor([[float('nan'), 5.0, float('inf'), 1.0]])
     mask = project({'a': weight}, 0.5)['a']

@@ -59,8 +59,10 @@ class MagnitudePruner:
             :obj:`"element"`, :obj:`"row"` (all weights of an output),
             :obj:`"column"` (all weights of an input) or :obj:`"block"`.
             Groups are ranked by their Euclidean norm. Their number is rounded
-            to the nearest integer. (default: :obj:`"element"`)
-        block_size (int, optional): Number of rows and columns of a block.
+            to the nearest integer, and to at least one unless a layer keeps
+            no weight. (default: :obj:`"element"`)
+        block_size (int, optional): Number of rows and columns of a block. A
+            layer that is not larger than a block stays dense.
             (default: :obj:`16`)
         min_fan_in (int, optional): Minimum number of remaining weights per
             output, averaged over the outputs of a layer, as far as the

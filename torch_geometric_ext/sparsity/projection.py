@@ -97,10 +97,15 @@ class Projection:
         rows, cols = {
             'row': (1, num_cols),
             'column': (num_rows, 1),
-            'block': (self.block_size, self.block_size),
+            'block': (
+                min(self.block_size, num_rows),
+                min(self.block_size, num_cols),
+            ),
         }[self.granularity]
         pad = (0, -num_cols % cols, 0, -num_rows % rows)
-        blocks = F.pad(weight.square(), pad)
+        # Squares of small weights are zero in half precision:
+        dtype = torch.promote_types(weight.dtype, torch.float)
+        blocks = F.pad(weight.to(dtype).square(), pad)
         blocks = blocks.unflatten(1, (-1, cols)).unflatten(0, (-1, rows))
         score = _finite(blocks.sum(dim=(1, 3)))
         num_groups = round(budget / weight.numel() * score.numel())
