@@ -91,6 +91,22 @@ def test_finalize_without_gradients(context, sparse):
         assert x.grad is not None
 
 
+@pytest.mark.parametrize('sparse', [True, False])
+def test_layers_replaced_before_finalize(sparse):
+    model = Sequential(Linear(8, 8), Linear(8, 8))
+    pruner = MagnitudePruner(model, sparsity=0.5)
+    model[1] = Linear(8, 3)
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"replaced .*\['1'\]"):
+        pruner.finalize(sparse)
+    assert torch.equal(model[0].weight, before)
+    model = Sequential(Linear(8, 8))
+    pruners = [MagnitudePruner(model, sparsity=0.5) for _ in range(2)]
+    pruners[0].finalize()
+    with pytest.raises(ValueError, match='replaced'):
+        pruners[1].finalize(sparse)
+
+
 def test_shared_and_frozen_layers():
     conv = GATv2Conv(16, 8, share_weights=True)
     conv.res = None

@@ -178,8 +178,17 @@ class MagnitudePruner:
 
         Raises:
             RuntimeError: If the method was called before.
+            ValueError: If a layer was replaced since the construction. The
+                model is not changed in this case.
         """
         self._check_active('finalize')
+        modules = set(self.model.modules())
+        gone = [name for name, x in self.layers.items() if x not in modules]
+        if gone:
+            raise ValueError(
+                f"'model' of '{self.__class__.__name__}' needs to keep its "
+                f'layers until it is pruned (got the replaced layers {gone})'
+            )
         masks = self._projection.masks(self._weights())
         if sparse:
             swaps = {
