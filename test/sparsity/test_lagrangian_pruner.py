@@ -209,6 +209,17 @@ def test_gradient_accumulation_averages_losses(Pruner):
 
 
 @pytest.mark.parametrize('Pruner', PRUNERS)
+def test_losses_of_validation_do_not_count(Pruner):
+    trainer = Trainer(Pruner, update_every=1)
+    with torch.no_grad():
+        out = trainer.pruner.regularize(torch.tensor(5.0))
+    assert out > 5.0
+    trainer.pruner.regularize(torch.tensor(1.0))
+    trainer.pruner.step()
+    assert trainer.pruner.history()['loss'] == [1.0]
+
+
+@pytest.mark.parametrize('Pruner', PRUNERS)
 def test_errors(Pruner):
     name = Pruner.__name__
     model = Linear(4, 4)

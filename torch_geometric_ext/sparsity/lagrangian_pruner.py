@@ -93,6 +93,11 @@ class LagrangianPruner(MagnitudePruner):
         r"""Return the augmented Lagrangian :math:`L`, to minimize it instead
         of the loss.
 
+        Pass the loss before a gradient scaler multiplies it. If gradients are
+        accumulated, divide the result by the number of mini-batches, instead
+        of the loss. Within :class:`torch.no_grad`, the loss has no influence
+        on updates.
+
         Args:
             loss (torch.Tensor): The loss of the task, a scalar.
 
@@ -106,8 +111,9 @@ class LagrangianPruner(MagnitudePruner):
                 f"'loss' of '{self.__class__.__name__}' needs to be a scalar "
                 f'tensor (got {list(getattr(loss, "shape", [])) or loss})'
             )
-        value = loss.detach().reshape(())
-        self._add_loss(value.float() if value.itemsize < 4 else value)
+        if torch.is_grad_enabled():  # Losses of validation do not count.
+            value = loss.detach().reshape(())
+            self._add_loss(value.float() if value.itemsize < 4 else value)
         penalty = sum(
             total((x.weight - self._shifted[name]).square()).to(loss.device)
             for name, x in self._trained.items()
