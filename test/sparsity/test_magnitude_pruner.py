@@ -2,7 +2,9 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn import Linear, Sequential
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch_geometric.nn import GCN, GATv2Conv
 from torch_geometric.nn import Linear as PyGLinear
@@ -105,6 +107,24 @@ def test_layers_replaced_before_finalize(sparse):
     pruners[0].finalize()
     with pytest.raises(ValueError, match='replaced'):
         pruners[1].finalize(sparse)
+
+
+@pytest.fixture
+def process_group():
+    store = dist.HashStore()
+    dist.init_process_group('gloo', store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('Pruner', [MagnitudePruner, ADMM, SLR])
+def test_distributed_wrapper(Pruner, process_group):
+    model = DistributedDataParallel(Sequential(Linear(8, 8)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    # Gradients of layers replaced within the wrapper would not be averaged:
+    with pytest.raises(ValueError, match=f"'model' of '{Pruner.__name__}'"):
+        Pruner(model, optimizer)
+    Pruner(model.module, optimizer)
 
 
 def test_shared_and_frozen_layers():

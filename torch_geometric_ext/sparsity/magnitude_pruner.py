@@ -4,6 +4,7 @@ from typing import Dict, Mapping, Optional, Sequence, Union
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
@@ -74,7 +75,7 @@ class MagnitudePruner:
 
     Raises:
         ValueError: If an argument is out of its range, a pattern matches no
-            layer, the model has a
+            layer, the model is wrapped, has a
             :class:`~torch_geometric_ext.nn.SparseLinear` or no layer that can
             be pruned, or a layer is not initialized.
         TypeError: If :obj:`optimizer` is not an optimizer, or
@@ -106,6 +107,11 @@ class MagnitudePruner:
                 f"'optimizer' of '{owner}' needs to be a "
                 f"'torch.optim.Optimizer' or None (got {type(optimizer)}). "
                 f"Pass 'sparsity' by its name"
+            )
+        if find_layers(model, (DistributedDataParallel,)):
+            raise ValueError(
+                f"'model' of '{owner}' needs to be the module in "
+                f"'DistributedDataParallel' (pass 'model.module')"
             )
         sparse = list(find_layers(model, (SparseLinear,)).values())
         if len(sparse) > 0:
