@@ -158,7 +158,19 @@ def test_ignored_layers_and_mappings():
 def test_global_without_remaining_weights():
     pruner = MagnitudePruner(Linear(4, 4), None, 0.99, 'global')
     assert pruner.num_weights == 0
-    assert pruner.finalize().values.numel() == 0
+    with pytest.warns(UserWarning, match="no weight in.*''"):
+        assert pruner.finalize().values.numel() == 0
+
+
+@pytest.mark.parametrize('sparse', [True, False])
+def test_warning_about_empty_layers(sparse):
+    model = Sequential(Linear(8, 8), Linear(8, 8))
+    with torch.no_grad():
+        model[1].weight.mul_(1e-6)
+    pruner = MagnitudePruner(model, sparsity=0.5, distribution='global')
+    with pytest.warns(UserWarning, match=r"no weight in \['1'\]") as record:
+        pruner.finalize(sparse)
+    assert record[0].filename == __file__
 
 
 def test_a_single_layer():

@@ -1,4 +1,5 @@
 import math
+import warnings
 from typing import Dict, Mapping, Optional, Sequence, Union
 
 import torch
@@ -196,6 +197,13 @@ class MagnitudePruner:
                 f'layers until it is pruned (got the replaced layers {gone})'
             )
         masks = self._projection.masks(self._weights())
+        empty = [name for name, mask in masks.items() if not mask.any()]
+        if empty:
+            warnings.warn(
+                f"'{self.__class__.__name__}' leaves no weight in {empty}. "
+                f"Lower 'sparsity', or add them to 'ignored'",
+                stacklevel=3,  # Skips the wrapper of `inference_mode`.
+            )
         if sparse:
             swaps = {
                 layer: SparseLinear.from_dense(layer, mask=masks[name])
