@@ -224,9 +224,14 @@ def test_errors(Pruner):
     name = Pruner.__name__
     model = Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for key in ['rho', 'update_every']:
+    for key, value in [
+        ('rho', 0.0),
+        ('rho', float('inf')),
+        ('update_every', 0),
+        ('update_every', 2.5),
+    ]:
         with pytest.raises(ValueError, match=f"'{key}' of '{name}'"):
-            Pruner(model, optimizer, **{key: 0})
+            Pruner(model, optimizer, **{key: value})
     with pytest.raises(TypeError, match=f"'optimizer' of '{name}'"):
         Pruner(model, None)
     other = torch.optim.SGD([model.bias], lr=0.1)

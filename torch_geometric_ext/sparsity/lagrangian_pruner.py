@@ -1,3 +1,4 @@
+import math
 from abc import abstractmethod
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
@@ -61,10 +62,16 @@ class LagrangianPruner(MagnitudePruner):
         owner = self.__class__.__name__
         check_optimizer(optimizer, owner)
         for key, value in [('rho', rho), ('update_every', update_every)]:
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise ValueError(
-                    f"'{key}' of '{owner}' needs to be positive (got {value})"
+                    f"'{key}' of '{owner}' needs to be positive and finite "
+                    f'(got {value})'
                 )
+        if update_every % 1 != 0:
+            raise ValueError(
+                f"'update_every' of '{owner}' needs to be an integer (got "
+                f'{update_every})'
+            )
         super().__init__(
             model,
             optimizer,
