@@ -9,7 +9,7 @@ from torch.nn import Linear, Sequential
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.sparsity import ADMM, SLR
+from torch_geometric_ext.sparsity import ADMM, SLR, LagrangianPruner
 
 PRUNERS = [ADMM, SLR]
 
@@ -247,6 +247,13 @@ def test_errors(Pruner):
     pruner.finalize()
     with pytest.raises(RuntimeError, match='regularize'):
         pruner.regularize(torch.tensor(1.0))
+
+
+def test_base_class_is_abstract():
+    model = Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match='abstract'):
+        LagrangianPruner(model, optimizer)
 
 
 def test_plot():

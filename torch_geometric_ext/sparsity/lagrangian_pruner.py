@@ -1,5 +1,5 @@
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import torch
@@ -16,7 +16,7 @@ from torch_geometric_ext.sparsity.weight_scheduler import is_distributed
 Tensors = Dict[str, Tensor]
 
 
-class LagrangianPruner(MagnitudePruner):
+class LagrangianPruner(MagnitudePruner, ABC):
     r"""Base class of pruners that train a model towards sparse weights by an
     augmented Lagrangian.
 
