@@ -38,8 +38,9 @@ class MagnitudePruner:
     is pruned and stays frozen.
 
     :class:`~torch_geometric_ext.sparsity.ADMM` and
-    :class:`~torch_geometric_ext.sparsity.SLR` have the same interface. They
-    train the model towards sparse weights before they prune it.
+    :class:`~torch_geometric_ext.sparsity.SLR` also implement
+    :meth:`regularize`, :meth:`step` and :meth:`finalize`. They train the model
+    towards sparse weights before they prune it, and have a state to save.
 
     Args:
         model (torch.nn.Module): The dense model, without uninitialized layers
@@ -178,7 +179,8 @@ class MagnitudePruner:
                 parameters are replaced. If set to :obj:`False`, layers and
                 parameters stay, and a parametrization of
                 :mod:`torch.nn.utils.parametrize` holds pruned weights at
-                zero. (default: :obj:`True`)
+                zero. Save the :obj:`state_dict()` of such a model, as PyTorch
+                cannot pickle it. (default: :obj:`True`)
 
         Returns:
             The model, or the sparse layer if the model is a linear layer.
