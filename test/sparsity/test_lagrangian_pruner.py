@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch.nn import Linear, Sequential
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.sparsity import ADMM, SLR
+from torch_geometric_ext.sparsity import ADMM, SLR, LagrangianPruner
 
 PRUNERS = [ADMM, SLR]
 
@@ -105,7 +107,10 @@ def test_state_is_checked_first(Pruner):
         dict(targets={}),
         dict(targets={k: x[:1] for k, x in good['targets'].items()}),
         dict(multipliers=None),
+        dict(records=[1]),
     ]
+    if Pruner is SLR:
+        changes.append(dict(step_size=None))
     for change in changes:
         before = copy.deepcopy(trainer.pruner.state_dict())
         with pytest.raises(ValueError, match="'state_dict'"):
@@ -138,6 +143,30 @@ def test_frozen_layers_are_not_regularized(Pruner):
         Pruner(frozen, torch.optim.SGD([frozen.weight], lr=0.1))
 
 
+@pytest.mark.parametrize('sparse', [True, False])
+@pytest.mark.parametrize('Pruner', PRUNERS)
+def test_finalize_releases_memory(Pruner, sparse):
+    trainer = Trainer(Pruner)
+    trainer.train(4)
+    pruner, history = trainer.pruner, trainer.pruner.history()
+    name = str(pruner)
+    tensors = [*pruner.targets.values(), *pruner.multipliers.values()]
+    released = [trainer.optimizer, *tensors]
+    released += [trainer.model[0]] if sparse else []
+    released = [weakref.ref(x) for x in released]
+    pruner.finalize(sparse)
+    del trainer, tensors
+    gc.collect()
+    assert [x() for x in released] == [None] * len(released)
+    for value in vars(pruner).values():
+        for x in value.values() if isinstance(value, dict) else [value]:
+            assert not isinstance(x, torch.Tensor) or x.dim() == 0
+    assert str(pruner) == name and pruner.history() == history
+    state = pruner.state_dict()
+    with pytest.raises(RuntimeError, match='load_state_dict'):
+        pruner.load_state_dict(state)
+
+
 @pytest.mark.parametrize('Pruner', PRUNERS)
 def test_losses_of_half_precision(Pruner):
     trainer = Trainer(Pruner, update_every=1)
@@ -145,6 +174,29 @@ def test_losses_of_half_precision(Pruner):
     assert out.dtype == torch.float  # A sum in bfloat16 would be inexact.
     trainer.pruner.step()
     assert trainer.pruner.history()['loss'] == [pytest.approx(0.1, rel=1e-2)]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('Pruner', PRUNERS)
+def test_statistics_of_half_precision(Pruner, dtype):
+    linear = Linear(64, 64).to(dtype)
+    with torch.no_grad():
+        linear.weight.copy_(20 * torch.randn(64, 64))
+    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1)
+    pruner = Pruner(linear, optimizer, 0.9, rho=0.5, update_every=1)
+    for _ in range(2):
+        pruner.regularize(torch.tensor(1.0))
+        pruner.step()
+    out = pruner.regularize(torch.tensor(1.0, dtype=dtype))
+    residual = (linear.weight - pruner.targets['']).double()
+    multiplier = pruner.multipliers[''].double()
+    history = pruner.history()
+    norm = residual.norm().item()
+    assert history['residual'][-1] == pytest.approx(norm, rel=1e-4)
+    norm = multiplier.norm().item()
+    assert history['multiplier'][-1] == pytest.approx(norm, rel=1e-4)
+    expected = 1 + (multiplier * residual).sum() + 0.25 * residual.norm() ** 2
+    assert out.item() == pytest.approx(expected.item(), rel=1e-2)
 
 
 @pytest.mark.parametrize('Pruner', PRUNERS)
@@ -157,13 +209,29 @@ def test_gradient_accumulation_averages_losses(Pruner):
 
 
 @pytest.mark.parametrize('Pruner', PRUNERS)
+def test_losses_of_validation_do_not_count(Pruner):
+    trainer = Trainer(Pruner, update_every=1)
+    with torch.no_grad():
+        out = trainer.pruner.regularize(torch.tensor(5.0))
+    assert out > 5.0
+    trainer.pruner.regularize(torch.tensor(1.0))
+    trainer.pruner.step()
+    assert trainer.pruner.history()['loss'] == [1.0]
+
+
+@pytest.mark.parametrize('Pruner', PRUNERS)
 def test_errors(Pruner):
     name = Pruner.__name__
     model = Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for key in ['rho', 'update_every']:
+    for key, value in [
+        ('rho', 0.0),
+        ('rho', float('inf')),
+        ('update_every', 0),
+        ('update_every', 2.5),
+    ]:
         with pytest.raises(ValueError, match=f"'{key}' of '{name}'"):
-            Pruner(model, optimizer, **{key: 0})
+            Pruner(model, optimizer, **{key: value})
     with pytest.raises(TypeError, match=f"'optimizer' of '{name}'"):
         Pruner(model, None)
     other = torch.optim.SGD([model.bias], lr=0.1)
@@ -172,12 +240,20 @@ def test_errors(Pruner):
     pruner = Pruner(model, optimizer, update_every=1)
     with pytest.raises(RuntimeError, match='regularize'):
         pruner.step()
+    assert pruner.last_step == 0
     for loss in [1.0, torch.ones(2)]:
         with pytest.raises(ValueError, match=f"'loss' of '{name}'"):
             pruner.regularize(loss)
     pruner.finalize()
     with pytest.raises(RuntimeError, match='regularize'):
         pruner.regularize(torch.tensor(1.0))
+
+
+def test_base_class_is_abstract():
+    model = Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match='abstract'):
+        LagrangianPruner(model, optimizer)
 
 
 def test_plot():

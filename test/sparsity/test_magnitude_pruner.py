@@ -2,7 +2,9 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn import Linear, Sequential
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch_geometric.nn import GCN, GATv2Conv
 from torch_geometric.nn import Linear as PyGLinear
@@ -79,6 +81,52 @@ def test_masks_hold(make):
     assert torch.equal(model(x), expected)
 
 
+@pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize('sparse', [True, False])
+def test_finalize_without_gradients(context, sparse):
+    model = Sequential(Linear(8, 8), PyGLinear(8, 2))
+    pruner = MagnitudePruner(model, sparsity=0.5, min_fan_in=0)
+    with context():
+        pruner.finalize(sparse)
+    model(torch.randn(5, 8)).square().sum().backward()
+    for x in model.parameters():
+        assert x.grad is not None
+
+
+@pytest.mark.parametrize('sparse', [True, False])
+def test_layers_replaced_before_finalize(sparse):
+    model = Sequential(Linear(8, 8), Linear(8, 8))
+    pruner = MagnitudePruner(model, sparsity=0.5)
+    model[1] = Linear(8, 3)
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"replaced .*\['1'\]"):
+        pruner.finalize(sparse)
+    assert torch.equal(model[0].weight, before)
+    model = Sequential(Linear(8, 8))
+    pruners = [MagnitudePruner(model, sparsity=0.5) for _ in range(2)]
+    pruners[0].finalize()
+    with pytest.raises(ValueError, match='replaced'):
+        pruners[1].finalize(sparse)
+
+
+@pytest.fixture
+def process_group():
+    store = dist.HashStore()
+    dist.init_process_group('gloo', store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('Pruner', [MagnitudePruner, ADMM, SLR])
+def test_distributed_wrapper(Pruner, process_group):
+    model = DistributedDataParallel(Sequential(Linear(8, 8)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    # Gradients of layers replaced within the wrapper would not be averaged:
+    with pytest.raises(ValueError, match=f"'model' of '{Pruner.__name__}'"):
+        Pruner(model, optimizer)
+    Pruner(model.module, optimizer)
+
+
 def test_shared_and_frozen_layers():
     conv = GATv2Conv(16, 8, share_weights=True)
     conv.res = None
@@ -107,6 +155,24 @@ def test_ignored_layers_and_mappings():
     assert [getattr(x, 'sparsity', 0.0) for x in model] == [0.75, 0.0, 0.75]
 
 
+def test_global_without_remaining_weights():
+    pruner = MagnitudePruner(Linear(4, 4), None, 0.99, 'global')
+    assert pruner.num_weights == 0
+    with pytest.warns(UserWarning, match="no weight in.*''"):
+        assert pruner.finalize().values.numel() == 0
+
+
+@pytest.mark.parametrize('sparse', [True, False])
+def test_warning_about_empty_layers(sparse):
+    model = Sequential(Linear(8, 8), Linear(8, 8))
+    with torch.no_grad():
+        model[1].weight.mul_(1e-6)
+    pruner = MagnitudePruner(model, sparsity=0.5, distribution='global')
+    with pytest.warns(UserWarning, match=r"no weight in \['1'\]") as record:
+        pruner.finalize(sparse)
+    assert record[0].filename == __file__
+
+
 def test_a_single_layer():
     out = MagnitudePruner(Linear(10, 10), sparsity=0.9).finalize()
     assert isinstance(out, SparseLinear) and out.values.numel() == 10
@@ -121,6 +187,8 @@ def test_errors(Pruner):
     name = Pruner.__name__
     with pytest.raises(ValueError, match=f"'model' of '{name}'.*dense"):
         make(sparsify(Linear(8, 8), 0.5))
+    with pytest.raises(TypeError, match=f"'optimizer' of '{name}'.*float"):
+        Pruner(Linear(8, 8), 0.5)  # The sparsity is the third argument.
     with pytest.raises(ValueError, match='lazy layers'):
         make(Sequential(PyGLinear(-1, 8)))
     with pytest.raises(ValueError, match='linear layer'):

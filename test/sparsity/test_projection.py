@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,6 +55,28 @@ def test_global_compares_layers():
     assert masks['b'].tolist() == [[False, False], [True, False]]
 
 
+def test_global_without_remaining_weights():
+    weights = {'a': torch.randn(2, 2), 'b': torch.randn(2, 2)}
+    masks = project(weights, 0.99, 'global')
+    assert not any(mask.any() for mask in masks.values())
+
+
+@pytest.mark.parametrize('value', [0.75, np.float32(0.75), torch.tensor(0.75)])
+def test_types_of_sparsity(value):
+    weights = {'a': torch.randn(4, 4)}
+    for sparsity in [value, {'a': value}]:
+        for distribution in ['erk', 'global']:
+            mask = project(weights, sparsity, distribution)['a']
+            assert mask.sum() == 4
+
+
+@pytest.mark.parametrize('value', [None, 'x', [0.5]])
+def test_wrong_types_of_sparsity(value):
+    for sparsity in [value, {'a': value}]:
+        with pytest.raises(TypeError, match="'sparsity' of 'Pruner'"):
+            project({'a': torch.randn(4, 4)}, sparsity)
+
+
 def test_mapping_of_names_and_patterns():
     weights = {f'convs.{i}.lin': torch.randn(4, 5) for i in range(2)}
     weights['head'] = torch.randn(4, 5)
@@ -88,6 +111,33 @@ def test_groups():
     )
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('granularity', ['row', 'column', 'block'])
+def test_groups_of_half_precision(dtype, granularity):
+    weight = torch.full((4, 4), 1e-5)  # Squares are zero in half precision.
+    weight[2:, 2:] = 2e-5
+    mask = project({'a': weight.to(dtype)}, 0.75, granularity=granularity)
+    expected = project({'a': weight}, 0.75, granularity=granularity)
+    assert torch.equal(mask['a'], expected['a'])
+
+
+def test_blocks_larger_than_the_layer(monkeypatch):
+    shapes = []
+    pad = torch.nn.functional.pad
+
+    def record(x, *args):
+        shapes.append(pad(x, *args).shape)
+        return pad(x, *args)
+
+    monkeypatch.setattr('torch.nn.functional.pad', record)
+    weights = {'a': torch.randn(2, 3)}
+    projection = Projection(
+        {'a': (2, 3)}, 0.9, 'erk', 'block', 1000, 0, 'Pruner'
+    )
+    assert projection.masks(weights)['a'].all()  # One block remains.
+    assert shapes == [(2, 3)]  # Without padding to 1000 x 1000.
+
+
 def test_values_that_are_not_finite_remain():
     weight = torch.tensor([[float('nan'), 5.0, float('inf'), 1.0]])
     mask = project({'a': weight}, 0.5)['a']
@@ -103,7 +153,8 @@ def test_values_that_are_not_finite_remain():
         (dict(sparsity={'b': 0.5}), "got 'b'"),
         (dict(sparsity={'a': 2.0}), 'sparsity'),
         (dict(sparsity={}), 'at least one layer'),
-        (dict(sparsity=0.5, distribution='x'), 'distribution'),
+        (dict(sparsity=0.5, distribution='x'), 'global'),
+        (dict(sparsity={'a': 0.5}, distribution='x'), 'distribution'),
         (dict(sparsity=0.5, granularity='x'), 'granularity'),
         (
             dict(sparsity=0.5, distribution='global', granularity='row'),

@@ -98,6 +98,31 @@ def test_residual_of_zero():
     assert math.isfinite(pruner.regularize(torch.tensor(1.0)).item())
 
 
+def test_multipliers_grow_after_a_residual_of_zero():
+    linear = Linear(2, 2)
+    set_weight(linear, [[3.0, 0.0], [-2.0, 0.0]])  # Z equals W.
+    pruner = make(linear)
+    pruner.regularize(torch.tensor(5.0))  # The first loss.
+    row = update(pruner, linear, 1.0, [[3.0, 0.5], [-2.0, 0.5]])
+    assert row['fell_by_weights'] and row['step_size'] == 1.0
+    row = update(pruner, linear, 1.0, [[3.0, 0.4], [-2.0, 0.4]])
+    assert row['fell_by_weights'] and row['step_size'] > 0.5
+    assert row['multiplier'] > 0.1
+
+
+@pytest.mark.parametrize('loss', [math.nan, math.inf, -math.inf])
+def test_losses_that_are_not_finite(loss):
+    linear = Linear(2, 2)
+    set_weight(linear, [[3.0, 1.0], [-2.0, 0.5]])
+    pruner = make(linear)
+    weight = linear.weight.detach().clone()
+    update(pruner, linear, loss, weight.tolist())
+    update(pruner, linear, 2.0, (0.9 * weight).tolist())
+    row = update(pruner, linear, 1.0, (0.8 * weight).tolist())
+    assert row['fell_by_weights']
+    assert math.isfinite(row['multiplier']) and row['multiplier'] > 0
+
+
 def test_converges_on_a_quadratic():
     torch.manual_seed(0)
     goal = torch.randn(6, 6)

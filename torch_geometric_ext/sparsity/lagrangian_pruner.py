@@ -1,4 +1,5 @@
-from abc import abstractmethod
+import math
+from abc import ABC, abstractmethod
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import torch
@@ -15,7 +16,7 @@ from torch_geometric_ext.sparsity.weight_scheduler import is_distributed
 Tensors = Dict[str, Tensor]
 
 
-class LagrangianPruner(MagnitudePruner):
+class LagrangianPruner(MagnitudePruner, ABC):
     r"""Base class of pruners that train a model towards sparse weights by an
     augmented Lagrangian.
 
@@ -61,10 +62,16 @@ class LagrangianPruner(MagnitudePruner):
         owner = self.__class__.__name__
         check_optimizer(optimizer, owner)
         for key, value in [('rho', rho), ('update_every', update_every)]:
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise ValueError(
-                    f"'{key}' of '{owner}' needs to be positive (got {value})"
+                    f"'{key}' of '{owner}' needs to be positive and finite "
+                    f'(got {value})'
                 )
+        if update_every % 1 != 0:
+            raise ValueError(
+                f"'update_every' of '{owner}' needs to be an integer (got "
+                f'{update_every})'
+            )
         super().__init__(
             model,
             optimizer,
@@ -93,6 +100,11 @@ class LagrangianPruner(MagnitudePruner):
         r"""Return the augmented Lagrangian :math:`L`, to minimize it instead
         of the loss.
 
+        Pass the loss before a gradient scaler multiplies it. If gradients are
+        accumulated, divide the result by the number of mini-batches, instead
+        of the loss. Within :class:`torch.no_grad`, the loss has no influence
+        on updates.
+
         Args:
             loss (torch.Tensor): The loss of the task, a scalar.
 
@@ -106,10 +118,11 @@ class LagrangianPruner(MagnitudePruner):
                 f"'loss' of '{self.__class__.__name__}' needs to be a scalar "
                 f'tensor (got {list(getattr(loss, "shape", [])) or loss})'
             )
-        value = loss.detach().reshape(())
-        self._add_loss(value.float() if value.itemsize < 4 else value)
+        if torch.is_grad_enabled():  # Losses of validation do not count.
+            value = loss.detach().reshape(())
+            self._add_loss(value.float() if value.itemsize < 4 else value)
         penalty = sum(
-            (x.weight - self._shifted[name]).square().sum().to(loss.device)
+            total((x.weight - self._shifted[name]).square()).to(loss.device)
             for name, x in self._trained.items()
         )
         return loss + self.rho / 2 * penalty - self._offset.to(loss.device)
@@ -123,17 +136,19 @@ class LagrangianPruner(MagnitudePruner):
         Raises:
             RuntimeError: If :meth:`regularize` was not called since the last
                 update, or :meth:`finalize` was called before.
-            ValueError: If the optimizer no longer trains a layer.
+            ValueError: If the optimizer no longer trains a layer. The pruner
+                is not changed in these cases.
         """
-        super().step()
-        if self.last_step % self.update_every > 0:
-            return
+        self._check_active('step')
+        if (self.last_step + 1) % self.update_every > 0:
+            return super().step()
         if self._loss_sum is None:
             raise RuntimeError(
                 f"'step()' of '{self.__class__.__name__}' needs the loss. "
                 f"Call 'loss = pruner.regularize(loss)' in each step"
             )
         self._check_trained()
+        super().step()
         loss = mean_over_ranks(self._loss_sum / self._num_losses)
         record = self._update_targets(self._trained_weights(), loss)
         self._shift_targets()
@@ -179,7 +194,7 @@ class LagrangianPruner(MagnitudePruner):
         """
         return {
             'policy': self.__class__.__name__,
-            'sizes': self._sizes(),
+            'sizes': self._sizes,
             'last_step': self.last_step,
             'loss_sum': self._loss_sum,
             'num_losses': self._num_losses,
@@ -198,7 +213,9 @@ class LagrangianPruner(MagnitudePruner):
             ValueError: If the state is incomplete, or is that of another
                 class or of layers of other sizes. The pruner is not changed
                 in these cases.
+            RuntimeError: If :meth:`finalize` was called before.
         """
+        self._check_active('load_state_dict')
         self._check_state(state_dict)
         self.last_step = state_dict['last_step']
         self._loss_sum = state_dict['loss_sum']
@@ -241,6 +258,11 @@ class LagrangianPruner(MagnitudePruner):
         self._loss_sum = loss.clone() if previous is None else previous + loss
         self._num_losses += 1
 
+    def _release(self) -> None:
+        super()._release()
+        self._trained, self._shifted = {}, {}
+        self.targets, self.multipliers = {}, {}
+
     def _trained_weights(self) -> Tensors:
         return {k: x.weight.detach() for k, x in self._trained.items()}
 
@@ -261,6 +283,11 @@ class LagrangianPruner(MagnitudePruner):
             key
             for key, value in own.items()
             if key in state and not _is_similar(value, state[key])
+        ]
+        wrong += [
+            key
+            for key, value in state.items()
+            if value is None and key not in ['loss_sum', 'previous_loss']
         ]
         if missing or wrong:
             raise ValueError(
@@ -302,15 +329,24 @@ def mean_over_ranks(loss: Tensor) -> Tensor:
     return loss / dist.get_world_size()
 
 
+def total(x: Tensor) -> Tensor:
+    """Return the sum of all elements, in single precision or better."""
+    return x.sum(dtype=_wide(x))
+
+
 def norm(tensors: Tensors) -> Tensor:
     """Return the Euclidean norm of all tensors together."""
-    parts = [x.norm() for x in tensors.values()]
+    parts = [x.norm(dtype=_wide(x)) for x in tensors.values()]
     return torch.stack([x.to(parts[0]) for x in parts]).norm()
 
 
 def difference(a: Tensors, b: Tensors) -> Tensors:
     """Subtract the tensors of each layer."""
     return {key: x - b[key] for key, x in a.items()}
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float)
 
 
 def _clone(tensors: Tensors) -> Tensors:
@@ -327,6 +363,8 @@ def _is_similar(value: Any, other: Any) -> bool:
         return value.keys() == other.keys() and all(
             _is_similar(x, other[key]) for key, x in value.items()
         )
+    if isinstance(value, list) and isinstance(other, list):
+        return all(isinstance(x, (dict, list)) for x in other)
     if isinstance(value, Tensor) or value is None:
         if other is None:
             return value is None or value.dim() == 0

@@ -1,7 +1,11 @@
-from typing import Dict, List, Mapping, Optional, Sequence, Union
+import math
+import warnings
+from typing import Dict, Mapping, Optional, Sequence, Union
 
+import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
@@ -34,8 +38,9 @@ class MagnitudePruner:
     is pruned and stays frozen.
 
     :class:`~torch_geometric_ext.sparsity.ADMM` and
-    :class:`~torch_geometric_ext.sparsity.SLR` have the same interface. They
-    train the model towards sparse weights before they prune it.
+    :class:`~torch_geometric_ext.sparsity.SLR` also implement
+    :meth:`regularize`, :meth:`step` and :meth:`finalize`. They train the model
+    towards sparse weights before they prune it, and have a state to save.
 
     Args:
         model (torch.nn.Module): The dense model, without uninitialized layers
@@ -57,8 +62,10 @@ class MagnitudePruner:
             :obj:`"element"`, :obj:`"row"` (all weights of an output),
             :obj:`"column"` (all weights of an input) or :obj:`"block"`.
             Groups are ranked by their Euclidean norm. Their number is rounded
-            to the nearest integer. (default: :obj:`"element"`)
-        block_size (int, optional): Number of rows and columns of a block.
+            to the nearest integer, and to at least one unless a layer keeps
+            no weight. (default: :obj:`"element"`)
+        block_size (int, optional): Number of rows and columns of a block. A
+            layer that is not larger than a block stays dense.
             (default: :obj:`16`)
         min_fan_in (int, optional): Minimum number of remaining weights per
             output, averaged over the outputs of a layer, as far as the
@@ -70,9 +77,11 @@ class MagnitudePruner:
 
     Raises:
         ValueError: If an argument is out of its range, a pattern matches no
-            layer, the model has a
+            layer, the model is wrapped, has a
             :class:`~torch_geometric_ext.nn.SparseLinear` or no layer that can
             be pruned, or a layer is not initialized.
+        TypeError: If :obj:`optimizer` is not an optimizer, or
+            :obj:`sparsity` is not a number.
 
     Example:
         >>> from torch_geometric.nn import GCN
@@ -95,6 +104,17 @@ class MagnitudePruner:
         ignored: Sequence[Ignored] = (),
     ) -> None:
         owner = self.__class__.__name__
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"'optimizer' of '{owner}' needs to be a "
+                f"'torch.optim.Optimizer' or None (got {type(optimizer)}). "
+                f"Pass 'sparsity' by its name"
+            )
+        if find_layers(model, (DistributedDataParallel,)):
+            raise ValueError(
+                f"'model' of '{owner}' needs to be the module in "
+                f"'DistributedDataParallel' (pass 'model.module')"
+            )
         sparse = list(find_layers(model, (SparseLinear,)).values())
         if len(sparse) > 0:
             raise ValueError(
@@ -114,6 +134,7 @@ class MagnitudePruner:
         )
         budgets = self._projection.budgets
         self.layers = {k: x for x, k in layers.items() if k in budgets}
+        self._sizes = [list(x.weight.shape) for x in self.layers.values()]
         self.model = model
         self.optimizer = optimizer
         self.last_step = 0  # Number of completed steps.
@@ -123,7 +144,9 @@ class MagnitudePruner:
     def num_weights(self) -> int:
         """The number of weights that remain, if single weights are pruned."""
         projection = self._projection
-        return projection.global_budget or sum(projection.budgets.values())
+        if projection.global_budget is not None:
+            return projection.global_budget
+        return sum(projection.budgets.values())
 
     def regularize(self, loss: Tensor) -> Tensor:
         r"""Return the loss to minimize, here :obj:`loss` itself.
@@ -143,8 +166,11 @@ class MagnitudePruner:
         self._check_active('step')
         self.last_step += 1
 
+    @torch.inference_mode(False)  # Parameters need to be trainable.
     def finalize(self, sparse: bool = True) -> Module:
         r"""Prune all but the weights of largest magnitude, in-place.
+
+        The pruner then holds no layers, no optimizer and no weights.
 
         Args:
             sparse (bool, optional): If set to :obj:`True`, layers become
@@ -153,17 +179,33 @@ class MagnitudePruner:
                 parameters are replaced. If set to :obj:`False`, layers and
                 parameters stay, and a parametrization of
                 :mod:`torch.nn.utils.parametrize` holds pruned weights at
-                zero. (default: :obj:`True`)
+                zero. Save the :obj:`state_dict()` of such a model, as PyTorch
+                cannot pickle it. (default: :obj:`True`)
 
         Returns:
             The model, or the sparse layer if the model is a linear layer.
 
         Raises:
             RuntimeError: If the method was called before.
+            ValueError: If a layer was replaced since the construction. The
+                model is not changed in this case.
         """
         self._check_active('finalize')
+        modules = set(self.model.modules())
+        gone = [name for name, x in self.layers.items() if x not in modules]
+        if gone:
+            raise ValueError(
+                f"'model' of '{self.__class__.__name__}' needs to keep its "
+                f'layers until it is pruned (got the replaced layers {gone})'
+            )
         masks = self._projection.masks(self._weights())
-        self._finalized = True
+        empty = [name for name, mask in masks.items() if not mask.any()]
+        if empty:
+            warnings.warn(
+                f"'{self.__class__.__name__}' leaves no weight in {empty}. "
+                f"Lower 'sparsity', or add them to 'ignored'",
+                stacklevel=3,  # Skips the wrapper of `inference_mode`.
+            )
         if sparse:
             swaps = {
                 layer: SparseLinear.from_dense(layer, mask=masks[name])
@@ -173,13 +215,16 @@ class MagnitudePruner:
         else:
             for name, layer in self.layers.items():
                 MaskedWeight.apply_to(layer, masks[name])
+        self._finalized = True
+        self._release()
         return self.model
+
+    def _release(self) -> None:
+        # Users keep the pruner while they fine-tune the sparse model:
+        self.layers, self.optimizer = {}, None
 
     def _weights(self) -> Dict[str, Tensor]:
         return {k: x.weight.detach() for k, x in self.layers.items()}
-
-    def _sizes(self) -> List[List[int]]:
-        return [list(x.weight.shape) for x in self.layers.values()]
 
     def _check_active(self, method: str) -> None:
         if self._finalized:
@@ -189,8 +234,8 @@ class MagnitudePruner:
             )
 
     def __repr__(self) -> str:
-        total = sum(x.weight.numel() for x in self.layers.values())
+        total = sum(math.prod(size) for size in self._sizes)
         return (
-            f'{self.__class__.__name__}(num_layers={len(self.layers)}, '
+            f'{self.__class__.__name__}(num_layers={len(self._sizes)}, '
             f'sparsity={1 - self.num_weights / max(total, 1):.4g})'
         )

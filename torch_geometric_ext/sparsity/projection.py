@@ -2,13 +2,16 @@
 
 import math
 from fnmatch import fnmatchcase
-from typing import Dict, List, Mapping, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_geometric_ext.nn.dense.distribution import layer_budgets
+from torch_geometric_ext.nn.dense.distribution import (
+    DISTRIBUTIONS,
+    layer_budgets,
+)
 from torch_geometric_ext.sparsity.ranking import top_mask
 
 GRANULARITIES = ['element', 'row', 'column', 'block']
@@ -48,16 +51,16 @@ class Projection:
         self.block_size = block_size
         numels = {name: math.prod(shape) for name, shape in shapes.items()}
         self.budgets: Dict[str, int] = {}  # Of each pruned layer.
-        self.global_budget = 0  # Of all layers together, if positive.
+        self.global_budget: Optional[int] = None  # Of all layers together.
         if isinstance(sparsity, Mapping):
             for name, value in _match(owner, list(shapes), sparsity).items():
                 self.budgets[name] = round((1 - value) * numels[name])
         elif distribution == 'global':
-            _check_sparsity(owner, sparsity)
+            sparsity = _check_sparsity(owner, sparsity)
             self.budgets = numels
             self.global_budget = round((1 - sparsity) * sum(numels.values()))
         else:
-            _check_sparsity(owner, sparsity)
+            sparsity = _check_sparsity(owner, sparsity)
             sizes = [(shape[1], shape[0]) for shape in shapes.values()]
             budgets = layer_budgets(
                 sizes, sparsity, distribution, min_fan_in=min_fan_in
@@ -67,19 +70,19 @@ class Projection:
     @torch.no_grad()
     def masks(self, weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         """Return the mask of the remaining weights of each layer."""
-        if self.global_budget > 0:
-            return self._global_masks(weights)
+        if self.global_budget is not None:
+            return self._global_masks(weights, self.global_budget)
         return {
             name: self._mask(weights[name], budget)
             for name, budget in self.budgets.items()
         }
 
     def _global_masks(
-        self, weights: Mapping[str, Tensor]
+        self, weights: Mapping[str, Tensor], budget: int
     ) -> Dict[str, Tensor]:
         layers = [weights[name] for name in self.budgets]
         score = torch.cat([_finite(x.abs()).flatten() for x in layers])
-        masks = top_mask(score, self.global_budget)
+        masks = top_mask(score, budget)
         parts = masks.split([x.numel() for x in layers])
         return {
             name: part.view_as(x)
@@ -94,10 +97,15 @@ class Projection:
         rows, cols = {
             'row': (1, num_cols),
             'column': (num_rows, 1),
-            'block': (self.block_size, self.block_size),
+            'block': (
+                min(self.block_size, num_rows),
+                min(self.block_size, num_cols),
+            ),
         }[self.granularity]
         pad = (0, -num_cols % cols, 0, -num_rows % rows)
-        blocks = F.pad(weight.square(), pad)
+        # Squares of small weights are zero in half precision:
+        dtype = torch.promote_types(weight.dtype, torch.float)
+        blocks = F.pad(weight.to(dtype).square(), pad)
         blocks = blocks.unflatten(1, (-1, cols)).unflatten(0, (-1, rows))
         score = _finite(blocks.sum(dim=(1, 3)))
         num_groups = round(budget / weight.numel() * score.numel())
@@ -121,7 +129,7 @@ def _match(
     """
     out: Dict[str, float] = {}
     for pattern, value in sparsity.items():
-        _check_sparsity(owner, value)
+        value = _check_sparsity(owner, value)
         found = [name for name in names if fnmatchcase(name, pattern)]
         if len(found) == 0:
             raise ValueError(
@@ -138,16 +146,31 @@ def _match(
     return {name: out[name] for name in names if name in out}
 
 
-def _check_sparsity(owner: str, sparsity: float) -> None:
+def _check_sparsity(owner: str, sparsity: Any) -> float:
+    """Return a sparsity as a float."""
+    try:
+        sparsity = float(sparsity)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"'sparsity' of '{owner}' needs to be a number or a mapping of "
+            f'names to numbers (got {sparsity!r})'
+        ) from None
     if not 0 <= sparsity < 1:
         raise ValueError(
             f"'sparsity' of '{owner}' needs to be in [0, 1) (got {sparsity})"
         )
+    return sparsity
 
 
 def _check(
     owner: str, distribution: str, granularity: str, block_size: int
 ) -> None:
+    distributions = [*DISTRIBUTIONS, 'global']
+    if distribution not in distributions:
+        raise ValueError(
+            f"'distribution' of '{owner}' needs to be one of {distributions} "
+            f'(got {distribution!r})'
+        )
     if granularity not in GRANULARITIES:
         raise ValueError(
             f"'granularity' of '{owner}' needs to be one of {GRANULARITIES} "

@@ -9,6 +9,7 @@ from torch_geometric_ext.sparsity.lagrangian_pruner import (
     difference,
     mean_over_ranks,
     norm,
+    total,
 )
 
 EPS = 1e-12  # A smaller residual, relative to the weights, is zero.
@@ -227,7 +228,7 @@ class SLR(LagrangianPruner):
     def _penalty(self, residual: Tensors) -> Tensor:
         """Return the Lagrangian without the loss."""
         products = [
-            (x * self.multipliers[key]).sum() for key, x in residual.items()
+            total(x * self.multipliers[key]) for key, x in residual.items()
         ]
         product = sum(x.to(products[0]) for x in products)
         return product + self.rho / 2 * norm(residual).square()
@@ -238,12 +239,18 @@ class SLR(LagrangianPruner):
         # Nothing here waits for a device:
         norm_old, norm_new = norm(old), norm(new)
         condition = condition.to(norm_new.device)
-        condition = condition & (norm_new > EPS * self._norm_of_previous())
+        # A ratio of norms with a zero would make the step size zero for good:
+        smallest = torch.minimum(norm_old, norm_new)
+        condition = condition & (smallest > EPS * self._norm_of_previous())
         step_size = alpha * self._step_size * norm_old / norm_new
         self._step_size = torch.where(condition, step_size, self._step_size)
         scale = torch.where(condition, self._step_size, 0.0)
         for key, x in new.items():
             self.multipliers[key].add_(x * scale.to(x))
+
+    def _release(self) -> None:
+        super()._release()
+        self._previous = {}
 
     def _norm_of_previous(self) -> Tensor:
         return norm(self._previous)
