@@ -198,7 +198,9 @@ class SLR(LagrangianPruner):
         assert self._previous_loss is not None
         k = self.last_step // self.update_every
         if k == 1:  # The first loss of this rank.
-            self._previous_loss = mean_over_ranks(self._previous_loss)
+            self._previous_loss = mean_over_ranks(
+                self._previous_loss.to(loss.device)
+            )
         alpha = 1 - 1 / (self.m * k ** (1 - 1 / k**self.r))
         old = difference(self._previous, self.targets)
         new = difference(weights, self.targets)
