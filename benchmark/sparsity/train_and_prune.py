@@ -8,8 +8,7 @@ Coauthor Physics (20 training and 30 validation nodes per class):
 * magnitude: dense training, pruning by magnitude, fine-tuning,
 * ADMM and SLR: dense training, reweighting, pruning, fine-tuning,
 * SET and RigL: sparse training for as many epochs as one of these phases,
-* RigL 3x: sparse training for as many epochs as all phases of SLR, with as
-  many updates as RigL.
+* RigL 3x: sparse training for as many epochs as all phases of SLR.
 
 All methods run through `accelerate`, with the same cached first aggregation,
 and share the dense training of a seed. The first layer skips zeros of the
@@ -107,12 +106,11 @@ class Study:
                 seed=self.seed,
                 min_fan_in=args.min_fan_in,
             )
-            scale = 3 if method == 'RigL 3x' else 1
-            epochs = scale * args.epochs
+            epochs = args.epochs * (3 if method == 'RigL 3x' else 1)
             make = partial(
                 SCHEDULERS[method],
                 num_steps=epochs,
-                update_every=scale * args.update_every,
+                update_every=args.update_every,
                 drop_fraction=args.drop_fraction,
                 seed=self.seed,
             )

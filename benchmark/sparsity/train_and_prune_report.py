@@ -115,8 +115,9 @@ def print_differences(results: Results) -> None:
             for key, width in [('macs', 8), ('seconds', 9)]:
                 own = results.mean(key, method='SLR', **settings)
                 for method in ['RigL', 'RigL 3x']:
-                    ratio = own / results.mean(key, method=method, **settings)
-                    print(f'{f"1/{ratio:.1f}":>{width}}', end='')
+                    cost = results.mean(key, method=method, **settings)
+                    cell = f'1/{own / cost:.1f}' if cost > 0 else ''
+                    print(f'{cell:>{width}}', end='')
                     width = 7
             print()
 
