@@ -117,4 +117,24 @@ print(f'RigL: {test(model):.1f} %, {180 * macs(model):.1f} GMACs')
 #
 # .. image:: ../figures/train_and_prune_macs.svg
 #
-# DECISION
+# Which one?
+# ----------
+# .. list-table::
+#    :header-rows: 1
+#
+#    * - Your case
+#      - Use
+#    * - The model is trained already.
+#      - :class:`~torch_geometric_ext.sparsity.MagnitudePruner`. Try
+#        :class:`~torch_geometric_ext.sparsity.ADMM` at 99 % and above.
+#    * - You train from scratch, with thousands of input features.
+#      - :class:`~torch_geometric_ext.sparsity.RigL`, for 1/12 of the
+#        multiply-adds of train-and-prune, or less.
+#    * - You train from scratch, with hundreds of input features.
+#      - :class:`~torch_geometric_ext.sparsity.RigL` for three times the
+#        epochs, for 1/4 of the multiply-adds or less.
+#    * - Memory is short.
+#      - :class:`~torch_geometric_ext.sparsity.RigL`: no dense weight, gradient
+#        or optimizer state exists.
+#    * - A twentieth of the weights or more is enough.
+#      - A narrow dense model is as accurate, and faster.
