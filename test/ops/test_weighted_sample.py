@@ -112,9 +112,33 @@ def test_weighted_sample_errors(ext):
         weighted_sample(torch.ones(3, 1), 1)
     with pytest.raises(ValueError, match='one-dimensional floating point'):
         weighted_sample(torch.ones(3, dtype=torch.long), 1)
-    for value in [-1.0, float('nan')]:
+    for value in [-1.0, float('nan'), float('inf')]:
         with pytest.raises(ValueError, match="'weight' needs to be non-neg"):
             weighted_sample(torch.tensor([1.0, value]), 1)
+
+
+@pytest.mark.parametrize(
+    'func',
+    [pytest.param(kernel, marks=withKernels), weighted_sample_reference],
+)
+@pytest.mark.parametrize('value', [float('inf'), float('nan'), 0.0, -1.0])
+def test_weighted_sample_of_invalid_noise(func, value):
+    # The ratio of two infinite values is a NaN, of any sign.
+    for weight in [value, 1.0]:
+        with pytest.raises(ValueError, match="'noise' positive, both finite"):
+            func(
+                torch.tensor([weight, 1.0]),
+                torch.tensor([value, 1.0], dtype=torch.double),
+                1,
+            )
+
+
+@pytest.mark.parametrize('tiny', [5e-324, 1e-310])
+@pytest.mark.parametrize('size', [2, 100_000])
+def test_weighted_sample_of_tiny_weights(ext, tiny, size):
+    weight = torch.zeros(size, dtype=torch.double)
+    weight[-1] = tiny  # The arrival overflows.
+    assert weighted_sample(weight, 1).tolist() == [size - 1]
 
 
 @withKernels

@@ -38,7 +38,7 @@ def weighted_sample(
 
     Raises:
         ValueError: If :obj:`weight` is not one-dimensional or not floating
-            point, holds a negative value or :obj:`NaN` (checked on CPU only),
+            point, holds a negative or not finite value (checked on CPU only),
             or if :obj:`num_samples` is not in :math:`[0, N]`.
 
     .. code-block:: python
@@ -75,13 +75,20 @@ def weighted_sample_reference(
     """Compute :func:`weighted_sample` from exponential noise in plain
     PyTorch.
     """
-    if weight.device.type == 'cpu' and not bool((weight >= 0).all()):
-        raise ValueError(
-            "weighted_sample: 'weight' needs to be non-negative and 'noise' "
-            'positive, both without NaN'
-        )
-    arrival = torch.sort(noise / weight.abs(), stable=True).indices
-    return arrival[:num_samples].sort().values
+    if weight.device.type == 'cpu':
+        valid = (weight >= 0) & weight.isfinite() & (noise > 0)
+        if not bool((valid & noise.isfinite()).all()):
+            raise ValueError(
+                "weighted_sample: 'weight' needs to be non-negative and "
+                "'noise' positive, both finite"
+            )
+    arrival = noise / weight.abs()
+    # Tiny weights arrive before those of zero, at infinity:
+    arrival = torch.where(
+        weight > 0, arrival.clamp(max=torch.finfo(noise.dtype).max), arrival
+    )
+    order = torch.sort(arrival, stable=True).indices
+    return order[:num_samples].sort().values
 
 
 def _fake(weight: Tensor, noise: Tensor, num_samples: int) -> Tensor:

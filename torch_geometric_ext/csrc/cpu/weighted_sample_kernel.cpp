@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -21,6 +22,8 @@ namespace {
 // The number of positions that is worth a thread and a histogram. A choice, no
 // measurement.
 constexpr int64_t kMinChunk = int64_t(1) << 16;
+
+constexpr double kMax = std::numeric_limits<double>::max();
 
 struct Bins {
   int shift;
@@ -71,9 +74,12 @@ void compute_keys(
   chunk.histogram.assign(bins.count, 0);
   for (int64_t i = chunk.begin; i < chunk.end; i++) {
     const auto w = static_cast<double>(weight[i]);
-    const auto value = bits(noise[i] / std::abs(w));  // Map -0.0 to 0.0.
-    // Both comparisons fail for NaN. An invalid key may have any bit pattern.
-    chunk.valid &= (w >= 0) && (noise[i] > 0);
+    // Comparisons fail for NaN. An invalid key may have any bit pattern.
+    chunk.valid &=
+        (w >= 0) && (w <= kMax) && (noise[i] > 0) && (noise[i] <= kMax);
+    const auto arrival = noise[i] / std::abs(w);  // Map -0.0 to 0.0.
+    // Tiny weights arrive before those of zero, at infinity:
+    const auto value = bits(w > 0 ? std::min(arrival, kMax) : arrival);
     key[i] = value;
     chunk.histogram[(value >> bins.shift) & (bins.count - 1)]++;
   }
@@ -173,7 +179,7 @@ at::Tensor weighted_sample_cpu(
     TORCH_CHECK_VALUE(
         chunk.valid,
         "weighted_sample: 'weight' needs to be non-negative and 'noise' "
-        "positive, both without NaN");
+        "positive, both finite");
   }
 
   const auto options = weight.options().dtype(at::kLong);
