@@ -129,10 +129,11 @@ print(f'RigL: {test(model):.1f} %, {180 * macs(model):.1f} GMACs')
 #        :class:`~torch_geometric_ext.sparsity.ADMM` at 99 % and above.
 #    * - You train from scratch, with thousands of input features.
 #      - :class:`~torch_geometric_ext.sparsity.RigL`, for 1/12 of the
-#        multiply-adds of train-and-prune, or less.
+#        multiply-adds of SLR and 1/6 of those of magnitude pruning, or less.
 #    * - You train from scratch, with hundreds of input features.
 #      - :class:`~torch_geometric_ext.sparsity.RigL` for three times the
-#        epochs, for 1/4 of the multiply-adds or less.
+#        epochs, for 1/4 of the multiply-adds of SLR and 1/2 of those of
+#        magnitude pruning, or less.
 #    * - Memory is short.
 #      - :class:`~torch_geometric_ext.sparsity.RigL`: no dense weight, gradient
 #        or optimizer state exists.

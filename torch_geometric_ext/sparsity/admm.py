@@ -1,6 +1,5 @@
 from typing import Any, Dict
 
-import torch
 from torch import Tensor
 
 from torch_geometric_ext.sparsity.lagrangian_pruner import (
@@ -75,6 +74,7 @@ class ADMM(LagrangianPruner):
         TypeError: If :obj:`optimizer` is not an optimizer.
 
     Example:
+        >>> import torch
         >>> lin = torch.nn.Linear(100, 100)
         >>> optimizer = torch.optim.SGD(lin.parameters(), lr=0.1)
         >>> pruner = ADMM(lin, optimizer, sparsity=0.9, update_every=1)
@@ -91,11 +91,7 @@ class ADMM(LagrangianPruner):
     def _update_targets(
         self, weights: Tensors, loss: Tensor
     ) -> Dict[str, Any]:
-        sums = {
-            key: torch.add(x, self.multipliers[key], alpha=1 / self.rho)
-            for key, x in weights.items()
-        }
-        self.targets = self._project(sums)
+        self.targets = self._nearest_targets(weights)
         residual = difference(weights, self.targets)
         for key, x in residual.items():
             self.multipliers[key].add_(x, alpha=self.rho)

@@ -245,6 +245,14 @@ class LagrangianPruner(MagnitudePruner, ABC):
         masks = self._projection.masks({**self._weights(), **weights})
         return {k: x.masked_fill(~masks[k], 0.0) for k, x in weights.items()}
 
+    def _nearest_targets(self, weights: Tensors) -> Tensors:
+        """Return the sparse weights that minimize the Lagrangian."""
+        sums = {
+            key: torch.add(x, self.multipliers[key], alpha=1 / self.rho)
+            for key, x in weights.items()
+        }
+        return self._project(sums)
+
     def _shift_targets(self) -> None:
         # The Lagrangian is rho / 2 |W - (Z - L / rho)|^2 - |L|^2 / (2 rho):
         self._shifted = {

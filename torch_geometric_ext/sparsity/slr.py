@@ -103,6 +103,7 @@ class SLR(LagrangianPruner):
         TypeError: If :obj:`optimizer` is not an optimizer.
 
     Example:
+        >>> import torch
         >>> lin = torch.nn.Linear(100, 100)
         >>> optimizer = torch.optim.SGD(lin.parameters(), lr=1e-3)
         >>> pruner = SLR(lin, optimizer, sparsity=0.9, update_every=1)
@@ -208,11 +209,7 @@ class SLR(LagrangianPruner):
         fell_by_weights = loss + self._penalty(new).to(loss) < before
         self._step_multipliers(fell_by_weights, alpha, old, new)
 
-        sums = {
-            key: torch.add(x, self.multipliers[key], alpha=1 / self.rho)
-            for key, x in weights.items()
-        }
-        self.targets = self._project(sums)
+        self.targets = self._nearest_targets(weights)
         old, new = new, difference(weights, self.targets)
         fell_by_targets = self._penalty(new) < self._penalty(old)
         self._step_multipliers(fell_by_targets, alpha, old, new)
