@@ -9,8 +9,7 @@ import torch_geometric_ext.transforms
 
 import torch_geometric_ext.utils  # isort: skip  # Before 'lottery'.
 import torch_geometric_ext.lottery  # noqa: F401
-
-__version__ = '0.1.0'
+from torch_geometric_ext.version import __version__
 
 __all__ = [
     'data',

@@ -1,26 +1,41 @@
-import pickle
-
 import pytest
 import torch
 from torch_geometric.nn import GCN
 
 from searches import equal, graph, prune
-from torch_geometric_ext.lottery.checkpoint import load_state
+from torch_geometric_ext.data.atomic_save import load_saved
+from torch_geometric_ext.lottery.checkpoint import FILE
 
 
-def test_load_state(tmp_path):
-    path = tmp_path / 'state.pt'
-    torch.save({'x': torch.ones(2)}, path)
-    assert load_state(path)['x'].tolist() == [1, 1]
-    content = path.read_bytes()
-    for other in [b'', b'text', content[:-50], pickle.dumps({'x': 1})]:
-        path.write_bytes(other)
-        assert load_state(path) == {}
-    for value in [[1], torch.nn.Linear(2, 2)]:
-        torch.save(value, path)
-        assert load_state(path) == {}
-    with pytest.raises(FileNotFoundError):
-        load_state(tmp_path / 'none.pt')
+@pytest.mark.parametrize('content', ['cut', 'text', 'state', 'folder'])
+def test_files_that_are_no_checkpoints(content, tmp_path):
+    model, data, path = GCN(5, 8, 2, 3), graph(), tmp_path / 'search.pt'
+    prune(model, data, checkpoint=path)
+    match = "'checkpoint' needs to be a file of a search; remove it to start"
+    if content == 'cut':
+        path.write_bytes(path.read_bytes()[:-100])
+        match += f" anew \\('{path}' is truncated"
+    elif content == 'text':
+        path.write_text(content)
+    elif content == 'state':
+        torch.save([1], path)
+    before = None
+    if content == 'folder':
+        path, error = tmp_path, IsADirectoryError
+        match = 'is a folder'
+    else:
+        before, error = path.read_bytes(), ValueError
+    with pytest.raises(error, match=match):
+        prune(model, data, checkpoint=path)
+    assert before is None or path.read_bytes() == before
+
+
+def test_folder_of_a_checkpoint_is_checked_first(tmp_path):
+    path = tmp_path / 'none' / 'search.pt'
+    with pytest.raises(FileNotFoundError, match="none' does not exist"):
+        prune(
+            GCN(5, 8, 2, 3), graph(), checkpoint=path, callbacks=[pytest.fail]
+        )
 
 
 class Interrupted(Exception):
@@ -38,7 +53,7 @@ def test_checkpoints_of_earlier_versions(tmp_path):
     kwargs = dict(checkpoint=path, checkpoint_every=1, evaluate_every=2)
     with pytest.raises(Interrupted):
         prune(model, data, callbacks=[interrupt], **kwargs)
-    state = torch.load(path, weights_only=True)
+    state = load_saved(path, FILE, dict)
     keys = ['config', 'initial', 'done', 'seconds', 'round', 'candidate']
     assert list(state) == [*keys, 'channels', 'index', 'stage']
     keys = ['settings', 'names', 'model', 'modules', 'optimizer', 'data']

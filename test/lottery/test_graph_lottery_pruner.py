@@ -250,9 +250,6 @@ def test_pruner_checkpoint_errors(tmp_path):
             prune(model, data, optimizer=optimizer, **kwargs)
     with pytest.raises(ValueError, match=match):
         prune(GCN(5, 8, 2, 3, act='elu'), data, **kwargs)
-    path.write_text('text')
-    with pytest.raises(ValueError, match=match):
-        prune(model, data, checkpoint=path)
     with pytest.raises(ValueError, match="'checkpoint_every' needs"):
         prune(model, data, checkpoint=path, checkpoint_every=0)
 

@@ -8,6 +8,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GCN, GCNConv
 from torch_geometric.testing import withCUDA, withPackage
 
+from torch_geometric_ext.data.digest import digest
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.utils import GraphLotteryPruner, Ticket
 
@@ -103,28 +104,19 @@ def test_ticket_final_state(found):
     assert not torch.equal(ticket.final_state[key], ticket.initial_state[key])
 
 
+def assert_equal(ticket, other):
+    assert digest(vars(ticket)) == digest(vars(other))
+    assert str(ticket) == str(other)
+
+
 def test_ticket_save_load(found, tmp_path):
     ticket, model, data = found
     path = tmp_path / 'ticket.pt'
     ticket.save(path)
     assert [x.name for x in tmp_path.iterdir()] == ['ticket.pt']
-    state = torch.load(path, weights_only=True)
-    assert state['version'] == 1
-    keys = ['weight_masks', 'edge_mask', 'initial_state', 'final_state']
-    keys += ['metrics', 'history', 'seconds', 'macs', 'dense_state']
-    keys += ['narrow_index', 'edges_digest']  # As of all earlier files.
-    assert list(state) == ['version', *keys]
-    assert list(state['metrics']) == ['dense', 'search', 'retrained']
+    assert list(ticket.metrics) == ['dense', 'search', 'retrained']
     other = Ticket.load(path, model)
-    for key, value in vars(ticket).items():
-        loaded = getattr(other, key)
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(loaded, value)
-        elif isinstance(value, dict):
-            assert str(loaded) == str(value)
-        else:
-            assert loaded == value
-    assert str(other) == str(ticket)
+    assert_equal(other, ticket)
     out = [
         x.apply(model, data)[0](data.x, data.edge_index)
         for x in [ticket, other]
@@ -145,17 +137,68 @@ def test_ticket_load_errors(found, tmp_path):
             Ticket.load(path, other)
         with pytest.raises(ValueError, match=match):
             ticket.apply(other)
+    with pytest.raises(ValueError, match="'weights' needs to be 'all' or 'fi"):
+        ticket.save(path, weights='initial')
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(
-        ValueError, match="needs to be a file of 'Ticket.save'"
-    ):
+    with pytest.raises(ValueError, match=f"'{path}' is truncated"):
         Ticket.load(path)
-    for state in [{'version': 0}, [1], {}]:
+    for state in [{'version': 0}, [1], {}, {**vars(ticket), 'other': 1}]:
         torch.save(state, path)
-        with pytest.raises(ValueError, match='version 1 '):
+        with pytest.raises(ValueError, match="does not hold 'Ticket'"):
             Ticket.load(path)
     with pytest.raises(FileNotFoundError):
         Ticket.load(tmp_path / 'none.pt')
+
+
+def test_ticket_of_version_0_1(found, tmp_path):
+    ticket, model, _ = found
+    path = tmp_path / 'ticket.pt'
+    keys = ['weight_masks', 'edge_mask', 'initial_state', 'final_state']
+    keys += ['metrics', 'history', 'seconds', 'macs', 'dense_state']
+    keys += ['narrow_index', 'edges_digest']  # As of all earlier files.
+    state = {key: getattr(ticket, key) for key in keys}
+    torch.save({'version': 1, **state, 'macs': list(ticket.macs)}, path)
+    assert_equal(Ticket.load(path, model), ticket)
+
+
+@pytest.mark.parametrize('sparse', [False, True])
+def test_ticket_of_final_weights(found, sparse, tmp_path):
+    ticket, model, data = found
+    path = tmp_path / 'ticket.pt'
+    ticket.save(path, weights='final')
+    other = Ticket.load(path, model)
+    assert other.initial_state == other.dense_state == {}
+    for x in [ticket, other]:
+        x.save(path)
+    assert_equal(Ticket.load(path), other)
+    outs = []
+    for x in [ticket, other]:
+        small, graph = x.apply(model, data, sparse=sparse)
+        outs.append(small(graph.x, graph.edge_index))
+    assert torch.equal(*outs)
+    assert str(other) == str(ticket)
+    with pytest.raises(ValueError, match="'weights' needs to be 'final' for"):
+        other.apply(model, data, weights='initial')
+    with pytest.raises(ValueError, match="'model' needs to have the param"):
+        Ticket.load(path, build(9))
+
+
+def test_ticket_file_size(tmp_path):
+    weight = torch.rand(1000, 1000)
+    masks = {'weight': weight > 0.9}
+    states = [{'weight': weight.clone()} for _ in range(3)]
+    states[1]['weight'][~masks['weight']] = 0
+    initial, final, dense = states
+    ticket = Ticket(masks, None, initial, final, {}, {}, {}, (0, 0), dense)
+    sizes = {'all': 2.13, 'final': 0.13}  # Of 4 MB: (1 - s) + 1 / 32, + 2.
+    for weights, size in sizes.items():
+        ticket.save(tmp_path / 'ticket.pt', weights=weights)
+        num_bytes = (tmp_path / 'ticket.pt').stat().st_size
+        assert num_bytes == pytest.approx(4_000_000 * size, rel=0.02)
+    # Weights that are not zero are saved, although they are pruned:
+    ticket.final_state = initial
+    ticket.save(tmp_path / 'ticket.pt')
+    assert_equal(Ticket.load(tmp_path / 'ticket.pt'), ticket)
 
 
 def test_ticket_apply_errors(found):

@@ -5,10 +5,17 @@ from typing import Any, Dict, List, Tuple, Union
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.data.atomic_save import atomic_save, tensor_bytes
+from torch_geometric_ext.data.atomic_save import (
+    FileKind,
+    atomic_save,
+    load_saved,
+    tensor_bytes,
+)
 from torch_geometric_ext.data.sharing_report import SharingReport
 from torch_geometric_ext.ops.computation_tree_ids import TreeLevel
 from torch_geometric_ext.ops.ragged import take_rows
+
+FILE = FileKind('SharedTrees', 1)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -129,7 +136,7 @@ class SharedTrees:
         Raises:
             FileNotFoundError: If the folder does not exist.
         """
-        atomic_save(self.to_dict(), path)
+        atomic_save(self.to_dict(), path, FILE)
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> 'SharedTrees':
@@ -137,20 +144,10 @@ class SharedTrees:
 
         Raises:
             FileNotFoundError: If the file does not exist.
-            ValueError: If the file does not hold shared trees.
+            ValueError: If the file does not hold shared trees, is damaged, or
+                was written by a newer version.
         """
-        try:
-            state = torch.load(path, weights_only=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # Unpickling can raise anything.
-            raise ValueError(
-                f"'{path}' does not hold 'SharedTrees'"
-            ) from error
-        names = {f.name for f in fields(cls)}
-        if not isinstance(state, dict) or set(state) != names:
-            raise ValueError(f"'{path}' does not hold 'SharedTrees'")
-        return cls.from_dict(state)
+        return load_saved(path, FILE, cls.from_dict)
 
     def to_dict(self) -> Dict[str, Any]:
         """Return the arguments of the constructor, with levels as

@@ -1,12 +1,15 @@
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any, Dict, Union
 
-import torch
-
-from torch_geometric_ext.data.atomic_save import atomic_save
+from torch_geometric_ext.data.atomic_save import (
+    FileKind,
+    atomic_save,
+    load_saved,
+)
+from torch_geometric_ext.data.atomic_write import check_target
 from torch_geometric_ext.lottery.search import Search
+
+FILE = FileKind('Checkpoint', 1)
 
 
 class Checkpoint:
@@ -38,17 +41,25 @@ class Checkpoint:
         state = self.search.state_dict()
         stage = state.pop('stage')
         state = {'config': self.config, **_lists(state), 'stage': stage}
-        atomic_save(state, self.path)
+        atomic_save(state, self.path, FILE)
 
     def resume(self) -> None:
         """Load the state of the search if the file exists.
 
         Raises:
-            ValueError: If the file is of another search.
+            FileNotFoundError: If the folder of the file does not exist.
+            ValueError: If the file is damaged or of another search.
         """
+        check_target(self.path)
         if not self.path.exists():
             return
-        state = load_state(self.path)
+        try:
+            state = load_saved(self.path, FILE, dict, 'cpu')
+        except ValueError as error:
+            raise ValueError(
+                f"'checkpoint' needs to be a file of a search; remove it to "
+                f'start anew ({error})'
+            ) from error
         if state.pop('config', None) != self.config:
             raise ValueError(
                 f"'checkpoint' needs to be of a search with the same "
@@ -56,21 +67,6 @@ class Checkpoint:
                 f"anew (got '{self.path}')"
             )
         self.search.load_state_dict(_migrated(state))
-
-
-def load_state(path: Union[str, Path]) -> Dict[str, Any]:
-    """Read a file onto the CPU, and return an empty dictionary if another
-    program wrote it.
-    """
-    with open(path, 'rb') as file:
-        if not zipfile.is_zipfile(file):
-            return {}
-        file.seek(0)
-        try:
-            state = torch.load(file, map_location='cpu', weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError):
-            return {}
-    return state if isinstance(state, dict) else {}
 
 
 def _lists(value: Any) -> Any:

@@ -8,8 +8,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
-from torch_geometric_ext.data.atomic_save import atomic_save
-from torch_geometric_ext.lottery.checkpoint import load_state
+from torch_geometric_ext.data.atomic_save import (
+    FileKind,
+    atomic_save,
+    load_saved,
+)
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 from torch_geometric_ext.lottery.weights.narrow_model import (
     Index,
@@ -21,9 +24,11 @@ from torch_geometric_ext.lottery.weights.weight_masks import (
     Weights,
     build_model,
     clear_caches,
+    drop_pruned,
+    fill_pruned,
 )
 
-VERSION = 1
+FILE = FileKind('Ticket', 2)
 
 
 @dataclass(repr=False, eq=False)  # Tensors have no truth value.
@@ -44,7 +49,8 @@ class Ticket:
             (:obj:`torch.bool`, of shape :math:`[|\mathcal{E}|]`), or
             :obj:`None` for all edges.
         initial_state (Dict[str, torch.Tensor]): The state of the dense model
-            before training.
+            before training. Empty if the file of the ticket holds final
+            weights only.
         final_state (Dict[str, torch.Tensor]): The state of the trained
             ticket, with zeros for pruned weights: of the stage
             :obj:`"search"` or :obj:`"retrained"`, whichever has the better
@@ -60,7 +66,8 @@ class Ticket:
             dense model and of the ticket (sparse, and narrow if possible), as
             counted by :func:`~torch_geometric_ext.utils.count_macs`.
         dense_state (Dict[str, torch.Tensor]): The state of the trained dense
-            model at its best validation metric, to compare with.
+            model at its best validation metric, to compare with. Empty if
+            the file of the ticket holds final weights only.
         narrow_index (Dict[str, Dict[int, torch.Tensor]], optional): The
             positions that remain in each tensor of the state of a narrow
             model, by its dimensions, or :obj:`None` if the model cannot be
@@ -126,31 +133,54 @@ class Ticket:
 
         Raises:
             ValueError: If the model, the graph or :obj:`weights` does not
-                fit, or the model cannot be narrowed.
+                fit, the ticket holds no initial weights, or the model cannot
+                be narrowed.
         """
         state = self._state(weights)
-        check_parameters(self.initial_state, model)
+        check_parameters(self.final_state, model)
         if data is not None and self.edge_mask is not None:
             data = prune_edges(data, self.edge_mask, self.edges_digest)
         elif data is not None:
             data = copy.copy(data)
-        model = _materialized(model, self.initial_state)
+        model = _materialized(model, self.final_state)
         return self._prune(model, state, sparse, narrow).eval(), data
 
-    def save(self, path: Union[str, Path]) -> None:
+    def save(self, path: Union[str, Path], *, weights: str = 'all') -> None:
         """Save the ticket to a file, either completely or not at all.
+
+        Masks are stored as bits, and final weights without pruned ones. Of a
+        model of :math:`P` bytes in single precision, of which a fraction
+        :math:`s` is pruned, final weights and masks take about
+        :math:`(1 - s + 1/32) P` bytes. Initial and dense weights take
+        :math:`2P` more.
 
         Args:
             path (str or Path): The file.
+            weights (str, optional): The weights to save: :obj:`"all"`, or
+                :obj:`"final"`, which leaves out :obj:`initial_state` and
+                :obj:`dense_state`. The final weights suffice to serve the
+                ticket and to train it further, but not to train it anew.
+                (default: :obj:`"all"`)
+
+        Raises:
+            FileNotFoundError: If the folder does not exist.
+            ValueError: If :obj:`weights` is none of these.
         """
-        state = {'version': VERSION, **vars(self)}
-        atomic_save({**state, 'macs': list(self.macs)}, path)
+        if weights not in ['all', 'final']:
+            raise ValueError(
+                f"'weights' needs to be 'all' or 'final' (got {weights!r})"
+            )
+        state = {**vars(self), 'macs': list(self.macs)}
+        if weights == 'final':
+            state.update(initial_state={}, dense_state={})
+        final_state = drop_pruned(self.final_state, self.weight_masks)
+        atomic_save({**state, 'final_state': final_state}, path, FILE)
 
     @classmethod
     def load(
         cls, path: Union[str, Path], model: Optional[Module] = None
     ) -> 'Ticket':
-        """Load a ticket from a file.
+        """Load a ticket from a file, onto the CPU.
 
         Args:
             path (str or Path): The file.
@@ -158,18 +188,22 @@ class Ticket:
                 ticket fits. (default: :obj:`None`)
 
         Raises:
-            ValueError: If the file holds no ticket, or a ticket of a model
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file holds no ticket, is damaged, or was
+                written by a newer version, or if the ticket is of a model
                 with other parameters.
         """
-        state = load_state(path)
-        if state.pop('version', 0) != VERSION:
-            raise ValueError(
-                f"'path' needs to be a file of 'Ticket.save', version "
-                f"{VERSION} (got '{path}')"
-            )
+        ticket = load_saved(path, FILE, cls._from_state, 'cpu')
         if model is not None:
-            check_parameters(state['initial_state'], model)
-        return cls(**{**state, 'macs': tuple(state['macs'])})
+            check_parameters(ticket.final_state, model)
+        return ticket
+
+    @classmethod
+    def _from_state(cls, state: Dict[str, Any]) -> 'Ticket':
+        state.pop('version', None)  # In files of version 0.1.
+        final_state = fill_pruned(state['final_state'], state['weight_masks'])
+        macs = tuple(state['macs'])
+        return cls(**{**state, 'final_state': final_state, 'macs': macs})
 
     def plot(self, data: Any = None) -> Any:
         """Plot the validation metrics of all stages and, given the graph, its
@@ -200,6 +234,11 @@ class Ticket:
             raise ValueError(
                 f"'weights' needs to be one of {list(states)} "
                 f'(got {weights!r})'
+            )
+        if len(states[weights]) < len(self.final_state):
+            raise ValueError(
+                "'weights' needs to be 'final' for a ticket that was saved "
+                f"with weights='final' (got {weights!r})"
             )
         return states[weights]
 

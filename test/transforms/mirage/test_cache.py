@@ -1,6 +1,5 @@
 import copy
-import shutil
-from pathlib import Path
+import inspect
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch_geometric_ext.transforms import (
     MirageCondense,
     ShareComputationTrees,
 )
+from torch_geometric_ext.transforms.mirage import mirage_condense
 from torch_geometric_ext.transforms.mirage.cache import fingerprint
 
 
@@ -157,7 +157,7 @@ def test_discretizer_of_a_cached_data_set(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize('content', ['text', {'x': 1}, None, 'cut'])
+@pytest.mark.parametrize('content', ['text', {'x': 1}, None, 'cut', 'other'])
 def test_file_that_is_not_usable(content, tmp_path):
     graphs = make_graphs()
     condense = MirageCondense(1, num_graphs=4)
@@ -167,6 +167,8 @@ def test_file_that_is_not_usable(content, tmp_path):
         path.write_text(content)
     elif content == 'cut':
         path.write_bytes(path.read_bytes()[:-100])
+    elif content == 'other':
+        ShareComputationTrees(1)(graphs).save(path)
     else:
         torch.save(content, path)
     with pytest.warns(UserWarning, match="_.*.pt' is broken and is wri"):
@@ -174,25 +176,26 @@ def test_file_that_is_not_usable(content, tmp_path):
     assert_equal(condense(graphs, tmp_path), expected)  # Without a warning.
 
 
-@pytest.mark.parametrize('share', [False, True])
-def test_files_of_version_0_1(share, tmp_path):
-    files = Path(__file__).with_name('files')
-    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    graphs = make_graphs()
-    condense = MirageCondense(1, num_graphs=6, share=share)
-    expected = condense(graphs)
-    report = condense.report()
-    out = condense(graphs, tmp_path)
-    assert condense.report().seconds != report.seconds  # From the file.
-    assert condense.report().classes == report.classes
-    if share:
-        assert out.report() == expected.report()
-        assert torch.equal(out.tree, expected.tree)
-    else:
-        assert_equal(out, expected)
-    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert after == before
+def test_other_versions_have_other_files(tmp_path, monkeypatch):
+    graphs, condense = make_graphs(), MirageCondense(1, num_graphs=4)
+    condense(graphs, tmp_path)
+    monkeypatch.setattr(mirage_condense, '__version__', '99.0')
+    condense(graphs, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_key_holds_all_settings(monkeypatch):
+    settings = set(inspect.signature(MirageCondense).parameters) - {'log'}
+    keys = []
+
+    def save_key(root, dataset, key):
+        keys.extend(key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mirage_condense, 'cache_path', save_key)
+    with pytest.raises(KeyboardInterrupt):
+        MirageCondense(1, num_graphs=4)(make_graphs(), 'root')
+    assert sorted(keys) == sorted({*settings, 'version'})
 
 
 def test_bad_input_writes_nothing(tmp_path):

@@ -114,6 +114,28 @@ def read_weights(model: Module) -> Weights:
     return Weights(state, masks)
 
 
+def drop_pruned(state: State, masks: Masks) -> State:
+    """Return a state with the remaining weights only, by masks of its
+    tensors. Tensors whose pruned weights are not zero stay whole.
+    """
+    return {
+        key: x[masks[key]] if key in masks and not x[~masks[key]].any() else x
+        for key, x in state.items()
+    }
+
+
+def fill_pruned(state: State, masks: Masks) -> State:
+    """Return the state of :func:`drop_pruned`, with zeros for pruned
+    weights.
+    """
+    out = dict(state)
+    for key in state.keys() & masks.keys():
+        x, mask = state[key], masks[key]
+        if x.shape != mask.shape:
+            out[key] = x.new_zeros(mask.shape).masked_scatter(mask, x)
+    return out
+
+
 def clear_caches(model: Module) -> None:
     """Clear what convolutions cache of a graph."""
     for module in model.modules():

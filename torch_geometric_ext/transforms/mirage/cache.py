@@ -1,10 +1,12 @@
 from pathlib import Path
-from typing import Any, Iterable, Tuple, Union
-
-import torch
+from typing import Any, Dict, Iterable, Tuple, Union
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.data.atomic_save import atomic_save
+from torch_geometric_ext.data.atomic_save import (
+    FileKind,
+    atomic_save,
+    load_saved,
+)
 from torch_geometric_ext.data.digest import digest
 from torch_geometric_ext.data.storage import from_tensors
 from torch_geometric_ext.transforms.collated import Collated, read_chunks
@@ -16,6 +18,8 @@ from torch_geometric_ext.transforms.mirage.report import (
     ClassReport,
     CondenseReport,
 )
+
+FILE = FileKind('Condensed', 1)
 
 
 def cache_path(root: Union[str, Path], dataset: Any, settings: Any) -> Path:
@@ -43,12 +47,19 @@ def save_condensed(out: Condensed, report: CondenseReport, path: Path) -> None:
     state = report._asdict()
     state['classes'] = [tuple(row) for row in report.classes]
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_save({'tensors': condensed_dict(out), 'report': state}, path)
+    atomic_save({'tensors': condensed_dict(out), 'report': state}, path, FILE)
 
 
 def load_condensed(path: Path) -> Tuple[Condensed, CondenseReport]:
-    """Load a file written by :func:`save_condensed`."""
-    state = torch.load(path, weights_only=True)
+    """Load a file written by :func:`save_condensed`.
+
+    Raises:
+        ValueError: If the file is damaged, or of another kind.
+    """
+    return load_saved(path, FILE, _parse)
+
+
+def _parse(state: Dict[str, Any]) -> Tuple[Condensed, CondenseReport]:
     report, tensors = state['report'], state['tensors']
     report['classes'] = [ClassReport(*row) for row in report['classes']]
     if 'slices' in tensors:

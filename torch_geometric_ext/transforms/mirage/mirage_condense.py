@@ -27,6 +27,7 @@ from torch_geometric_ext.transforms.tree_settings import (
     check_same_settings,
     tree_settings,
 )
+from torch_geometric_ext.version import __version__
 
 
 class MirageCondense:
@@ -219,8 +220,10 @@ class MirageCondense:
             dataset (Dataset, Sequence or SharedTrees): The training graphs,
                 with one class each as :obj:`y`. They are not changed.
             root (str or Path, optional): A folder to cache the result in. The
-                next call loads it if data set and settings are the same. To
-                check this, all graphs are read once. (default: :obj:`None`)
+                next call loads it if the data set, the settings and the
+                version of this package are the same. To check this, all
+                graphs are read once. If the file is damaged, warns and
+                condenses again. (default: :obj:`None`)
             force_reload (bool, optional): Whether to condense again and
                 replace the cached result. (default: :obj:`False`)
 
@@ -239,7 +242,7 @@ class MirageCondense:
             try:
                 out, self._report = load_condensed(path)
                 return out
-            except Exception as error:  # A broken file can raise anything.
+            except ValueError as error:
                 warnings.warn(
                     f"The cached file '{path}' is broken and is written again "
                     f'({error})',
@@ -284,17 +287,35 @@ class MirageCondense:
         )
 
     def _cache_key(self, dataset: Any) -> Dict[str, Any]:
-        """Return all settings on which the result depends, among them those of
-        the fitted discretizer.
+        """Return the version of the package, and all settings on which the
+        result depends, among them those of the fitted discretizer.
         """
-        out = {**self._tree_settings._asdict(), **self._settings()._asdict()}
-        out['distributed'] = False  # In the hash of existing files.
+        trees, budget, mining = self._tree_settings, self.budget, self.mining
+        discretizer = None
         if self.discretizer is not None:
             if not (self.discretizer.fitted or type(dataset) is SharedTrees):
                 self.discretizer.fit(dataset)
             state = self.discretizer.state_dict()
-            out['discretizer'] = [repr(self.discretizer), state]
-        return out
+            discretizer = [repr(self.discretizer), state]
+        return {
+            'version': __version__,
+            'num_layers': trees.num_layers,
+            'gcn_norm': trees.gcn_norm,
+            'self_loops': trees.self_loops,
+            'edge_attr': trees.edge_attr,
+            'degree_labels': trees.degree_labels,
+            'discretizer': discretizer,
+            'min_support': budget.min_support,
+            'num_bytes': budget.num_bytes,
+            'num_graphs': budget.num_graphs,
+            'ratio': budget.ratio,
+            'selection': self.selection,
+            'closed': mining.closed,
+            'exclusive': mining.exclusive,
+            'max_patterns': mining.max_patterns,
+            'share': self.share,
+            'seed': self.seed,
+        }
 
     def _check_shared(self, shared: SharedTrees) -> None:
         name = f"'dataset' of '{self.__class__.__name__}'"
