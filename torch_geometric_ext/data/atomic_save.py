@@ -103,9 +103,8 @@ def load_saved(
             state = torch.load(file, map_location, weights_only=True)
             return parse(_decode(state))
         except Exception as error:  # Unpickling can raise anything.
-            raise ValueError(
-                f"'{path}' does not hold '{kind.name}'"
-            ) from error
+            message = f"'{path}' does not hold '{kind.name}'"
+            raise ValueError(message) from error
 
 
 def file_bytes(state: Any) -> int:
@@ -181,19 +180,7 @@ def _verify(file: IO[bytes], path: Union[str, Path], kind: FileKind) -> None:
         got = 'another format' if line else 'an empty file'
         raise ValueError(f"'{path}' does not hold '{kind.name}' (got {got})")
     prefix, name, version, num_bytes, checksum = match.groups()
-    size = os.fstat(file.fileno()).st_size - len(line)
-    if size != int(num_bytes):
-        problem = 'truncated' if size < int(num_bytes) else 'too long'
-        raise ValueError(
-            f"'{path}' is {problem} (expected {int(num_bytes)} bytes after "
-            f'its header, got {size})'
-        )
-    found = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        found.update(chunk)
-    found.update(prefix)
-    if found.hexdigest() != checksum.decode():
-        raise ValueError(f"'{path}' is damaged (its checksum differs)")
+    _verify_content(file, path, prefix, int(num_bytes), checksum.decode())
     if name.decode() != kind.name:
         raise ValueError(
             f"'{path}' does not hold '{kind.name}' (got '{name.decode()}')"
@@ -205,6 +192,29 @@ def _verify(file: IO[bytes], path: Union[str, Path], kind: FileKind) -> None:
             f'{kind.version})'
         )
     file.seek(len(line))
+
+
+def _verify_content(
+    file: IO[bytes],
+    path: Union[str, Path],
+    prefix: bytes,
+    num_bytes: int,
+    checksum: str,
+) -> None:
+    """Raise an error if the bytes after a header are not those saved."""
+    size = os.fstat(file.fileno()).st_size - file.tell()
+    if size != num_bytes:
+        problem = 'truncated' if size < num_bytes else 'too long'
+        raise ValueError(
+            f"'{path}' is {problem} (expected {num_bytes} bytes after its "
+            f'header, got {size})'
+        )
+    found = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        found.update(chunk)
+    found.update(prefix)
+    if found.hexdigest() != checksum:
+        raise ValueError(f"'{path}' is damaged (its checksum differs)")
 
 
 def _verify_zip(file: IO[bytes], path: Union[str, Path]) -> None:

@@ -210,7 +210,9 @@ class GraphLotteryPruner(Settings):
 
         Raises:
             ValueError: If the data is incomplete, there is nothing to prune,
-                training diverges, or the checkpoint is of another search.
+                training diverges, or the checkpoint is damaged or of another
+                search.
+            FileNotFoundError: If the folder of the checkpoint does not exist.
             TypeError: If :obj:`data` is neither a graph nor a loader.
             NotImplementedError: If the graph is heterogeneous, or learned
                 scores do not match the edges of a layer.
