@@ -128,7 +128,7 @@ def test_errors(ext):
         computation_tree_ids(x[:2], edge_index, 1)
     with pytest.raises(ValueError, match="'edge_attr' needs one row for each"):
         computation_tree_ids(x, edge_index, 1, torch.zeros(3))
-    with pytest.raises(ValueError, match="'num_layers' .* non-negative"):
+    with pytest.raises(ValueError, match=r"'num_layers' .* in \[0, 1000\]"):
         computation_tree_ids(x, edge_index, -1)
     with pytest.raises(ValueError, match="'x' is continuous.*Discretize"):
         computation_tree_ids(torch.rand(50, 2), edge_index, 1)

@@ -272,7 +272,7 @@ def test_csr_sparse_linear_invalid_indices(ext, ptr, index, error):
         (7, None, IndexError),
     ],
 )
-def test_csr_sparse_linear_invalid_weight(kernels, position, value, error):
+def test_csr_sparse_linear_invalid_weight(ext, position, value, error):
     inputs = list(make_inputs()[1])
     if value is None:
         value = inputs[position].clone()

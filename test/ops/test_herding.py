@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -185,6 +187,24 @@ def test_herding_refuses_large_values(ext, high):
 def test_herding_opcheck():
     op = torch.ops.torch_geometric_ext.herding.default
     torch.library.opcheck(op, (*random_rows([5, 0, 7], seed=0), 3))
+
+
+@withKernels
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_herding_memory_is_bounded_by_the_data():
+    script = """
+import resource
+import torch
+from torch_geometric_ext.ops import herding
+
+ptr, group_ptr = torch.arange(5), torch.tensor([0, 4])
+value, last = torch.tensor([0, 1, 5, 6]), torch.full((4,), 2**31 - 1)
+used = int(open('/proc/self/statm').read().split()[0])
+limit = used * resource.getpagesize() + (1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+assert herding(ptr, last, value, group_ptr).tolist() == [1, 2, 0, 3]
+"""
+    subprocess.run([sys.executable, '-c', script], check=True)
 
 
 @withCUDA

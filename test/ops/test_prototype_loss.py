@@ -229,7 +229,7 @@ def test_prototype_loss_kernel_errors():
             (h, y.int(), weight1, weight2, prototypes),
             "'y' needs",
         ),
-        ((h[0], y, weight1, weight2, prototypes), "'h' needs to be of shape"),
+        ((h[0], y, weight1, weight2, prototypes), "'h' needs to be a float"),
         ((h, y, weight1, weight2, prototypes[:1]), 'at least two classes'),
         ((h, y, weight1, weight2, prototypes[0]), 'at least two classes'),
         ((h, y, weight1, weight2, prototypes[..., 1:]), 'need to lead from'),

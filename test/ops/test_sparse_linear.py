@@ -13,6 +13,7 @@ from torch_geometric.testing import withCUDA
 from torch_geometric_ext.nn.dense.pattern import compress
 from torch_geometric_ext.ops import sparse_linear, sparse_linear_crossover
 from torch_geometric_ext.ops.sparse_linear import (
+    _sparse_linear,
     sparse_linear_backward_reference,
     sparse_linear_reference,
 )
@@ -191,11 +192,54 @@ def test_sparse_linear_opcheck(kernels):
         (3, torch.ones(7).int(), "'rowptr' needs to ascend from 0 to"),
     ],
 )
-def test_sparse_linear_invalid_input(kernels, position, value, match):
+def test_sparse_linear_invalid_input(ext, position, value, match):
     _, inputs = make_inputs()
     inputs = [*inputs[:position], value, *inputs[position + 1 :]]
     with pytest.raises(ValueError, match=match):
-        torch.ops.torch_geometric_ext.sparse_linear(*inputs)
+        _sparse_linear(*inputs, True)
+
+
+# Positions of: row pointers, columns, column pointers, rows, permutation.
+@pytest.mark.parametrize('backward', [False, True])
+@pytest.mark.parametrize(
+    'position,change,error,match',
+    [
+        (3, {1: 99}, ValueError, "'rowptr' needs to ascend"),
+        (3, {1: -1}, ValueError, "'rowptr' needs to ascend"),
+        (3, {-1: 99}, ValueError, "'rowptr' needs to ascend"),
+        (4, {0: -1}, IndexError, r"'col' needs to be in \[0, 7\)"),
+        (4, {-1: 7}, IndexError, r"'col' needs to be in \[0, 7\)"),
+        (4, {0: 2**31 - 1}, IndexError, "'col' needs to be in"),
+        (4, {0: 6, 1: 6}, ValueError, "'col' needs to ascend"),
+        (5, {1: 99}, ValueError, "'colptr' needs to ascend"),
+        (6, {0: -1}, IndexError, r"'row' needs to be in \[0, 6\)"),
+        (6, {-1: 6}, IndexError, r"'row' needs to be in \[0, 6\)"),
+        (6, {0: 5, 1: 5}, ValueError, "'row' needs to ascend"),
+        (7, {0: -1}, IndexError, r"'perm' needs to be in \[0, "),
+        (7, {0: 2**31 - 1}, IndexError, r"'perm' needs to be in \[0, "),
+        (7, {0: 1, 1: 0}, ValueError, "'colptr', 'row' and 'perm' need"),
+        (7, {0: 3, 1: 3}, ValueError, "'colptr', 'row' and 'perm' need"),
+    ],
+)
+def test_sparse_linear_invalid_pattern(
+    ext, position, change, error, match, backward
+):
+    _, inputs = make_inputs(density=0.6)
+    pattern = list(inputs)[position].clone()
+    for i, value in change.items():
+        pattern[i] = value
+    args = [*inputs[:position], pattern, *inputs[position + 1 :]]
+    if not backward:
+        with pytest.raises(error, match=f'sparse_linear: {match}'):
+            sparse_linear(*args)
+        return
+    x, values, _, *pattern = args
+    args = torch.randn(5, 6).double(), x, values, *pattern, True, True
+    op = sparse_linear_backward_reference
+    if ext:
+        op = torch.ops.torch_geometric_ext.sparse_linear_backward
+    with pytest.raises(error, match=match), torch.inference_mode():
+        op(*args)
 
 
 def test_sparse_linear_of_other_type(ext):

@@ -148,7 +148,7 @@ def test_weighted_sample_opcheck():
     torch.library.opcheck(op, args)
     with pytest.raises(ValueError, match="'noise' needs to be a float64"):
         op(args[0], args[1].float(), 3)
-    with pytest.raises(ValueError, match="'weight' needs to be one-dim"):
+    with pytest.raises(ValueError, match="'weight' needs to be a one-dim"):
         op(args[0].view(2, 5), args[1].view(2, 5), 3)
 
 

@@ -150,7 +150,7 @@ def _sparse_linear(
     bias: Optional[Tensor],
     rowptr: Tensor,
     col: Tensor,
-    *pattern: Tensor,
+    *args: Any,
 ) -> Any:
     """Skip zeros of the features, and those of the weight, too, unless
     skipping zeros of the weight alone saves more work.
@@ -162,8 +162,7 @@ def _sparse_linear(
     with_kernel = torch_geometric_ext.typing.WITH_EXT and x.x.is_cpu
     is_sparser = FEATURE_COST * x.density * numel <= values.numel()
     if with_kernel and (is_sparser or x.density <= MAX_SCATTERED):
-        args = (values, bias, rowptr, col, *pattern)
-        return csr_sparse_linear(x.rows, *args)
+        return csr_sparse_linear(x.rows, values, bias, rowptr, col, *args)
     if not is_sparser:
         return NotImplemented
     index = flatten(rowptr, col, size[0])

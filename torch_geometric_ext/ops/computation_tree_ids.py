@@ -3,6 +3,7 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from torch_geometric_ext.ops.check import check_num_layers
 from torch_geometric_ext.ops.ragged import row_ptr
 from torch_geometric_ext.ops.unique_rows import unique_rows
 from torch_geometric_ext.ops.unique_trees import unique_trees
@@ -92,9 +93,9 @@ def computation_tree_ids(
           :obj:`torch.int64`
 
     Raises:
-        ValueError: If a shape or dtype is invalid, :obj:`num_layers` is
-            negative, :obj:`edge_index` refers to missing nodes, :obj:`x` is
-            missing, or features are continuous.
+        ValueError: If a shape or dtype is invalid, :obj:`num_layers` is not in
+            :math:`[0, 1000]`, :obj:`edge_index` refers to missing nodes,
+            :obj:`x` is missing, or features are continuous.
 
     .. code-block:: python
 
@@ -147,10 +148,7 @@ def refine(
         edge_label_index (torch.Tensor, optional): The first edge of each edge
             label, which is returned unchanged. (default: :obj:`None`)
     """
-    if num_layers < 0:
-        raise ValueError(
-            f"'num_layers' needs to be non-negative (got {num_layers})"
-        )
+    check_num_layers('', num_layers)
     target, order = edge_index[1].sort()
     source = edge_index[0, order]
     ptr = row_ptr(target.bincount(minlength=label.numel()))

@@ -3,6 +3,11 @@ from typing import Any, Tuple
 import torch
 from torch import Tensor
 
+from torch_geometric_ext.ops.check import (
+    check_integers,
+    check_ptr,
+    check_range,
+)
 from torch_geometric_ext.ops.ragged import row_index
 from torch_geometric_ext.ops.register import register_operator
 
@@ -57,6 +62,11 @@ def csr_matmul(
             only).
     """
     rows, cols = (rowptr, col, row_perm), (colptr, row, col_perm)
+    if x.dim() == 3 and colptr.numel() != x.size(0) + 1:
+        raise ValueError(
+            f"csr_matmul: 'colptr' needs one element more than 'x' has rows, "
+            f'{x.size(0) + 1} (got {colptr.numel()})'
+        )
     out: Tensor = _Matmul.apply(value, x, rows, cols)
     return out
 
@@ -107,6 +117,15 @@ def csr_matmul_reference(
     value: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
 ) -> Tensor:
     """Run the forward pass of :func:`csr_matmul` in plain PyTorch."""
+    size = (col.numel(), x.size(1)) if x.dim() == 3 else None
+    if value.shape != size or not _are_floats(value, x):
+        raise ValueError(
+            f"csr_matmul: 'value' needs to be of shape [{col.numel()}, H] and "
+            f"'x' of shape [N, H, C] and of one type (got "
+            f'{list(value.shape)} of {value.dtype} and {list(x.shape)} of '
+            f'{x.dtype})'
+        )
+    _check_rows('csr_matmul', ptr, col, perm, x.size(0))
     row = row_index(ptr, col.numel())
     out = x.new_zeros(ptr.numel() - 1, *x.shape[1:])
     return out.index_add_(0, row, value[perm].unsqueeze(-1) * x[col])
@@ -116,10 +135,36 @@ def csr_dot_products_reference(
     target: Tensor, x: Tensor, ptr: Tensor, col: Tensor, perm: Tensor
 ) -> Tensor:
     """Run the gradient of values of :func:`csr_matmul` in plain PyTorch."""
+    op = 'csr_dot_products'
+    size = (ptr.numel() - 1, *x.shape[1:])
+    if x.dim() != 3 or target.shape != size or not _are_floats(target, x):
+        raise ValueError(
+            f"{op}: 'grad' needs to be of shape [{size[0]}, H, C] and 'x' of "
+            f'shape [N, H, C] and of one type (got {list(target.shape)} of '
+            f'{target.dtype} and {list(x.shape)} of {x.dtype})'
+        )
+    _check_rows(op, ptr, col, perm, x.size(0))
     row = row_index(ptr, col.numel())
     out = x.new_zeros(col.numel(), x.size(1))
     out[perm] = (target[row] * x[col]).sum(dim=-1)
     return out
+
+
+def _are_floats(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.dtype in [torch.float, torch.double]
+
+
+def _check_rows(
+    op: str, ptr: Tensor, col: Tensor, perm: Tensor, num_cols: int
+) -> None:
+    """Check the edges unless this waits for the device."""
+    check_integers(op, 'ptr', ptr, contiguous=True)
+    check_integers(op, 'col', col, contiguous=True)
+    check_integers(op, 'perm', perm, size=col.numel(), contiguous=True)
+    if ptr.is_cpu and not torch.compiler.is_compiling():
+        check_ptr(op, 'ptr', ptr, col.numel())
+        check_range(op, 'col', col, num_cols)
+        check_range(op, 'perm', perm, col.numel())
 
 
 def _fake_matmul(

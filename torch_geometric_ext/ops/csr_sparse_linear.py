@@ -3,11 +3,17 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.ops.check import check_integers, check_ptr
+from torch_geometric_ext.ops.check import (
+    check_integers,
+    check_pattern,
+    check_ptr,
+    check_range,
+)
 from torch_geometric_ext.ops.ragged import row_index
 from torch_geometric_ext.ops.register import register_operator
 from torch_geometric_ext.ops.sparse_linear import (
     casts,
+    check_bias,
     dense_block,
     row_blocks,
 )
@@ -23,6 +29,7 @@ def csr_sparse_linear(
     colptr: Tensor,
     row: Tensor,
     perm: Tensor,
+    check_invariants: bool = True,
 ) -> Tensor:
     r"""Apply a linear transformation with sparse weights to sparse features.
 
@@ -52,6 +59,10 @@ def csr_sparse_linear(
         colptr (torch.Tensor): See :obj:`rowptr`.
         row (torch.Tensor): See :obj:`rowptr`.
         perm (torch.Tensor): See :obj:`rowptr`.
+        check_invariants (bool, optional): If set to :obj:`False`, does not
+            check the pattern, as in
+            :func:`~torch_geometric_ext.ops.sparse_linear`. The features are
+            checked in any case. (default: :obj:`True`)
 
     Shapes:
         - **input:** :obj:`x` :math:`(N, I)`, of :obj:`torch.float` or
@@ -69,7 +80,7 @@ def csr_sparse_linear(
     """
     _check_x(x, values, colptr.numel() - 1)
     pattern = (rowptr, col, colptr, row, perm)
-    out: Tensor = _Linear.apply(values, bias, x, *pattern)
+    out: Tensor = _Linear.apply(values, bias, x, check_invariants, *pattern)
     if casts(x):
         out = out.to(torch.get_autocast_dtype(x.device.type))
     return out
@@ -112,13 +123,15 @@ class _Linear(torch.autograd.Function):
         values: Tensor,
         bias: Optional[Tensor],
         x: Tensor,
+        check_invariants: bool,
         *pattern: Tensor,
     ) -> Tensor:
         ctx.x = x
         # Checkpoints need the saved tensors of `sparse_linear`, which may
         # recompute this product from dense features.
         ctx.save_for_backward(x, values, *pattern)
-        return _linear(*_rows(x), values, bias, *pattern)
+        args = (*_rows(x), values, bias, *pattern)
+        return _linear(*args, check_invariants)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
@@ -128,7 +141,7 @@ class _Linear(torch.autograd.Function):
             grad_values = _Gradient.apply(grad, ctx.x, *pattern)
         if ctx.needs_input_grad[1]:
             grad_bias = grad.sum(0)
-        return grad_values, grad_bias, *[None] * 6
+        return grad_values, grad_bias, *[None] * 7
 
 
 class _Gradient(torch.autograd.Function):
@@ -138,11 +151,12 @@ class _Gradient(torch.autograd.Function):
     def forward(ctx: Any, grad: Tensor, x: Tensor, *pattern: Tensor) -> Tensor:
         ctx.x = x
         ctx.save_for_backward(*pattern)
-        return _backward(grad, *_rows(x), *pattern)
+        # The forward pass checked the pattern.
+        return _backward(grad, *_rows(x), *pattern, False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        out = _Linear.apply(grad, None, ctx.x, *ctx.saved_tensors)
+        out = _Linear.apply(grad, None, ctx.x, False, *ctx.saved_tensors)
         return out, *[None] * 6
 
 
@@ -161,12 +175,28 @@ def csr_sparse_linear_reference(
     colptr: Tensor,
     row: Tensor,
     perm: Tensor,
+    check_invariants: bool = True,
 ) -> Tensor:
     """Run the forward pass of :func:`csr_sparse_linear` in plain PyTorch by
     products with dense blocks of the weight.
     """
     num_features = colptr.numel() - 1
-    _check_rows(ptr, index, num_features)
+    pattern = (rowptr, col, colptr, row, perm)
+    num_weights = values.numel()
+    check_pattern(
+        'csr_sparse_linear',
+        pattern,
+        num_weights,
+        num_features,
+        check_invariants,
+    )
+    _check_rows(ptr, index, x, num_features)
+    if values.dim() != 1 or values.dtype != x.dtype:
+        raise ValueError(
+            f"csr_sparse_linear: 'values' needs to be a vector of {x.dtype} "
+            f'(got {values.dtype} of shape {list(values.shape)})'
+        )
+    check_bias('csr_sparse_linear', bias, values, rowptr.numel() - 1)
     size = (ptr.numel() - 1, num_features)
     out = [x.new_empty(size[0], 0)]
     with torch.autocast(x.device.type, enabled=False):
@@ -188,12 +218,28 @@ def csr_sparse_linear_backward_reference(
     colptr: Tensor,
     row: Tensor,
     perm: Tensor,
+    check_invariants: bool = True,
 ) -> Tensor:
     """Compute the gradient of the weights of :func:`csr_sparse_linear` in
     plain PyTorch.
     """
     num_features = colptr.numel() - 1
-    _check_rows(ptr, index, num_features)
+    pattern = (rowptr, col, colptr, row, perm)
+    check_pattern(
+        'csr_sparse_linear_backward',
+        pattern,
+        col.numel(),
+        num_features,
+        check_invariants,
+    )
+    _check_rows(ptr, index, x, num_features)
+    size = (ptr.numel() - 1, rowptr.numel() - 1)
+    if grad.shape != size or grad.dtype != x.dtype:
+        raise ValueError(
+            f"csr_sparse_linear_backward: 'grad' needs to be of shape "
+            f'{list(size)} and of {x.dtype} (got {list(grad.shape)} of '
+            f'{grad.dtype})'
+        )
     out = [x.new_empty(0)]
     with torch.autocast(x.device.type, enabled=False):
         cols = csr_transpose(ptr, index, x, num_features)
@@ -231,16 +277,23 @@ def _csr(
     return torch.sparse_csr_tensor(ptr, index, x, size, check_invariants=False)
 
 
-def _check_rows(ptr: Tensor, index: Tensor, num_features: int) -> None:
-    """Check the indices of features unless this waits for the device."""
-    if ptr.device.type != 'cpu':
-        return
-    name, dtypes = 'csr_sparse_linear', (torch.int, torch.long)
-    check_integers(name, 'ptr', ptr, dtypes)
-    check_integers(name, 'index', index, dtypes)
-    check_ptr(name, 'ptr', ptr, index.numel())
-    if bool(((index < 0) | (index >= num_features)).any()):
-        raise IndexError(f"{name}: 'index' needs to be in [0, {num_features})")
+def _check_rows(
+    ptr: Tensor, index: Tensor, x: Tensor, num_features: int
+) -> None:
+    """Check the features, and their indices unless this waits for the
+    device.
+    """
+    name = 'csr_sparse_linear'
+    if x.dim() != 1 or x.dtype not in [torch.float, torch.double]:
+        raise ValueError(
+            f"{name}: 'x' needs to be a vector of float or double (got "
+            f'{x.dtype} of shape {list(x.shape)})'
+        )
+    check_integers(name, 'ptr', ptr, (torch.int, torch.long))
+    check_integers(name, 'index', index, (ptr.dtype,), x.numel())
+    if ptr.is_cpu:
+        check_ptr(name, 'ptr', ptr, index.numel())
+        check_range(name, 'index', index, num_features)
 
 
 def _fake(
@@ -250,7 +303,7 @@ def _fake(
     values: Tensor,
     bias: Optional[Tensor],
     rowptr: Tensor,
-    *args: Tensor,
+    *args: Any,
 ) -> Tensor:
     return x.new_empty(ptr.numel() - 1, rowptr.numel() - 1)
 
@@ -262,7 +315,7 @@ def _fake_backward(
     x: Tensor,
     rowptr: Tensor,
     col: Tensor,
-    *args: Tensor,
+    *args: Any,
 ) -> Tensor:
     return x.new_empty(col.numel())
 

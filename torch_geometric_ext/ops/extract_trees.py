@@ -3,6 +3,11 @@ from typing import NamedTuple, Tuple
 import torch
 from torch import Tensor
 
+from torch_geometric_ext.ops.check import (
+    check_integers,
+    check_num_layers,
+    check_range,
+)
 from torch_geometric_ext.ops.ragged import (
     first_occurrence,
     row_index,
@@ -56,7 +61,8 @@ def extract_trees(
         ptr (torch.Tensor): The row pointers of nodes to children.
         child (torch.Tensor): The children of all nodes.
         own (torch.Tensor): The counterpart of each node one level below.
-        num_layers (int): The number of levels :math:`L` to follow.
+        num_layers (int): The number of levels :math:`L` to follow, at most
+            1,000.
 
     Shapes:
         - **input:** :obj:`graph_idx` :math:`(B)`, :obj:`graph_ptr`
@@ -74,8 +80,7 @@ def extract_trees(
           :math:`(r)`, their positions in :obj:`tree`; all :obj:`torch.int64`
 
     Raises:
-        ValueError: If a shape or dtype is invalid (checked by the kernel
-            only).
+        ValueError: If a shape, a dtype or :obj:`num_layers` is invalid.
         IndexError: If an index is out of range (checked on CPU only).
     """
     args = (graph_idx, graph_ptr, tree, ptr, child, own, num_layers)
@@ -92,21 +97,19 @@ def extract_trees_reference(
     num_layers: int,
 ) -> Tensors:
     """Compute :func:`extract_trees` in plain PyTorch."""
+    _check(graph_idx, graph_ptr, tree, ptr, child, own, num_layers)
     num_graphs = graph_ptr.numel() - 1
-    outside = (graph_idx < 0) | (graph_idx >= num_graphs)
-    if graph_idx.device.type == 'cpu' and bool(outside.any()):
-        raise IndexError(
-            f"extract_trees: 'graph_idx' needs to be in [0, {num_graphs}) "
-            f'(got {int(graph_idx[outside][0])})'
-        )
+    _check_index('graph_idx', graph_idx, num_graphs)
     discovery = _Discovery(own.numel(), graph_idx.device)
+    _check_rows('graph_ptr', graph_ptr, graph_idx, tree.numel())
     root_ptr, entry = take_rows(graph_ptr, graph_idx)
-    root = discovery.number(tree[entry].long())
+    root = discovery.number('tree', tree[entry].long())
 
     owns, edges, pairs, sizes = [], [], [], []
     begin = 0
     for _ in range(num_layers):
         level = discovery.nodes[begin:]
+        _check_rows('ptr', ptr, level, child.numel())
         level_ptr, edge = take_rows(ptr, level)
         target = row_index(level_ptr)
         # The kernel discovers the children of a node, then the node itself.
@@ -117,7 +120,7 @@ def extract_trees_reference(
         read = level.new_empty(is_own.numel())
         read[~is_own] = child[edge].long()
         read[is_own] = own[level].long()
-        read = discovery.number(read)
+        read = discovery.number("child' and 'own", read)
 
         edges.append(edge)
         pairs.append(torch.stack([read[~is_own], target + begin]))
@@ -140,6 +143,44 @@ def extract_trees_reference(
     )
 
 
+def _check(
+    graph_idx: Tensor,
+    graph_ptr: Tensor,
+    tree: Tensor,
+    ptr: Tensor,
+    child: Tensor,
+    own: Tensor,
+    num_layers: int,
+) -> None:
+    op = 'extract_trees'
+    check_integers(op, 'graph_idx', graph_idx)
+    check_integers(op, 'graph_ptr', graph_ptr)
+    check_integers(op, 'ptr', ptr)
+    for name, x in [('tree', tree), ('child', child), ('own', own)]:
+        check_integers(op, name, x, (torch.int,))
+    if graph_ptr.numel() == 0 or own.numel() != ptr.numel() - 1:
+        raise ValueError(
+            f"{op}: 'graph_ptr' and 'ptr' need at least one element, and "
+            f"'own' needs {ptr.numel() - 1} elements (got {own.numel()})"
+        )
+    check_num_layers(f'{op}: ', num_layers)
+
+
+def _check_rows(name: str, ptr: Tensor, index: Tensor, size: int) -> None:
+    """Check row pointers in use unless this waits for the device."""
+    begin, end = ptr[index], ptr[index + 1]
+    valid = (begin >= 0) & (begin <= end) & (end <= size)
+    if ptr.is_cpu and not bool(valid.all()):
+        raise IndexError(
+            f"extract_trees: '{name}' needs to ascend in [0, {size}]"
+        )
+
+
+def _check_index(name: str, index: Tensor, size: int) -> None:
+    if index.is_cpu:
+        check_range('extract_trees', name, index, size)
+
+
 class _Discovery:
     """Numbers nodes in order of discovery."""
 
@@ -147,8 +188,9 @@ class _Discovery:
         self.position = torch.full((num_nodes,), -1, device=device)
         self.nodes = self.position[:0]
 
-    def number(self, values: Tensor) -> Tensor:
+    def number(self, name: str, values: Tensor) -> Tensor:
         """Return the numbers of nodes, and number new nodes."""
+        _check_index(name, values, self.position.numel())
         new = values[self.position[values] < 0]
         out, inverse = torch.unique(new, return_inverse=True)
         new = out[first_occurrence(inverse, out.numel()).argsort()]

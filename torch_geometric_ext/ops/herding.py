@@ -35,8 +35,8 @@ def herding(
     threads nor on rounding. A group of more than :obj:`num_candidates` rows is
     split into parts of equal size, and the steps visit the parts in turn.
     Takes :math:`O(Z C)` time for groups with :math:`Z` entries and :math:`C`
-    candidates, and 8 bytes for each column and entry. On CPU, groups run in
-    parallel.
+    candidates, and 8 bytes for each entry and, on each thread, for each
+    distinct column. On CPU, groups run in parallel.
 
     Args:
         ptr (torch.Tensor): The row pointers.

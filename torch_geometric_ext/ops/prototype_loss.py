@@ -64,9 +64,9 @@ def prototype_loss(
           :math:`cK + k` of the nearest prototype; scores have no gradient
 
     Raises:
-        ValueError: If a shape or the dtype of :obj:`y` is invalid (checked by
-            the kernel only), or :obj:`y` holds a label outside :math:`[0, C)`
-            (checked on CPU only).
+        ValueError: If a shape or dtype is invalid, :obj:`temperature` is not
+            positive, or :obj:`y` holds a label outside :math:`[0, C)` (checked
+            on CPU only).
     """
     loss, scores, _, _ = _prototype_loss(
         h,
@@ -108,6 +108,7 @@ def prototype_loss_reference(
     """Compute :func:`prototype_loss` in plain PyTorch, and return the hidden
     features and embeddings of the projector, too.
     """
+    _check(h, y, weight1, weight2, prototypes, temperature)
     if not torch.compiler.is_compiling():
         _check_labels(y, prototypes.size(0))
     hidden = F.linear(h, weight1).relu()
@@ -177,6 +178,38 @@ def prototype_loss_backward_reference(
     """Compute the analytic gradient of :func:`prototype_loss` in plain
     PyTorch.
     """
+    _check(h, y, weight1, weight2, prototypes, temperature)
+    _check_labels(y, prototypes.size(0))
+    if (
+        grad_loss.numel() != 1
+        or hidden.shape != (h.size(0), weight1.size(0))
+        or embedding.shape != (h.size(0), weight2.size(0))
+        or len({x.dtype for x in [grad_loss, h, hidden, embedding]}) > 1
+    ):
+        raise ValueError(
+            f"prototype_loss_backward: 'grad_loss', 'hidden' and 'embedding' "
+            f'need to come from the same forward pass (got '
+            f'{list(grad_loss.shape)}, {list(hidden.shape)} and '
+            f'{list(embedding.shape)})'
+        )
+    args = (weight1, weight2, prototypes, hidden, embedding)
+    scales = (temperature, compactness_weight, separation_weight)
+    return _backward(grad_loss, h, y, *args, *scales)
+
+
+def _backward(
+    grad_loss: Tensor,
+    h: Tensor,
+    y: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    prototypes: Tensor,
+    hidden: Tensor,
+    embedding: Tensor,
+    temperature: float,
+    compactness_weight: float,
+    separation_weight: float,
+) -> Gradients:
     z = F.normalize(embedding, eps=EPS)
     p = F.normalize(prototypes.flatten(0, 1), eps=EPS)
     logit = z @ p.t() / temperature
@@ -207,6 +240,57 @@ def prototype_loss_backward_reference(
         grad_embedding.t() @ hidden,
         grad_p.view_as(prototypes),
     )
+
+
+def _check(
+    h: Tensor,
+    y: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    prototypes: Tensor,
+    temperature: float,
+) -> None:
+    op, size = 'prototype_loss', prototypes.shape
+    if h.dim() != 2 or h.dtype not in [torch.float, torch.double]:
+        raise ValueError(
+            f"{op}: 'h' needs to be a float or double tensor of shape "
+            f'[batch_size, in_channels] (got {h.dtype} of shape '
+            f'{list(h.shape)})'
+        )
+    if len(size) != 3 or size[0] < 2 or 0 in size:
+        raise ValueError(
+            f"{op}: 'prototypes' needs to be of shape [num_classes, "
+            f'num_prototypes, embedding_dim] with at least two classes of at '
+            f'least one prototype and one dimension each (got {list(size)})'
+        )
+    hidden = weight1.shape[:1]
+    if weight1.shape != (*hidden, h.size(1)) or (
+        weight2.shape != (size[2], *hidden)
+    ):
+        raise ValueError(
+            f"{op}: 'weight1' and 'weight2' need to lead from in_channels "
+            f'({h.size(1)}) to embedding_dim ({size[2]}) (got '
+            f'{list(weight1.shape)} and {list(weight2.shape)})'
+        )
+    for name, x in [
+        ('weight1', weight1),
+        ('weight2', weight2),
+        ('prototypes', prototypes),
+    ]:
+        if x.dtype != h.dtype:
+            raise ValueError(
+                f"{op}: '{name}' needs to be of the type of 'h', {h.dtype} "
+                f'(got {x.dtype})'
+            )
+    if not temperature > 0:
+        raise ValueError(
+            f"{op}: 'temperature' needs to be positive (got {temperature})"
+        )
+    if y.dtype != torch.long or y.shape != h.shape[:1]:
+        raise ValueError(
+            f"{op}: 'y' needs to be an int64 tensor of shape [{h.size(0)}] "
+            f'(got {y.dtype} of shape {list(y.shape)})'
+        )
 
 
 def _check_labels(y: Tensor, num_classes: int) -> None:
@@ -288,7 +372,8 @@ def _double_backward(
     hidden = F.linear(h, weight1).relu()
     embedding = F.linear(hidden, weight2)
     inputs = (h, y, weight1, weight2, prototypes, hidden, embedding)
-    return prototype_loss_backward_reference(grad_loss, *inputs, *loss_args)
+    # A check of the labels would stop tracing.
+    return _backward(grad_loss, *inputs, *loss_args)
 
 
 def _fake(h: Tensor, y: Tensor, *args: Any) -> Tuple[Tensor, ...]:

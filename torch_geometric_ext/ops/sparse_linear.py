@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.overrides import wrap_torch_function
 
 import torch_geometric_ext.typing
+from torch_geometric_ext.ops.check import check_pattern
 from torch_geometric_ext.ops.register import register_operator
 
 # The references densify blocks of rows with at most this many elements (64 MB
@@ -27,6 +28,7 @@ def sparse_linear(
     colptr: Tensor,
     row: Tensor,
     perm: Tensor,
+    check_invariants: bool = True,
 ) -> Tensor:
     r"""Apply a linear transformation with a sparse weight matrix.
 
@@ -36,9 +38,6 @@ def sparse_linear(
     The weight comes in CSR format (:obj:`rowptr`, :obj:`col`, :obj:`values`)
     and, for the gradients, in CSC format (:obj:`colptr`, :obj:`row`, and the
     position :obj:`perm` of each element in :obj:`values`).
-    :class:`~torch_geometric_ext.nn.SparseLinear` owns and checks the pattern.
-    The operator itself checks shapes, dtypes and the ends of row pointers, but
-    no index.
 
     Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
     outputs, :math:`O(\textrm{nnz} + I + O)` memory for each thread. Where a
@@ -61,6 +60,12 @@ def sparse_linear(
             within each column.
         perm (torch.Tensor): The position of each weight in :obj:`values`,
             column by column.
+        check_invariants (bool, optional): If set to :obj:`False`, only checks
+            the shapes and dtypes of the pattern and the ends of row pointers.
+            Other errors in it are undefined behavior.
+            :class:`~torch_geometric_ext.nn.SparseLinear` checks its pattern
+            once, when it is set. The check takes :math:`O(\textrm{nnz})` time
+            and waits for the device. (default: :obj:`True`)
 
     Shapes:
         - **input:** :obj:`x` :math:`(*, I)`, :obj:`values`, :obj:`col`,
@@ -72,8 +77,9 @@ def sparse_linear(
 
     Raises:
         ValueError: If :obj:`x` has another number of features than the weight
-            or another dtype than :obj:`values`, or if another shape, dtype or
-            device is invalid (checked by the kernel only).
+            or another dtype than :obj:`values`, if another shape, dtype or
+            device is invalid, or if the pattern is.
+        IndexError: If a row or column of the pattern is out of range.
     """
     num_features = colptr.numel() - 1
     if x.dim() == 0 or x.size(-1) != num_features:
@@ -90,7 +96,7 @@ def sparse_linear(
         )
     if values.dtype in [torch.half, torch.bfloat16]:
         values, bias = values.float(), None if bias is None else bias.float()
-    args = (values, bias, rowptr, col, colptr, row, perm)
+    args = (values, bias, rowptr, col, colptr, row, perm, check_invariants)
     if x.dim() == 2:  # A view costs as much as a small product.
         return _sparse_linear(x, *args)
     rows = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
@@ -168,10 +174,14 @@ def sparse_linear_reference(
     colptr: Tensor,
     row: Tensor,
     perm: Tensor,
+    check_invariants: bool = True,
 ) -> Tensor:
     """Compute :func:`sparse_linear` in plain PyTorch by dense products with
     blocks of rows.
     """
+    pattern = (rowptr, col, colptr, row, perm)
+    _check('sparse_linear', x, values, pattern, check_invariants)
+    check_bias('sparse_linear', bias, values, rowptr.numel() - 1)
     out = [x.new_empty(x.size(0), 0, dtype=values.dtype)]
     with torch.autocast(x.device.type, enabled=False):
         for block in row_blocks(rowptr, col, x.size(1)):
@@ -192,11 +202,19 @@ def sparse_linear_backward_reference(
     perm: Tensor,
     needs_x: bool,
     needs_values: bool,
+    check_invariants: bool = True,
 ) -> Tuple[Tensor, Tensor]:
     """Compute the gradients of :func:`sparse_linear` in plain PyTorch.
 
     A gradient that is not needed is empty.
     """
+    op, pattern = 'sparse_linear_backward', (rowptr, col, colptr, row, perm)
+    _check(op, x, values, pattern, check_invariants)
+    if grad.shape != (x.size(0), rowptr.numel() - 1):
+        raise ValueError(
+            f"{op}: 'grad' needs to be of shape "
+            f'{[x.size(0), rowptr.numel() - 1]} (got {list(grad.shape)})'
+        )
     grad_x = values.new_zeros(x.shape if needs_x else (0, 0))
     grad_values = [values.new_empty(0)]
     with torch.autocast(x.device.type, enabled=False):
@@ -212,6 +230,46 @@ def sparse_linear_backward_reference(
     return grad_x.to(x.dtype), torch.cat(grad_values)
 
 
+def check_bias(
+    op: str, bias: Optional[Tensor], values: Tensor, out_channels: int
+) -> None:
+    """Check the shape and the dtype of the bias of a sparse product."""
+    if bias is None:
+        return
+    if bias.shape != (out_channels,) or bias.dtype != values.dtype:
+        raise ValueError(
+            f"{op}: 'bias' needs to be a vector of {out_channels} "
+            f'{values.dtype}'
+        )
+
+
+def _check(
+    op: str,
+    x: Tensor,
+    values: Tensor,
+    pattern: Tuple[Tensor, ...],
+    check_invariants: bool,
+) -> None:
+    if x.dim() != 2:
+        raise ValueError(
+            f"{op}: 'x' needs to be a matrix (got {x.dim()} dimensions)"
+        )
+    if values.dim() != 1 or values.dtype not in [torch.float, torch.double]:
+        raise ValueError(
+            f"{op}: 'values' needs to be a vector of float or double (got "
+            f'{values.dtype} of shape {list(values.shape)})'
+        )
+    is_half = x.dtype in [torch.half, torch.bfloat16]
+    if x.dtype != values.dtype and not (
+        is_half and values.dtype == torch.float
+    ):
+        raise ValueError(
+            f"{op}: 'x' needs to be of the type of 'values', {values.dtype} "
+            f'(got {x.dtype})'
+        )
+    check_pattern(op, pattern, values.numel(), x.size(1), check_invariants)
+
+
 class _SparseLinear(torch.autograd.Function):
     """Differentiable reference that saves sparse values for the backward pass.
 
@@ -220,21 +278,27 @@ class _SparseLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, *args: Any) -> Tensor:
-        ctx.save_for_backward(x, values, *args[1:])
+        ctx.save_for_backward(x, values, *args[1:-1])
         return sparse_linear_reference(x, values, *args)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
-        args = (*ctx.saved_tensors, needs_x, needs_values)
+        # The forward pass checked the pattern.
+        args = (*ctx.saved_tensors, needs_x, needs_values, False)
         grad_x, grad_values = sparse_linear_backward_reference(grad, *args)
         dtype = grad_values.dtype
         return (
             grad_x if needs_x else None,
             grad_values if needs_values else None,
             grad.to(dtype).sum(0) if needs_bias else None,
-            *[None] * 5,
+            *[None] * 6,
         )
+
+
+def _double_backward(*args: Any) -> Tuple[Tensor, Tensor]:
+    # A check would stop tracing, and PyTorch checks indices itself.
+    return sparse_linear_backward_reference(*args[:10], False)
 
 
 def _fake(
@@ -242,7 +306,7 @@ def _fake(
     values: Tensor,
     bias: Optional[Tensor],
     rowptr: Tensor,
-    *args: Tensor,
+    *args: Any,
 ) -> Tensor:
     return x.new_empty(x.size(0), rowptr.numel() - 1)
 
@@ -250,7 +314,7 @@ def _fake(
 def _fake_backward(
     grad: Tensor, x: Tensor, values: Tensor, *args: Any
 ) -> Tuple[Tensor, Tensor]:
-    needs_x, needs_values = args[-2:]
+    needs_x, needs_values, _ = args[-3:]
     grad_x = x.new_empty(x.shape if needs_x else (0, 0))
     return grad_x, values.new_empty(values.numel() if needs_values else 0)
 
@@ -262,5 +326,5 @@ register_operator(
     'sparse_linear_backward',
     sparse_linear_backward_reference,
     _fake_backward,
-    autograd=sparse_linear_backward_reference,
+    autograd=_double_backward,
 )

@@ -21,7 +21,7 @@ def unique_rows(x: Tensor, num_known: int = 0) -> Tuple[Tensor, Tensor]:
     threads.
 
     Args:
-        x (torch.Tensor): The matrix, of any numeric dtype.
+        x (torch.Tensor): The matrix, of any real dtype.
         num_known (int, optional): The number of rows whose ids are their
             positions. (default: :obj:`0`)
 
@@ -31,7 +31,7 @@ def unique_rows(x: Tensor, num_known: int = 0) -> Tuple[Tensor, Tensor]:
           :math:`(T)`, both :obj:`torch.int64`
 
     Raises:
-        ValueError: If :obj:`x` is not a matrix or contains :obj:`NaN`, if
+        ValueError: If :obj:`x` is no real matrix or contains :obj:`NaN`, if
             :obj:`num_known` is not in :math:`[0, N]`, or if known rows are
             equal.
 
@@ -56,6 +56,8 @@ def unique_rows_reference(
             f"unique_rows: 'x' needs to be two-dimensional (got {x.dim()} "
             f'dimensions)'
         )
+    if x.is_complex():
+        raise ValueError(f"unique_rows: 'x' needs to be real (got {x.dtype})")
     if x.is_floating_point() and bool(x.isnan().any()):
         raise ValueError("unique_rows: 'x' contains NaN")
     if x.numel() == 0:

@@ -48,6 +48,16 @@ def weighted_sample(
         >>> weighted_sample(weight, num_samples=2, generator=generator)
         tensor([1, 3])
     """
+    _check(weight, num_samples)
+    if weight.dtype not in (torch.float32, torch.float64):
+        weight = weight.float()
+    # In double precision, ties have probability zero in practice.
+    noise = torch.empty_like(weight, dtype=torch.float64)
+    noise.exponential_(generator=generator)
+    return _weighted_sample(weight, noise, num_samples)
+
+
+def _check(weight: Tensor, num_samples: int) -> None:
     if weight.dim() != 1 or not weight.is_floating_point():
         raise ValueError(
             f"weighted_sample: 'weight' needs to be a one-dimensional "
@@ -59,12 +69,6 @@ def weighted_sample(
             f"weighted_sample: 'num_samples' needs to be in "
             f'[0, {weight.numel()}] (got {num_samples})'
         )
-    if weight.dtype not in (torch.float32, torch.float64):
-        weight = weight.float()
-    # In double precision, ties have probability zero in practice.
-    noise = torch.empty_like(weight, dtype=torch.float64)
-    noise.exponential_(generator=generator)
-    return _weighted_sample(weight, noise, num_samples)
 
 
 def weighted_sample_reference(
@@ -75,6 +79,18 @@ def weighted_sample_reference(
     """Compute :func:`weighted_sample` from exponential noise in plain
     PyTorch.
     """
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"weighted_sample: 'weight' needs to be a float32 or float64 "
+            f'tensor (got {weight.dtype})'
+        )
+    if noise.dtype != torch.double or noise.shape != weight.shape:
+        raise ValueError(
+            f"weighted_sample: 'noise' needs to be a float64 tensor of shape "
+            f'{list(weight.shape)} (got {noise.dtype} of shape '
+            f'{list(noise.shape)})'
+        )
+    _check(weight, num_samples)
     if weight.device.type == 'cpu':
         valid = (weight >= 0) & weight.isfinite() & (noise > 0)
         if not bool((valid & noise.isfinite()).all()):

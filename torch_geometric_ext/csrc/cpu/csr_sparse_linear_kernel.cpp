@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <optional>
 
-#include "../check.h"
 #include "csr_row.h"
+#include "pattern.h"
 #include "sparse_linear_schedule.h"
 
 namespace torch_geometric_ext {
@@ -68,37 +68,15 @@ constexpr double kFeature = 60;
 // once. A choice, no measurement.
 constexpr double kDenseElement = 4;
 
-// Checks the weight, in linear time: the indices address memory.
-Columns check_columns(
-    const char* op, const Tensor& rowptr, const Tensor& col,
-    const Tensor& colptr, const Tensor& row, const Tensor& perm) {
-  const auto num_weights = col.numel(), out = rowptr.numel() - 1;
-  check_integers(op, "rowptr", rowptr, at::kInt);
-  check_integers(op, "col", col, at::kInt);
-  check_integers(op, "colptr", colptr, at::kInt);
-  check_integers(op, "row", row, at::kInt, num_weights);
-  check_integers(op, "perm", perm, at::kInt, num_weights);
-  TORCH_CHECK_VALUE(
-      colptr.is_contiguous() && row.is_contiguous() && perm.is_contiguous(), op,
-      ": 'colptr', 'row' and 'perm' need to be contiguous");
-  TORCH_CHECK_VALUE(out >= 0, op, ": 'rowptr' needs at least one element");
-  check_ptr<int32_t>(op, "colptr", colptr, num_weights);
-  const Columns columns{
-      colptr.const_data_ptr<int32_t>(),
-      row.const_data_ptr<int32_t>(),
-      perm.const_data_ptr<int32_t>(),
-      num_weights,
-      colptr.numel() - 1,
-      out};
-  bool valid = true;
-  for (int64_t k = 0; k < num_weights; k++) {  // Negative numbers are large.
-    valid &= uint32_t(columns.row[k]) < uint64_t(out);
-    valid &= uint32_t(columns.perm[k]) < uint64_t(num_weights);
-  }
-  TORCH_CHECK_INDEX(
-      valid, op, ": 'row' needs to be in [0, ", out, ") and 'perm' in [0, ",
-      num_weights, ")");
-  return columns;
+Columns get_columns(
+    const char* op, const Pattern& pattern, bool with_invariants) {
+  const auto num_weights = pattern.col.numel();
+  const auto in = pattern.colptr.numel() - 1;
+  check_tensors(op, pattern, num_weights, in);
+  if (with_invariants) check_invariants(op, pattern);
+  const PatternData data(pattern);
+  return {data.colptr, data.row, data.perm,
+          num_weights, in,       pattern.rowptr.numel() - 1};
 }
 
 template <typename scalar_t, typename index_t>
@@ -304,9 +282,10 @@ Tensor csr_sparse_linear_cpu(
     const Tensor& ptr, const Tensor& index, const Tensor& x,
     const Tensor& values, const std::optional<Tensor>& bias,
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
-    const Tensor& row, const Tensor& perm) {
+    const Tensor& row, const Tensor& perm, bool check_invariants) {
   const auto* op = "csr_sparse_linear";
-  const auto weight = check_columns(op, rowptr, col, colptr, row, perm);
+  const auto weight =
+      get_columns(op, {rowptr, col, colptr, row, perm}, check_invariants);
   TORCH_CHECK_VALUE(
       values.dim() == 1 && values.numel() == weight.num_weights, op,
       ": 'values' needs to be a vector of ", weight.num_weights,
@@ -327,9 +306,10 @@ Tensor csr_sparse_linear_cpu(
 Tensor csr_sparse_linear_backward_cpu(
     const Tensor& grad, const Tensor& ptr, const Tensor& index, const Tensor& x,
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
-    const Tensor& row, const Tensor& perm) {
+    const Tensor& row, const Tensor& perm, bool check_invariants) {
   const auto* op = "csr_sparse_linear_backward";
-  const auto weight = check_columns(op, rowptr, col, colptr, row, perm);
+  const auto weight =
+      get_columns(op, {rowptr, col, colptr, row, perm}, check_invariants);
   TORCH_CHECK_VALUE(
       grad.dim() == 2 && grad.size(0) == ptr.numel() - 1 &&
           grad.size(1) == weight.out,
@@ -347,11 +327,11 @@ TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
   m.def(
       "csr_sparse_linear(Tensor ptr, Tensor index, Tensor x, Tensor values, "
       "Tensor? bias, Tensor rowptr, Tensor col, Tensor colptr, Tensor row, "
-      "Tensor perm) -> Tensor");
+      "Tensor perm, bool check_invariants=True) -> Tensor");
   m.def(
       "csr_sparse_linear_backward(Tensor grad, Tensor ptr, Tensor index, "
       "Tensor x, Tensor rowptr, Tensor col, Tensor colptr, Tensor row, "
-      "Tensor perm) -> Tensor");
+      "Tensor perm, bool check_invariants=True) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {

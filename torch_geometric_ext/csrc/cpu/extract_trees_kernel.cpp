@@ -11,6 +11,9 @@
 namespace torch_geometric_ext {
 namespace {
 
+// More levels would be a mistake. `ops/check.py` holds the same bound.
+constexpr int64_t kMaxLayers = 1000;
+
 at::Tensor to_tensor(const std::vector<int64_t>& values) {
   auto out =
       at::empty({int64_t(values.size())}, at::TensorOptions().dtype(at::kLong));
@@ -98,8 +101,9 @@ class Subgraph {
     const auto node = discovery.nodes[i];
     const auto begin = levels_.ptr[node], end = levels_.ptr[node + 1];
     TORCH_CHECK_INDEX(
-        begin >= 0 && end <= levels_.num_children,
-        "extract_trees: 'ptr' needs to be in [0, ", levels_.num_children, "]");
+        begin >= 0 && begin <= end && end <= levels_.num_children,
+        "extract_trees: 'ptr' needs to ascend in [0, ", levels_.num_children,
+        "]");
     levels_.check(levels_.own[node], "own");
     for (auto k = begin; k < end; k++) {
       levels_.check(levels_.child[k], "child");
@@ -149,6 +153,11 @@ Tensors extract_trees_cpu(
       "'own' needs ",
       num_nodes, " elements (got ", own.numel(), ")");
 
+  TORCH_CHECK_VALUE(
+      num_layers >= 0 && num_layers <= kMaxLayers,
+      "extract_trees: 'num_layers' needs to be in [0, ", kMaxLayers, "] (got ",
+      num_layers, ")");
+
   const auto graph_idx_c = graph_idx.contiguous();
   const auto graph_ptr_c = graph_ptr.contiguous();
   const auto tree_c = tree.contiguous(), ptr_c = ptr.contiguous();
@@ -164,9 +173,11 @@ Tensors extract_trees_cpu(
         graph >= 0 && graph < num_graphs,
         "extract_trees: 'graph_idx' needs to be in [0, ", num_graphs, ") (got ",
         graph, ")");
-    TORCH_CHECK_VALUE(
-        rows[graph] >= 0 && rows[graph + 1] <= tree.numel(),
-        "extract_trees: 'graph_ptr' needs to be in [0, ", tree.numel(), "]");
+    TORCH_CHECK_INDEX(
+        rows[graph] >= 0 && rows[graph] <= rows[graph + 1] &&
+            rows[graph + 1] <= tree.numel(),
+        "extract_trees: 'graph_ptr' needs to ascend in [0, ", tree.numel(),
+        "]");
     out.add_graph(
         tree_c.const_data_ptr<int32_t>(), rows[graph], rows[graph + 1]);
   }

@@ -30,6 +30,26 @@ struct Rows {
   const int64_t* ptr;
   std::vector<Entry> entries;
 
+  // Renumbers the items if most of the ids up to the largest one are missing.
+  // Returns the number of items, which bounds the memory of each thread.
+  int64_t compact() {
+    const auto num_entries = int64_t(entries.size());
+    int64_t num_items = 0;
+    for (const auto& x : entries) {
+      num_items = std::max(num_items, int64_t(x.item) + 1);
+    }
+    if (num_items <= 2 * num_entries) return num_items;
+    std::vector<int32_t> ids;
+    ids.reserve(num_entries);
+    for (const auto& x : entries) ids.push_back(x.item);
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    for (auto& x : entries) {
+      x.item = std::lower_bound(ids.begin(), ids.end(), x.item) - ids.begin();
+    }
+    return ids.size();
+  }
+
   int64_t norm(int64_t row) const {
     int64_t out = 0;
     for (auto k = ptr[row]; k < ptr[row + 1]; k++) {
@@ -135,7 +155,6 @@ at::Tensor herding_cpu(
              value_c = value.contiguous(), group_c = group_ptr.contiguous();
   check_ptr<int64_t>("herding", "ptr", ptr_c, item.numel());
   check_ptr<int64_t>("herding", "group_ptr", group_c, ptr.numel() - 1);
-  int64_t num_items = 0;
   Rows rows{ptr_c.const_data_ptr<int64_t>(), {}};
   rows.entries.reserve(item.numel());
   const auto* items = item_c.const_data_ptr<int64_t>();
@@ -147,11 +166,11 @@ at::Tensor herding_cpu(
     TORCH_CHECK_VALUE(
         values[k] > -kLimit && values[k] < kLimit,
         "herding: 'value' needs to be in (-2^31, 2^31) (got ", values[k], ")");
-    num_items = std::max(num_items, items[k] + 1);
     rows.entries.push_back(
         {static_cast<int32_t>(items[k]), static_cast<int32_t>(values[k])});
   }
   check_values(rows, group_c);
+  const auto num_items = rows.compact();
 
   const auto num_groups = group_c.numel() - 1;
   const auto* groups = group_c.const_data_ptr<int64_t>();

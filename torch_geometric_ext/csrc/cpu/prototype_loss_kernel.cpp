@@ -282,17 +282,18 @@ Tensor separation_backward(
 
 void check(
     const Tensor& h, const Tensor& y, const Tensor& weight1,
-    const Tensor& weight2, const Tensor& prototypes) {
+    const Tensor& weight2, const Tensor& prototypes, double temperature) {
+  const auto dtype = h.scalar_type();
   TORCH_CHECK_VALUE(
-      h.dim() == 2,
-      "prototype_loss: 'h' needs to be of shape [batch_size, "
-      "in_channels] (got ",
-      h.sizes(), ")");
+      h.dim() == 2 && (dtype == at::kFloat || dtype == at::kDouble),
+      "prototype_loss: 'h' needs to be a float or double tensor of shape "
+      "[batch_size, in_channels] (got ",
+      dtype, " of shape ", h.sizes(), ")");
   TORCH_CHECK_VALUE(
-      prototypes.dim() == 3 && prototypes.size(0) > 1 && prototypes.size(1) > 0,
+      prototypes.dim() == 3 && prototypes.size(0) > 1 && prototypes.numel() > 0,
       "prototype_loss: 'prototypes' needs to be of shape [num_classes, "
       "num_prototypes, embedding_dim] with at least two classes of at least "
-      "one prototype each (got ",
+      "one prototype and one dimension each (got ",
       prototypes.sizes(), ")");
   TORCH_CHECK_VALUE(
       weight1.dim() == 2 && weight2.dim() == 2 &&
@@ -301,6 +302,19 @@ void check(
       "prototype_loss: 'weight1' and 'weight2' need to lead from in_channels (",
       h.size(1), ") to embedding_dim (", prototypes.size(2), ") (got ",
       weight1.sizes(), " and ", weight2.sizes(), ")");
+  const auto check_dtype = [&](const char* name, const Tensor& x) {
+    TORCH_CHECK_VALUE(
+        x.scalar_type() == dtype, "prototype_loss: '", name,
+        "' needs to be of the type of 'h', ", dtype, " (got ", x.scalar_type(),
+        ")");
+  };
+  check_dtype("weight1", weight1);
+  check_dtype("weight2", weight2);
+  check_dtype("prototypes", prototypes);
+  TORCH_CHECK_VALUE(
+      temperature > 0,
+      "prototype_loss: 'temperature' needs to be positive (got ", temperature,
+      ")");
   TORCH_CHECK_VALUE(
       y.scalar_type() == at::kLong && y.dim() == 1 && y.size(0) == h.size(0),
       "prototype_loss: 'y' needs to be an int64 tensor of shape [", h.size(0),
@@ -320,7 +334,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_cpu(
     double compactness_weight, double separation_weight, bool nearest_only) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const auto y = y_in.contiguous();
-  check(h, y, weight1, weight2, prototypes);
+  check(h, y, weight1, weight2, prototypes, temperature);
   auto hidden = at::linear(h, weight1);
   auto scores = at::empty({h.size(0), 3}, h.options());
   auto loss = at::empty({}, h.options());
@@ -345,12 +359,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prototype_loss_backward_cpu(
     double compactness_weight, double separation_weight) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const auto y = y_in.contiguous();
-  check(h, y, weight1, weight2, prototypes);
+  check(h, y, weight1, weight2, prototypes, temperature);
   TORCH_CHECK_VALUE(
       grad_loss.numel() == 1 && hidden.dim() == 2 && embedding.dim() == 2 &&
           hidden.size(0) == h.size(0) && hidden.size(1) == weight1.size(0) &&
           embedding.size(0) == h.size(0) &&
-          embedding.size(1) == weight2.size(0),
+          embedding.size(1) == weight2.size(0) &&
+          grad_loss.scalar_type() == h.scalar_type() &&
+          hidden.scalar_type() == h.scalar_type() &&
+          embedding.scalar_type() == h.scalar_type(),
       "prototype_loss_backward: 'grad_loss', 'hidden' and 'embedding' need to "
       "come from the same forward pass (got ",
       grad_loss.sizes(), ", ", hidden.sizes(), " and ", embedding.sizes(), ")");

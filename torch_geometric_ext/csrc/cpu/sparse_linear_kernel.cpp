@@ -11,7 +11,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../check.h"
+#include "pattern.h"
 #include "sparse_linear.h"
 #include "sparse_linear_cost.h"
 #include "sparse_linear_schedule.h"
@@ -21,13 +21,9 @@ namespace {
 
 using at::Tensor;
 
-struct Pattern {
-  const Tensor &rowptr, &col, &colptr, &row, &perm;
-};
-
 void check(
     const char* op, const Tensor& x, const Tensor& values,
-    const Pattern& pattern) {
+    const Pattern& pattern, bool with_invariants) {
   TORCH_CHECK_VALUE(
       x.dim() == 2, op, ": 'x' needs to be a matrix (got ", x.dim(),
       " dimensions)");
@@ -42,22 +38,8 @@ void check(
            values.scalar_type() == at::kFloat),
       op, ": 'x' needs to be of the type of 'values', ", values.scalar_type(),
       " (got ", x.scalar_type(), ")");
-  const auto check_pattern = [&](const char* name, const Tensor& index,
-                                 std::optional<int64_t> size) {
-    check_integers(op, name, index, at::kInt, size);
-    TORCH_CHECK_VALUE(
-        index.is_contiguous() && index.device() == x.device(), op, ": '", name,
-        "' needs to be contiguous and on ", x.device(), " (got a tensor on ",
-        index.device(), ")");
-  };
-  const auto& [rowptr, col, colptr, row, perm] = pattern;
-  check_pattern("rowptr", rowptr, std::nullopt);
-  check_pattern("col", col, values.numel());
-  check_pattern("colptr", colptr, x.size(1) + 1);
-  check_pattern("row", row, values.numel());
-  check_pattern("perm", perm, values.numel());
-  check_ptr_ends<int32_t>(op, "rowptr", rowptr, values.numel());
-  check_ptr_ends<int32_t>(op, "colptr", colptr, values.numel());
+  check_tensors(op, pattern, values.numel(), x.size(1));
+  if (with_invariants) check_invariants(op, pattern);
 }
 
 // Casts `x` to the dtype of `values` and makes its rows contiguous.
@@ -233,9 +215,9 @@ std::tuple<Tensor, Tensor> run_backward(
 Tensor sparse_linear_cpu(
     const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
-    const Tensor& row, const Tensor& perm) {
+    const Tensor& row, const Tensor& perm, bool check_invariants) {
   const Pattern pattern{rowptr, col, colptr, row, perm};
-  check("sparse_linear", x, values, pattern);
+  check("sparse_linear", x, values, pattern, check_invariants);
   const auto channels = rowptr.numel() - 1;
   const bool with_bias = bias.has_value() && bias->defined();
   TORCH_CHECK_VALUE(
@@ -255,9 +237,10 @@ Tensor sparse_linear_cpu(
 std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
     const Tensor& grad, const Tensor& x, const Tensor& values,
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
-    const Tensor& row, const Tensor& perm, bool needs_x, bool needs_values) {
+    const Tensor& row, const Tensor& perm, bool needs_x, bool needs_values,
+    bool check_invariants) {
   const Pattern pattern{rowptr, col, colptr, row, perm};
-  check("sparse_linear_backward", x, values, pattern);
+  check("sparse_linear_backward", x, values, pattern, check_invariants);
   TORCH_CHECK_VALUE(
       grad.dim() == 2 && grad.size(0) == x.size(0) &&
           grad.size(1) == rowptr.numel() - 1,
@@ -284,11 +267,13 @@ double crossover(int64_t num_rows, int64_t in, int64_t out) {
 TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
   m.def(
       "sparse_linear(Tensor x, Tensor values, Tensor? bias, Tensor rowptr, "
-      "Tensor col, Tensor colptr, Tensor row, Tensor perm) -> Tensor");
+      "Tensor col, Tensor colptr, Tensor row, Tensor perm, "
+      "bool check_invariants=True) -> Tensor");
   m.def(
       "sparse_linear_backward(Tensor grad, Tensor x, Tensor values, "
       "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor perm, "
-      "bool needs_x, bool needs_values) -> (Tensor, Tensor)");
+      "bool needs_x, bool needs_values, bool check_invariants=True) -> "
+      "(Tensor, Tensor)");
   m.def(
       "sparse_linear_crossover(int num_rows, int in_channels, "
       "int out_channels) -> float");

@@ -84,6 +84,9 @@ std::tuple<at::Tensor, at::Tensor> unique_rows_cpu(
   TORCH_CHECK_VALUE(
       x.dim() == 2, "unique_rows: 'x' needs to be two-dimensional (got ",
       x.dim(), " dimensions)");
+  TORCH_CHECK_VALUE(
+      !x.is_complex(), "unique_rows: 'x' needs to be real (got ",
+      x.scalar_type(), ")");
   const auto x_c = x.contiguous();
   Unique out;
   AT_DISPATCH_ALL_TYPES_AND3(

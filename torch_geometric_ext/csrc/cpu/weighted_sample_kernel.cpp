@@ -148,10 +148,12 @@ void write_selected(
 at::Tensor weighted_sample_cpu(
     const at::Tensor& weight, const at::Tensor& noise, int64_t num_samples) {
   const auto size = weight.numel();
+  const auto dtype = weight.scalar_type();
   TORCH_CHECK_VALUE(
-      weight.dim() == 1,
-      "weighted_sample: 'weight' needs to be one-dimensional (got ",
-      weight.dim(), " dimensions)");
+      weight.dim() == 1 && (dtype == at::kFloat || dtype == at::kDouble),
+      "weighted_sample: 'weight' needs to be a one-dimensional float32 or "
+      "float64 tensor (got ",
+      dtype, " of shape ", weight.sizes(), ")");
   TORCH_CHECK_VALUE(
       noise.sizes() == weight.sizes() && noise.scalar_type() == at::kDouble,
       "weighted_sample: 'noise' needs to be a float64 tensor of shape ",

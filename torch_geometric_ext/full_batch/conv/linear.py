@@ -37,6 +37,7 @@ def multiply(x: Tensor, linear: Any) -> Tensor:
             linear.colptr,
             linear.row,
             linear.perm,
+            False,
         )
     return F.linear(x, linear.weight)
 

@@ -356,6 +356,7 @@ class SparseLinear(SparseParameters):
             buffers['colptr'],
             buffers['row'],
             buffers['perm'],
+            False,  # The pattern was checked when it was set.
         )
 
     def crossover(self, num_rows: int = 4096) -> float:
