@@ -47,7 +47,8 @@ class SparseLinear(SparseParameters):
     training.
 
     .. note::
-        The layer computes a dense product if that is expected to be faster.
+        The layer computes a dense product if that is expected to be faster,
+        and under transforms of :mod:`torch.func` and forward-mode autograd.
         The representation of the layer names the density above which this is
         the case for large mini-batches, :obj:`dense_above` (see
         :meth:`crossover`).
@@ -56,7 +57,7 @@ class SparseLinear(SparseParameters):
         Pass sparse features, such as bags of words, in CSR format
         (:obj:`x.to_sparse_csr()`, once before training). The layer then
         skips the zeros of both, but computes no gradient of the features, and
-        :func:`torch.compile` runs it eagerly.
+        supports no transform. :func:`torch.compile` runs it eagerly.
 
     .. note::
         :class:`~torch.nn.parallel.DistributedDataParallel` broadcasts all
@@ -342,7 +343,8 @@ class SparseLinear(SparseParameters):
 
         Raises:
             ValueError: If :obj:`x` is of the wrong size, type or layout.
-            NotImplementedError: If :obj:`x` in CSR format needs a gradient.
+            NotImplementedError: If :obj:`x` in CSR format needs a gradient
+                or meets a transform of :mod:`torch.func`.
         """
         buffers: Any = self._buffers  # Faster than attributes of a module.
         dense = x.layout == torch.strided
