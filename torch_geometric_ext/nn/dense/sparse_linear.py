@@ -6,6 +6,7 @@ import torch_geometric.nn
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
+from torch_geometric_ext.nn.dense.check_weights import check_materialized
 from torch_geometric_ext.nn.dense.pattern import (
     check_index,
     check_size,
@@ -41,8 +42,9 @@ class SparseLinear(SparseParameters):
     active weights only.
 
     The layer is a drop-in replacement for :class:`torch.nn.Linear` and
-    :class:`torch_geometric.nn.Linear`. The positions of its active weights
-    are drawn uniformly. The schedulers of :mod:`torch_geometric_ext.sparsity`,
+    :class:`torch_geometric.nn.Linear`. It also loads their state, and keeps
+    its pattern. The positions of its active weights are drawn uniformly. The
+    schedulers of :mod:`torch_geometric_ext.sparsity`,
     such as :class:`~torch_geometric_ext.sparsity.RigL`, move them during
     training.
 
@@ -184,14 +186,10 @@ class SparseLinear(SparseParameters):
 
         Raises:
             ValueError: If an argument is out of its range, or
-                :obj:`linear` is not initialized.
+                :obj:`linear` is not initialized or on the meta device.
         """
         weight = linear.weight
-        if is_lazy(weight):
-            raise ValueError(
-                f"'linear' needs to be initialized; run one forward pass of "
-                f'the model first (got {linear})'
-            )
+        check_materialized('linear', {str(linear): weight})
         out = cls(
             -1,
             weight.size(0),
