@@ -16,6 +16,7 @@ from torch_geometric_ext.nn.linear_layers import (
     swappable_linears,
 )
 from torch_geometric_ext.sparsity.masked_weight import MaskedWeight
+from torch_geometric_ext.sparsity.optimizer_state import unwrap_optimizer
 from torch_geometric_ext.sparsity.projection import Projection
 
 
@@ -104,12 +105,14 @@ class MagnitudePruner:
         ignored: Sequence[Ignored] = (),
     ) -> None:
         owner = self.__class__.__name__
-        if optimizer is not None and not isinstance(optimizer, Optimizer):
+        if isinstance(optimizer, (int, float, Mapping)):
             raise TypeError(
                 f"'optimizer' of '{owner}' needs to be a "
                 f"'torch.optim.Optimizer' or None (got {type(optimizer)}). "
                 f"Pass 'sparsity' by its name"
             )
+        if optimizer is not None:
+            optimizer = unwrap_optimizer(optimizer, owner)
         if find_layers(model, (DistributedDataParallel,)):
             raise ValueError(
                 f"'model' of '{owner}' needs to be the module in "
