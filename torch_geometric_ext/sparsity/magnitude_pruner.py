@@ -12,6 +12,7 @@ from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.nn.linear_layers import (
     Ignored,
     find_layers,
+    obstacles,
     swap_layers,
     swappable_linears,
 )
@@ -190,17 +191,13 @@ class MagnitudePruner:
 
         Raises:
             RuntimeError: If the method was called before.
-            ValueError: If a layer was replaced since the construction. The
-                model is not changed in this case.
+            ValueError: If a layer was replaced since the construction, or
+                has to be but has hooks, a parametrized weight or a parameter
+                of another module since then. The model is not changed in
+                these cases.
         """
         self._check_active('finalize')
-        modules = set(self.model.modules())
-        gone = [name for name, x in self.layers.items() if x not in modules]
-        if gone:
-            raise ValueError(
-                f"'model' of '{self.__class__.__name__}' needs to keep its "
-                f'layers until it is pruned (got the replaced layers {gone})'
-            )
+        self._check_layers(sparse)
         masks = self._projection.masks(self._weights())
         empty = [name for name, mask in masks.items() if not mask.any()]
         if empty:
@@ -221,6 +218,28 @@ class MagnitudePruner:
         self._finalized = True
         self._release()
         return self.model
+
+    def _check_layers(self, sparse: bool) -> None:
+        """Check that layers can still be replaced."""
+        owner, modules = self.__class__.__name__, set(self.model.modules())
+        gone = [name for name, x in self.layers.items() if x not in modules]
+        if gone:
+            raise ValueError(
+                f"'model' of '{owner}' needs to keep its layers until it is "
+                f'pruned (got the replaced layers {gone})'
+            )
+        if not sparse:  # Layers stay, with their hooks.
+            return
+        names = {layer: name for name, layer in self.layers.items()}
+        reasons = obstacles(self.model, list(names))
+        if reasons:
+            wrong = ', '.join(
+                f"'{names[x]}' ({y})" for x, y in reasons.items()
+            )
+            raise ValueError(
+                f"'model' of '{owner}' needs layers that can be replaced (got "
+                f"{wrong}). Remove this first, or call 'finalize(False)'"
+            )
 
     def _release(self) -> None:
         # Users keep the pruner while they fine-tune the sparse model:
