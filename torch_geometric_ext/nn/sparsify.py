@@ -36,8 +36,9 @@ def sparsify(
     All modules of class :class:`torch.nn.Linear` or
     :class:`torch_geometric.nn.Linear` are replaced, including those inside
     convolutions. A shared layer is replaced once and stays shared. The
-    following layers stay dense, and the logger of the package names them with
-    the reason:
+    following layers stay dense, and
+    :func:`~torch_geometric_ext.nn.sparsity_summary` and the logger of the
+    package name them with the reason:
 
     * layers whose weight another module reads, as in
       :class:`torch.nn.MultiheadAttention` and

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.nn.dense.masked_weight import MaskedWeight
 from torch_geometric_ext.nn.linear_layers import (
     Ignored,
     find_layers,
@@ -16,7 +17,6 @@ from torch_geometric_ext.nn.linear_layers import (
     swap_layers,
     swappable_linears,
 )
-from torch_geometric_ext.sparsity.masked_weight import MaskedWeight
 from torch_geometric_ext.sparsity.optimizer_state import unwrap_optimizer
 from torch_geometric_ext.sparsity.projection import Projection
 
@@ -175,6 +175,8 @@ class MagnitudePruner:
         r"""Prune all but the weights of largest magnitude, in-place.
 
         The pruner then holds no layers, no optimizer and no weights.
+        :func:`~torch_geometric_ext.nn.sparsity_summary` lists the sparsity of
+        each layer, and the layers that stay dense.
 
         Args:
             sparse (bool, optional): If set to :obj:`True`, layers become

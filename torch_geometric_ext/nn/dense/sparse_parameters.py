@@ -138,16 +138,6 @@ class SparseParameters(torch.nn.Module):
             if x is not None:
                 destination[f'{prefix}{name}'] = x if keep_vars else x.detach()
 
-    def _apply(
-        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
-    ) -> 'SparseParameters':
-        was_meta = self.col.is_meta
-        super()._apply(fn, recurse)
-        # `to_empty()` fills the pattern with any numbers:
-        if was_meta and not self.col.is_meta and not is_lazy(self.values):
-            self.reset_mask(self.seed)
-        return self
-
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
@@ -199,7 +189,8 @@ class SparseParameters(torch.nn.Module):
         Returns:
             The checkpoint as one of a sparse layer.
         """
-        tensors = [state_dict.get(f'{prefix}{x}') for x in ['values', *STORED]]
+        names = ['values', *STORED]
+        tensors: List[Any] = [state_dict.get(f'{prefix}{x}') for x in names]
         weight = state_dict.get(f'{prefix}weight')
         if isinstance(tensors[0], UninitializedParameter):
             self._uninitialize()
