@@ -8,6 +8,7 @@ from torch_geometric_ext.sparsity import (
     SET,
     SLR,
     GradualMagnitude,
+    MagnitudePruner,
     RigL,
     WeightScheduler,
 )
@@ -185,3 +186,10 @@ def test_wrapped_optimizers(wrap):
     with pytest.raises(TypeError, match="'optimizer' of 'Grad.*StepLR"):
         lr = torch.optim.lr_scheduler.StepLR(optimizer, 1)
         GradualMagnitude(layer, lr, **kwargs)
+
+
+@pytest.mark.parametrize('Pruner', [MagnitudePruner, ADMM, SLR])
+def test_wrapped_optimizers_of_pruners(Pruner):
+    linear = torch.nn.Linear(8, 8)
+    optimizer = torch.optim.Adam(linear.parameters())
+    assert Pruner(linear, Wrapper(optimizer)).optimizer is optimizer

@@ -91,7 +91,8 @@ def sparsity_summary(model: Module) -> SparsitySummary:
     The summary prints as a table of all layers that
     :func:`~torch_geometric_ext.nn.sparsify` and the pruners of
     :mod:`torch_geometric_ext.sparsity` can replace or have replaced, also
-    inside convolutions. A shared layer counts once. The model is not changed.
+    inside convolutions, whose layers :obj:`print(model)` does not show. A
+    shared layer counts once. The model is not changed.
 
     .. code-block:: python
 

@@ -66,7 +66,7 @@ def prototype_loss(
     Raises:
         ValueError: If a shape or the dtype of :obj:`y` is invalid (checked by
             the kernel only), or :obj:`y` holds a label outside :math:`[0, C)`
-            (checked on CPU only).
+            (checked on CPU, and not under transforms of :mod:`torch.func`).
     """
     loss, scores, _, _ = _prototype_loss(
         h,

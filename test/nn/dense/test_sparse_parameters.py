@@ -122,7 +122,10 @@ def test_states_without_data():
     with pytest.raises(RuntimeError, match=r'size mismatch .*\[5, 8\]'):
         layer.load_state_dict({'weight': torch.randn(5, 8)}, strict=False)
     assert layer.in_channels == -1
-    with torch.device('meta'):
-        layer = SparseLinear(8, 4)
-    with pytest.raises(RuntimeError, match='to_empty.* on the meta device'):
-        layer.load_state_dict(torch.nn.Linear(8, 4).state_dict(), assign=True)
+    for in_channels in [8, -1]:
+        with torch.device('meta'):
+            layer = SparseLinear(in_channels, 4)
+        state = torch.nn.Linear(8, 4).state_dict()
+        with pytest.raises(RuntimeError, match='to_empty.* the meta device'):
+            layer.load_state_dict(state, assign=True)
+        assert layer.in_channels == in_channels

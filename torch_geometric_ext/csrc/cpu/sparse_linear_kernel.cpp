@@ -5,6 +5,7 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -234,6 +235,7 @@ Tensor sparse_linear_cpu(
     const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
     const Tensor& row, const Tensor& perm) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const Pattern pattern{rowptr, col, colptr, row, perm};
   check("sparse_linear", x, values, pattern);
   const auto channels = rowptr.numel() - 1;
@@ -256,6 +258,7 @@ std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
     const Tensor& grad, const Tensor& x, const Tensor& values,
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
     const Tensor& row, const Tensor& perm, bool needs_x, bool needs_values) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const Pattern pattern{rowptr, col, colptr, row, perm};
   check("sparse_linear_backward", x, values, pattern);
   TORCH_CHECK_VALUE(

@@ -198,23 +198,18 @@ class SparseParameters(torch.nn.Module):
             self._load_pattern(assign, *tensors)
         elif weight is not None and all(x is None for x in tensors):
             state = self._select_active(weight)
-            state_dict = {
-                **{f'{prefix}{name}': x for name, x in state.items()},
-                **{
-                    k: v
-                    for k, v in state_dict.items()
-                    if k != f'{prefix}weight'
-                },
-            }
+            added = {f'{prefix}{name}': x for name, x in state.items()}
+            state_dict = {**state_dict, **added}
+            del state_dict[f'{prefix}weight']
         return state_dict
 
     def _select_active(self, weight: Tensor) -> Dict[str, Tensor]:
         """Return the state of the layer with the values of a dense weight."""
         check_materialized('weight', {'weight': weight})
+        check_materialized('values', {'values': self.col})
         if is_lazy(self.values):
             self._materialize(weight.size(1))
             self.reset_mask(self.seed)
-        check_materialized('values', {'values': self.values})
         index = flatten(self.rowptr, self.col, self.in_channels)
         values = weight.detach().flatten()[index.to(weight.device)]
         return {'values': values, **{x: getattr(self, x) for x in STORED}}
