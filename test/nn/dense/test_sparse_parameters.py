@@ -105,6 +105,8 @@ def test_mismatches(strict):
         with pytest.raises(RuntimeError, match=match):
             model.load_state_dict(state, strict=strict)
         assert_unchanged(model, before)
+    with pytest.raises(RuntimeError, match='named "0.bias", expected torch.T'):
+        model.load_state_dict({'0.bias': 1.0}, strict=False)
     other = torch.nn.Sequential(SparseLinear(8, 4)).state_dict()
     with pytest.raises(RuntimeError, match='size mismatch for 0.bias'):
         model.load_state_dict({**other, '0.bias': torch.randn(5)})

@@ -43,10 +43,9 @@ class SparseLinear(SparseParameters):
 
     The layer is a drop-in replacement for :class:`torch.nn.Linear` and
     :class:`torch_geometric.nn.Linear`. It also loads their state, and keeps
-    its pattern. The positions of its active weights are drawn uniformly. The
-    schedulers of :mod:`torch_geometric_ext.sparsity`,
-    such as :class:`~torch_geometric_ext.sparsity.RigL`, move them during
-    training.
+    its pattern. The positions of its active weights are drawn uniformly.
+    Schedulers such as :class:`~torch_geometric_ext.sparsity.RigL` move them
+    during training.
 
     .. note::
         The layer computes a dense product if that is expected to be faster,

@@ -168,7 +168,7 @@ class SparseParameters(torch.nn.Module):
             shapes['bias'] = [self.out_channels]
         for name, shape in shapes.items():
             x = state_dict.get(f'{prefix}{name}')
-            if x is None or is_lazy(x):
+            if not isinstance(x, Tensor) or is_lazy(x):
                 continue
             if is_lazy(self.values) and name == 'weight' and x.dim() == 2:
                 shape = [self.out_channels, x.size(1)]
@@ -196,7 +196,7 @@ class SparseParameters(torch.nn.Module):
             self._uninitialize()
         elif all(x is not None for x in tensors):
             self._load_pattern(assign, *tensors)
-        elif weight is not None and all(x is None for x in tensors):
+        elif isinstance(weight, Tensor) and all(x is None for x in tensors):
             state = self._select_active(weight)
             added = {f'{prefix}{name}': x for name, x in state.items()}
             state_dict = {**state_dict, **added}
