@@ -48,6 +48,7 @@ VAGUE_OPENERS += ['whether', 'which']
 # Private names of PyTorch and of named tuples may be used:
 FOREIGN = {*dir(torch.Tensor), *vars(torch.nn.Module())}
 FOREIGN |= {'_asdict', '_field_defaults', '_fields', '_make', '_replace'}
+FOREIGN |= {'_C', '_are_functorch_transforms_active', '_current_level'}
 
 
 def find_files(*folders: str) -> Dict[str, Path]:

@@ -86,19 +86,30 @@ def test_hyperspherical_prototypes_precision(ext):
 
 
 @pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
+@pytest.mark.parametrize(
+    'input_dtype', [torch.half, torch.bfloat16, torch.float]
+)
 @pytest.mark.parametrize('with_labels', [True, False])
-def test_hyperspherical_prototypes_half_precision(dtype, with_labels, ext):
+@pytest.mark.parametrize('autocast', [None, torch.half, torch.bfloat16])
+def test_hyperspherical_prototypes_half_precision(
+    dtype, input_dtype, with_labels, autocast, ext
+):
     prototypes = HypersphericalPrototypes(8, num_classes=2).to(dtype)
-    h = torch.randn(6, 8, dtype=dtype, requires_grad=True)
+    h = torch.randn(6, 8, dtype=input_dtype, requires_grad=True)
     y = torch.randint(2, (6,)) if with_labels else None
-    loss, scores = prototypes(h, y)
-    assert loss.dtype == scores.dtype == torch.float
+    with torch.autocast('cpu', autocast, enabled=autocast is not None):
+        loss, scores = prototypes(h, y)
     loss.backward()
-    for x in [h, *prototypes.parameters()]:
-        assert x.grad.dtype == dtype and x.grad.isfinite().all()
-
+    assert loss.dtype == scores.dtype == torch.float
     single = copy.deepcopy(prototypes).float()
-    torch.testing.assert_close(loss, single(h.float(), y)[0])
+    inputs = h.detach().float().requires_grad_()
+    expected = single(inputs, y)
+    expected[0].backward()
+    torch.testing.assert_close((loss, scores), expected)
+    tensors = [h, *prototypes.parameters()]
+    for a, b in zip(tensors, [inputs, *single.parameters()]):
+        assert a.grad.dtype == a.dtype
+        torch.testing.assert_close(a.grad, b.grad.to(a.dtype))
 
 
 @pytest.mark.parametrize('with_labels', [True, False])

@@ -318,6 +318,34 @@ def test_lazy_layers():
     assert isinstance(densify(sparsify(model, 0.5))[0], torch.nn.Linear)
 
 
+def test_sparse_models():
+    model = sparsify(pyg.MLP([16, 16, 8], norm=None), 0.5, ignored=['lins.1'])
+    sparsify(model, 0.5)  # The layer that stayed dense.
+    modules = list(model.modules())
+    with pytest.raises(
+        ValueError,
+        match=r"'SparseLinear' layers \['lins.0', 'l.*'densify' fir",
+    ):
+        sparsify(model, 0.9)
+    assert list(model.modules()) == modules
+
+
+def test_meta_device():
+    with torch.device('meta'):
+        model = pyg.MLP([16, 16, 8], norm=None)
+    modules = list(model.modules())
+    expected = (
+        r"'to_empty\(device=...\)' .* \['lins.0', 'lins.1'\] on the meta"
+    )
+    with pytest.raises(ValueError, match=expected):
+        sparsify(model, 0.5)
+    assert list(model.modules()) == modules
+    with pytest.raises(ValueError, match="'linear' needs to hold data"):
+        SparseLinear.from_dense(model.lins[0], sparsity=0.5)
+    model.to_empty(device='cpu').reset_parameters()
+    assert len(sparse_layers(sparsify(model, 0.5))) == 2
+
+
 def test_frozen_and_other_types():
     model = pyg.MLP([16, 16, 8], norm=None).double().eval()
     model.lins[0].requires_grad_(False)

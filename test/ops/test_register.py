@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import torch_geometric_ext.typing
 from torch_geometric_ext.ops import functions
@@ -61,7 +62,19 @@ def test_register_operator_with_outdated_kernels(kernels):
 def test_register_operator_without_kernels(monkeypatch):
     monkeypatch.setattr(torch_geometric_ext.typing, 'WITH_EXT', False)
     # Nothing is registered, hence no such operator needs to exist.
-    assert register_operator('missing', reference, fake) is reference
+    op = register_operator('missing', reference, fake)
+    assert torch.equal(op(torch.ones(3), 5), reference(torch.ones(3), 5))
+
+
+def test_register_operator_with_composite(monkeypatch):
+    monkeypatch.setattr(torch_geometric_ext.typing, 'WITH_EXT', False)
+    op = register_operator('missing', reference, fake, composite=torch.mul)
+    x = torch.ones(3)
+    assert torch.equal(op(x, 5), reference(x, 5))
+    assert torch.equal(torch.vmap(lambda x: op(x, 5))(x), 5 * x)
+    with forward_ad.dual_level():
+        assert torch.equal(op(x, 5), 5 * x)
+    assert torch.equal(op(x, 5), reference(x, 5))
 
 
 @pytest.mark.parametrize(

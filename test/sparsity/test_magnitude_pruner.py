@@ -109,6 +109,29 @@ def test_layers_replaced_before_finalize(sparse):
         pruners[1].finalize(sparse)
 
 
+@pytest.mark.parametrize('Pruner', [MagnitudePruner, ADMM, SLR])
+def test_hooks_since_the_construction(Pruner):
+    model = Sequential(Linear(8, 8), Linear(8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = Pruner(model, optimizer, sparsity=0.5)
+    handle = model[1].register_forward_hook(lambda module, args, out: out + 1)
+    modules = list(model.modules())
+    with pytest.raises(ValueError, match=r"got '1' \(has hooks\)\)\. Remove"):
+        pruner.finalize()
+    assert list(model.modules()) == modules
+    handle.remove()
+    assert isinstance(pruner.finalize()[1], SparseLinear)
+
+    model = Sequential(Linear(8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = Pruner(model, optimizer, sparsity=0.5)
+    model[0].register_forward_hook(lambda module, args, out: out + 1)
+    pruner.finalize(sparse=False)
+    x = torch.randn(3, 8)
+    out = torch.nn.functional.linear(x, model[0].weight, model[0].bias)
+    torch.testing.assert_close(model(x), out + 1)
+
+
 @pytest.fixture
 def process_group():
     store = dist.HashStore()

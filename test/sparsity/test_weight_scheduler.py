@@ -1,8 +1,17 @@
 import pytest
 import torch
+import torch_geometric.nn as pyg
 
-from torch_geometric_ext.nn import SparseLinear
-from torch_geometric_ext.sparsity import SET, RigL, WeightScheduler
+from torch_geometric_ext.nn import SparseLinear, densify, sparsify
+from torch_geometric_ext.sparsity import (
+    ADMM,
+    SET,
+    SLR,
+    GradualMagnitude,
+    MagnitudePruner,
+    RigL,
+    WeightScheduler,
+)
 
 POLICIES = [SET, RigL]
 
@@ -27,7 +36,7 @@ def test_weight_scheduler_frozen_layers(policy):
     assert train() == [False, True]
     assert scheduler.explored_by_layer['0'] == 6 / 64
     first.values.requires_grad_(True)
-    with pytest.raises(ValueError, match="none of the values of '0'"):
+    with pytest.raises(ValueError, match=r"no weight of \['0'\]"):
         train()
     assert scheduler.last_step == 1
     optimizer.add_param_group({'params': first.parameters()})
@@ -95,9 +104,9 @@ def test_weight_scheduler_errors(policy):
     def build(model, optimizer=optimizer):
         policy(model, optimizer, num_steps=9, update_every=1)
 
-    with pytest.raises(ValueError, match=r"\(got 0 'SparseLinear' without\)"):
+    with pytest.raises(ValueError, match=r"got 0 .* 'sparsify\(model, ...\)"):
         build(torch.nn.Linear(8, 4))
-    with pytest.raises(ValueError, match="none of the values of '1'"):
+    with pytest.raises(ValueError, match=r"no weight of \['1'\]"):
         build(torch.nn.Sequential(layer, SparseLinear(4, 4)))
     with pytest.raises(ValueError, match=r"forward pass .* \(got '0' with"):
         build(torch.nn.Sequential(SparseLinear(-1, 4)))
@@ -113,3 +122,74 @@ def test_weight_scheduler_errors(policy):
     assert len(layer._forward_hooks) == 0
     with pytest.raises(TypeError, match='abstract'):
         WeightScheduler(layer, optimizer, num_steps=9)
+
+
+@pytest.mark.parametrize('policy', [SET, RigL, GradualMagnitude, SLR, ADMM])
+def test_optimizers_of_replaced_parameters(policy):
+    model = pyg.GCN(16, 16, num_layers=2, out_channels=8)
+    if policy in (SLR, ADMM):
+        optimizer = torch.optim.Adam(sparsify(model, 0.5).parameters())
+        densify(model)
+    else:
+        optimizer = torch.optim.Adam(model.parameters())
+        sparsify(model, 0.5)
+    kwargs = {'sparsity': 0.9} if policy is GradualMagnitude else {}
+    if policy not in (SLR, ADMM):
+        kwargs['num_steps'] = 1000
+    expected = (
+        r"no weight of \['convs.0.lin', 'convs.1.lin'\]\)\. "
+        r"Create the optimizer after 'sparsify'"
+    )
+    with pytest.raises(ValueError, match=expected):
+        policy(model, optimizer, **kwargs)
+    policy(model, torch.optim.Adam(model.parameters()), **kwargs)
+
+
+class Wrapper:
+    """Hold an optimizer, as PyTorch Lightning and Accelerate do."""
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+
+    @property
+    def optimizer(self):
+        return self._optimizer
+
+    def __getattr__(self, name):
+        return getattr(self._optimizer, name)
+
+
+class Snapshot(Wrapper):
+    """Hold a copy of the attributes, which becomes outdated."""
+
+    def __init__(self, optimizer):
+        self.__dict__ = dict(optimizer.__dict__)
+        self._optimizer = optimizer
+        bases = (Snapshot, type(optimizer))
+        self.__class__ = type('Snapshot', bases, {})
+
+
+@pytest.mark.parametrize('wrap', [Wrapper, Snapshot])
+def test_wrapped_optimizers(wrap):
+    torch.manual_seed(12345)
+    layer, x = SparseLinear(8, 8, sparsity=0.5), torch.randn(5, 8)
+    optimizer = torch.optim.Adam(layer.parameters())
+    wrapper = wrap(optimizer)
+    kwargs = dict(num_steps=9, update_every=1, sparsity=0.9)
+    scheduler = GradualMagnitude(layer, wrapper, **kwargs)
+    layer(x).sum().backward()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())  # Replaces its state.
+    scheduler.step()
+    state = optimizer.state[layer.values]
+    assert state['exp_avg'].shape == layer.values.shape < (32,)
+    with pytest.raises(TypeError, match="'optimizer' of 'Grad.*StepLR"):
+        lr = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        GradualMagnitude(layer, lr, **kwargs)
+
+
+@pytest.mark.parametrize('Pruner', [MagnitudePruner, ADMM, SLR])
+def test_wrapped_optimizers_of_pruners(Pruner):
+    linear = torch.nn.Linear(8, 8)
+    optimizer = torch.optim.Adam(linear.parameters())
+    assert Pruner(linear, Wrapper(optimizer)).optimizer is optimizer

@@ -6,6 +6,7 @@ from .norm import TreeBatchNorm
 from .prototypes import HypersphericalPrototypes
 from .shared_batch import shared_batch
 from .sparsify import densify, sparsify
+from .sparsity_summary import sparsity_summary
 
 __all__ = [
     'HypersphericalPrototypes',
@@ -18,7 +19,14 @@ __all__ = [
     'densify',
     'shared_batch',
     'sparsify',
+    'sparsity_summary',
 ]
 
-functions = ['check_exact', 'densify', 'shared_batch', 'sparsify']
+functions = [
+    'check_exact',
+    'densify',
+    'shared_batch',
+    'sparsify',
+    'sparsity_summary',
+]
 classes = [name for name in __all__ if name not in functions]

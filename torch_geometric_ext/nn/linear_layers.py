@@ -23,7 +23,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 from torch_geometric.nn.models import PMLP
 
-from torch_geometric_ext.nn.dense.sparse_linear import DenseLinear
+from torch_geometric_ext.nn.dense.check_weights import check_materialized
+from torch_geometric_ext.nn.dense.sparse_linear import (
+    DenseLinear,
+    SparseLinear,
+)
 
 T = TypeVar('T', bound=Module)
 
@@ -60,8 +64,9 @@ def swappable_linears(
             them. (default: :obj:`()`)
 
     Raises:
-        ValueError: If there is none, a layer is not initialized, or an
-            element of :obj:`ignored` matches no linear layer.
+        ValueError: If there is none, a layer is not initialized or on the
+            meta device, or an element of :obj:`ignored` matches no linear
+            layer.
         TypeError: If :obj:`ignored` is not a sequence.
     """
     names = find_layers(model, LINEARS)
@@ -76,12 +81,20 @@ def swappable_linears(
         for linear, name in names.items()
         if linear not in skipped and linear not in reasons
     }
-    check_initialized([layers[x] for x in layers if is_lazy(x.weight)])
+    weights = {name: linear.weight for linear, name in layers.items()}
+    check_materialized('model', weights)
     dense = ', '.join(f"'{names[x]}' ({why})" for x, why in reasons.items())
     if len(layers) == 0:
+        sparse = list(find_layers(model, (SparseLinear,)).values())
+        hint = (
+            f". Its 'SparseLinear' layers {sparse} are sparse already: call "
+            f"'densify' first, or change their sparsity with a scheduler "
+            f"such as 'GradualMagnitude'"
+        )
         raise ValueError(
             f"'model' needs a linear layer to swap that is not in 'ignored' "
             f'(layers that stay dense: {dense or "none"})'
+            f'{hint if sparse else ""}'
         )
     if dense:
         logging.getLogger(__name__).info(f'Layers that stay dense: {dense}')
@@ -171,15 +184,6 @@ def _obstacle(linear: DenseLinear, is_read: bool) -> Optional[str]:
     if linear.weight.numel() == 0:
         return 'has no weights'
     return None
-
-
-def check_initialized(names: List[str]) -> None:
-    """Raise a :class:`ValueError` that names lazy layers, if any."""
-    if len(names) > 0:
-        raise ValueError(
-            f"'model' needs to be initialized; run one forward pass first "
-            f'(got lazy layers {names})'
-        )
 
 
 def swap_layers(model: Module, swaps: Mapping[Any, Module]) -> Module:

@@ -225,8 +225,9 @@ class HypersphericalPrototypes(torch.nn.Module):
             the index :math:`cK + k` of the nearest prototype.
 
         Raises:
-            ValueError: If the shape of an input is wrong, or (on CPU) a label
-                is outside :math:`[0, C)`.
+            ValueError: If the shape of an input is wrong, or a label is
+                outside :math:`[0, C)` (checked on CPU, and not under
+                transforms of :mod:`torch.func`).
             TypeError: If :obj:`y` is not of type :obj:`torch.int64`.
         """
         if h.dim() != 2 or h.size(1) != self.in_channels:

@@ -4,8 +4,8 @@ from typing import Dict, Sequence
 
 import torch
 from torch.nn import Module
-from torch.nn.parameter import is_lazy
 
+from torch_geometric_ext.nn.dense.check_weights import check_initialized
 from torch_geometric_ext.nn.dense.distribution import layer_densities
 from torch_geometric_ext.nn.dense.pattern import random_index
 from torch_geometric_ext.nn.dense.sparse_linear import (
@@ -14,7 +14,6 @@ from torch_geometric_ext.nn.dense.sparse_linear import (
 )
 from torch_geometric_ext.nn.linear_layers import (
     Ignored,
-    check_initialized,
     find_layers,
     swap_layers,
     swappable_linears,
@@ -37,8 +36,9 @@ def sparsify(
     All modules of class :class:`torch.nn.Linear` or
     :class:`torch_geometric.nn.Linear` are replaced, including those inside
     convolutions. A shared layer is replaced once and stays shared. The
-    following layers stay dense, and the logger of the package names them with
-    the reason:
+    following layers stay dense, and
+    :func:`~torch_geometric_ext.nn.sparsity_summary` and the logger of the
+    package name them with the reason:
 
     * layers whose weight another module reads, as in
       :class:`torch.nn.MultiheadAttention` and
@@ -57,6 +57,11 @@ def sparsify(
         use :meth:`SparseLinear.from_dense(linear, sparsity=...)
         <torch_geometric_ext.nn.SparseLinear.from_dense>` or
         :class:`~torch_geometric_ext.sparsity.GradualMagnitude`.
+
+    .. note::
+        The sparse model also loads the :meth:`state_dict` of the dense model.
+        It keeps its pattern and loads the active weights, without scaling
+        them. :func:`densify` describes the opposite direction.
 
     .. note::
         Create the optimizer afterwards, as parameters are replaced.
@@ -90,8 +95,9 @@ def sparsify(
     Raises:
         ValueError: If an argument is out of its range, an element of
             :obj:`ignored` matches no linear layer, a layer is not
-            initialized, or no layer can be replaced. The model is not
-            changed in these cases.
+            initialized or on the meta device, or no layer can be replaced,
+            for example as all are sparse already. The model is not changed
+            in these cases.
 
     Example:
         >>> from torch_geometric.nn import GCN
@@ -132,6 +138,10 @@ def densify(model: Module) -> Module:
     weights become zeros. A shared layer stays shared.
 
     .. note::
+        A dense model does not load the :meth:`state_dict` of a sparse model.
+        It loads :obj:`densify(copy.deepcopy(model)).state_dict()`.
+
+    .. note::
         To train the dense model further, call :meth:`remove` of schedulers
         first, and create a new optimizer, as parameters are replaced.
 
@@ -154,9 +164,8 @@ def densify(model: Module) -> Module:
     names = find_layers(model, (SparseLinear,))
     if len(names) == 0:
         raise ValueError("'model' needs a 'SparseLinear' to swap (got none)")
-    check_initialized(
-        [names[layer] for layer in names if is_lazy(layer.values)]
-    )
+    values = {name: layer.values for layer, name in names.items()}
+    check_initialized('model', values)
     return swap_layers(model, {layer: layer.to_dense() for layer in names})
 
 

@@ -10,7 +10,10 @@ from torch_geometric_ext.ops.check import (
     check_range,
 )
 from torch_geometric_ext.ops.ragged import row_index
-from torch_geometric_ext.ops.register import register_operator
+from torch_geometric_ext.ops.register import (
+    is_transformed,
+    register_operator,
+)
 from torch_geometric_ext.ops.sparse_linear import (
     casts,
     check_bias,
@@ -76,7 +79,8 @@ def csr_sparse_linear(
         ValueError: If :obj:`x` has another layout, shape or dtype, or a row
             pointer is invalid.
         IndexError: If an index is out of range (checked on CPU only).
-        NotImplementedError: If :obj:`x` requires a gradient.
+        NotImplementedError: If :obj:`x` requires a gradient, or a transform
+            of :mod:`torch.func` or forward-mode differentiation is active.
     """
     _check_x(x, values, colptr.numel() - 1)
     pattern = (rowptr, col, colptr, row, perm)
@@ -109,6 +113,12 @@ def _check_x(x: Tensor, values: Tensor, num_features: int) -> None:
         raise NotImplementedError(
             "csr_sparse_linear: 'x' in CSR format has no gradient. Pass "
             "'x.detach()', or 'x.to_dense()' if its gradient is needed"
+        )
+    if is_transformed():
+        raise NotImplementedError(
+            "csr_sparse_linear: 'torch.func' transforms and forward-mode "
+            "differentiation do not support 'x' in CSR format. Pass "
+            "'x.to_dense()', computed outside of the transform"
         )
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_geometric_ext.ops.register import register_operator
+from torch_geometric_ext.ops.register import is_transformed, register_operator
 
 # `csrc/cpu/prototype_loss_kernel.cpp` holds the same constants.
 EPS = 1e-6  # Bounds norms and sums of angles from below.
@@ -66,7 +66,7 @@ def prototype_loss(
     Raises:
         ValueError: If a shape or dtype is invalid, :obj:`temperature` is not
             positive, or :obj:`y` holds a label outside :math:`[0, C)` (checked
-            on CPU only).
+            on CPU, and not under transforms of :mod:`torch.func`).
     """
     loss, scores, _, _ = _prototype_loss(
         h,
@@ -109,7 +109,8 @@ def prototype_loss_reference(
     features and embeddings of the projector, too.
     """
     _check(h, y, weight1, weight2, prototypes, temperature)
-    if not torch.compiler.is_compiling():
+    # Neither compiled code nor `vmap` can branch on labels:
+    if not (torch.compiler.is_compiling() or is_transformed()):
         _check_labels(y, prototypes.size(0))
     hidden = F.linear(h, weight1).relu()
     embedding = F.linear(hidden, weight2)
@@ -394,7 +395,10 @@ def _fake_backward(
 
 
 _prototype_loss = register_operator(
-    'prototype_loss', prototype_loss_reference, _fake
+    'prototype_loss',
+    prototype_loss_reference,
+    _fake,
+    composite=prototype_loss_reference,
 )
 register_operator(
     'prototype_loss_backward',

@@ -1,11 +1,20 @@
 from typing import Any, Callable, Optional
 
 import torch
+from torch.autograd import forward_ad
 
 import torch_geometric_ext.typing
 
 # Python kernels are removed from the dispatcher together with this object.
 LIBRARY = torch.library.Library('torch_geometric_ext', 'IMPL')
+
+
+def is_transformed() -> bool:
+    """Check whether a transform of :mod:`torch.func` or forward-mode
+    differentiation is active.
+    """
+    functorch = torch._C._are_functorch_transforms_active()
+    return functorch or forward_ad._current_level >= 0
 
 
 def register_operator(
@@ -15,6 +24,7 @@ def register_operator(
     *,
     cuda: Optional[Callable[..., Any]] = None,
     autograd: Optional[Callable[..., Any]] = None,
+    composite: Optional[Callable[..., Any]] = None,
 ) -> Callable[..., Any]:
     """Register the Python side of an operator and return a function that
     calls the operator.
@@ -34,6 +44,11 @@ def register_operator(
         autograd (callable, optional): The kernel of the dispatch key
             :obj:`Autograd`, if it is written in Python.
             (default: :obj:`None`)
+        composite (callable, optional): The operator as a composition of
+            operators of PyTorch. It runs under :mod:`torch.func` transforms
+            and forward-mode differentiation, which support neither kernels
+            nor :class:`torch.autograd.Function` without rules of their own.
+            (default: :obj:`None`)
 
     Returns:
         callable: A function of the positional arguments of the schema. It
@@ -42,23 +57,36 @@ def register_operator(
     Raises:
         ImportError: If the compiled kernels lack the operator.
     """
-    if not torch_geometric_ext.typing.WITH_EXT:
-        return reference
+    kernel = reference
+    if torch_geometric_ext.typing.WITH_EXT:
+        kernel = _register(name, fake, cuda or reference, autograd)
+
+    def call(*args: Any) -> Any:
+        if composite is not None and is_transformed():
+            return composite(*args)
+        if torch_geometric_ext.typing.WITH_EXT:
+            return kernel(*args)
+        return reference(*args)
+
+    return call
+
+
+def _register(
+    name: str,
+    fake: Callable[..., Any],
+    cuda: Callable[..., Any],
+    autograd: Optional[Callable[..., Any]],
+) -> Callable[..., Any]:
     if not hasattr(torch.ops.torch_geometric_ext, name):
         raise ImportError(
             f"The kernels of 'torch_geometric_ext' lack the operator "
             f"'{name}'. Re-install the package to rebuild them"
         )
 
-    LIBRARY.impl(name, reference if cuda is None else cuda, 'CUDA')
+    LIBRARY.impl(name, cuda, 'CUDA')
     if autograd is not None:
         LIBRARY.impl(name, autograd, 'Autograd')
     torch.library.register_fake(f'torch_geometric_ext::{name}')(fake)
+    kernel: Callable[..., Any]
     kernel = getattr(torch.ops.torch_geometric_ext, name).default
-
-    def call(*args: Any) -> Any:
-        if torch_geometric_ext.typing.WITH_EXT:
-            return kernel(*args)
-        return reference(*args)
-
-    return call
+    return kernel

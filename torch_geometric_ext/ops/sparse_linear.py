@@ -42,8 +42,10 @@ def sparse_linear(
     Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
     outputs, :math:`O(\textrm{nnz} + I + O)` memory for each thread. Where a
     cost model expects a dense matrix product to be faster, the kernel uses it
-    instead and takes :math:`O(I \cdot O)` memory. The result is deterministic
-    for a given number of threads.
+    instead and takes :math:`O(I \cdot O)` memory. The same holds under
+    transforms of :mod:`torch.func` and forward-mode differentiation, which
+    always use a dense product. The result is deterministic for a given number
+    of threads.
 
     Args:
         x (torch.Tensor): The input. The operator computes half precision in
@@ -270,6 +272,31 @@ def _check(
     check_pattern(op, pattern, values.numel(), x.size(1), check_invariants)
 
 
+def sparse_linear_composite(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    check_invariants: bool = True,
+) -> Tensor:
+    """Compute :func:`sparse_linear` by a dense product that all transforms of
+    :mod:`torch.func` support. Autograd saves the dense weight.
+    """
+    size = (rowptr.numel() - 1, colptr.numel() - 1)
+    if check_invariants:
+        pattern = (rowptr, col, colptr, row, perm)
+        check_pattern('sparse_linear', pattern, col.numel(), size[1], True)
+    index = row.long() * size[1] + col[perm]
+    weight = values.new_zeros(size[0] * size[1])
+    weight = weight.scatter(0, index, values[perm]).view(size)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(values.dtype), weight, bias).to(x.dtype)
+
+
 class _SparseLinear(torch.autograd.Function):
     """Differentiable reference that saves sparse values for the backward pass.
 
@@ -320,7 +347,11 @@ def _fake_backward(
 
 
 _sparse_linear = register_operator(
-    'sparse_linear', _SparseLinear.apply, _fake, cuda=sparse_linear_reference
+    'sparse_linear',
+    _SparseLinear.apply,
+    _fake,
+    cuda=sparse_linear_reference,
+    composite=sparse_linear_composite,
 )
 register_operator(
     'sparse_linear_backward',

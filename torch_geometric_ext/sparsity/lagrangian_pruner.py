@@ -10,7 +10,10 @@ from torch.optim import Optimizer
 
 from torch_geometric_ext.nn.linear_layers import Ignored
 from torch_geometric_ext.sparsity.magnitude_pruner import MagnitudePruner
-from torch_geometric_ext.sparsity.optimizer_state import check_optimizer
+from torch_geometric_ext.sparsity.optimizer_state import (
+    check_optimizer,
+    check_trained,
+)
 from torch_geometric_ext.sparsity.weight_scheduler import is_distributed
 
 Tensors = Dict[str, Tensor]
@@ -60,7 +63,7 @@ class LagrangianPruner(MagnitudePruner, ABC):
         ignored: Sequence[Ignored] = (),
     ) -> None:
         owner = self.__class__.__name__
-        check_optimizer(optimizer, owner)
+        optimizer = check_optimizer(optimizer, owner)
         for key, value in [('rho', rho), ('update_every', update_every)]:
             if not 0 < value < math.inf:
                 raise ValueError(
@@ -306,20 +309,14 @@ class LagrangianPruner(MagnitudePruner, ABC):
 
     def _check_trained(self) -> None:
         assert self.optimizer is not None
-        groups = self.optimizer.param_groups
-        trained = {id(x) for group in groups for x in group['params']}
         if len(self._trained) == 0:
             raise ValueError(
                 f"'model' of '{self.__class__.__name__}' needs a layer whose "
                 f'weight requires a gradient (got the frozen layers '
                 f'{list(self.layers)})'
             )
-        for name, layer in self._trained.items():
-            if id(layer.weight) not in trained:
-                raise ValueError(
-                    f"'optimizer' of '{self.__class__.__name__}' needs to "
-                    f"train all layers (got no weight of '{name}')"
-                )
+        weights = {name: x.weight for name, x in self._trained.items()}
+        check_trained(self.optimizer, weights, self.__class__.__name__)
 
     def __repr__(self) -> str:
         return (

@@ -9,13 +9,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.nn.dense.masked_weight import MaskedWeight
 from torch_geometric_ext.nn.linear_layers import (
     Ignored,
     find_layers,
+    obstacles,
     swap_layers,
     swappable_linears,
 )
-from torch_geometric_ext.sparsity.masked_weight import MaskedWeight
+from torch_geometric_ext.sparsity.optimizer_state import unwrap_optimizer
 from torch_geometric_ext.sparsity.projection import Projection
 
 
@@ -104,12 +106,14 @@ class MagnitudePruner:
         ignored: Sequence[Ignored] = (),
     ) -> None:
         owner = self.__class__.__name__
-        if optimizer is not None and not isinstance(optimizer, Optimizer):
+        if isinstance(optimizer, (int, float, Mapping)):
             raise TypeError(
                 f"'optimizer' of '{owner}' needs to be a "
                 f"'torch.optim.Optimizer' or None (got {type(optimizer)}). "
                 f"Pass 'sparsity' by its name"
             )
+        if optimizer is not None:
+            optimizer = unwrap_optimizer(optimizer, owner)
         if find_layers(model, (DistributedDataParallel,)):
             raise ValueError(
                 f"'model' of '{owner}' needs to be the module in "
@@ -171,6 +175,8 @@ class MagnitudePruner:
         r"""Prune all but the weights of largest magnitude, in-place.
 
         The pruner then holds no layers, no optimizer and no weights.
+        :func:`~torch_geometric_ext.nn.sparsity_summary` lists the sparsity of
+        each layer, and the layers that stay dense.
 
         Args:
             sparse (bool, optional): If set to :obj:`True`, layers become
@@ -187,17 +193,13 @@ class MagnitudePruner:
 
         Raises:
             RuntimeError: If the method was called before.
-            ValueError: If a layer was replaced since the construction. The
-                model is not changed in this case.
+            ValueError: If a layer was replaced since the construction, or
+                has to be but has hooks, a parametrized weight or a parameter
+                of another module since then. The model is not changed in
+                these cases.
         """
         self._check_active('finalize')
-        modules = set(self.model.modules())
-        gone = [name for name, x in self.layers.items() if x not in modules]
-        if gone:
-            raise ValueError(
-                f"'model' of '{self.__class__.__name__}' needs to keep its "
-                f'layers until it is pruned (got the replaced layers {gone})'
-            )
+        self._check_layers(sparse)
         masks = self._projection.masks(self._weights())
         empty = [name for name, mask in masks.items() if not mask.any()]
         if empty:
@@ -218,6 +220,28 @@ class MagnitudePruner:
         self._finalized = True
         self._release()
         return self.model
+
+    def _check_layers(self, sparse: bool) -> None:
+        """Check that layers can still be replaced."""
+        owner, modules = self.__class__.__name__, set(self.model.modules())
+        gone = [name for name, x in self.layers.items() if x not in modules]
+        if gone:
+            raise ValueError(
+                f"'model' of '{owner}' needs to keep its layers until it is "
+                f'pruned (got the replaced layers {gone})'
+            )
+        if not sparse:  # Layers stay, with their hooks.
+            return
+        names = {layer: name for name, layer in self.layers.items()}
+        reasons = obstacles(self.model, list(names))
+        if reasons:
+            wrong = ', '.join(
+                f"'{names[x]}' ({y})" for x, y in reasons.items()
+            )
+            raise ValueError(
+                f"'model' of '{owner}' needs layers that can be replaced (got "
+                f"{wrong}). Remove this first, or call 'finalize(False)'"
+            )
 
     def _release(self) -> None:
         # Users keep the pruner while they fine-tune the sparse model:

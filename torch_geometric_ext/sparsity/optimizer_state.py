@@ -1,6 +1,6 @@
 """Update the state of an optimizer when the active weights change."""
 
-from typing import List
+from typing import Any, List, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +10,36 @@ from torch.optim import Optimizer
 from torch_geometric_ext.nn import SparseLinear
 
 
-def check_optimizer(optimizer: Optimizer, name: str) -> None:
-    """Raise an error if the state of an optimizer is not elementwise.
+def unwrap_optimizer(optimizer: Any, name: str) -> Optimizer:
+    """Return the optimizer within wrappers, such as those of PyTorch Lightning
+    and Accelerate, which hold it as :obj:`optimizer`.
 
     Raises:
         TypeError: If :obj:`optimizer` is not an optimizer.
-        NotImplementedError: If it is a known optimizer of other state.
     """
+    # A scheduler of learning rates holds an optimizer, too, but no groups:
+    inner = getattr(optimizer, 'optimizer', None)
+    if isinstance(inner, Optimizer) and hasattr(optimizer, 'param_groups'):
+        return unwrap_optimizer(inner, name)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"'optimizer' of '{name}' needs to be a 'torch.optim.Optimizer' "
             f'(got {type(optimizer)})'
         )
+    return optimizer
+
+
+def check_optimizer(optimizer: Any, name: str) -> Optimizer:
+    """Raise an error if the state of an optimizer is not elementwise.
+
+    Returns:
+        The optimizer without wrappers.
+
+    Raises:
+        TypeError: If :obj:`optimizer` is not an optimizer.
+        NotImplementedError: If it is a known optimizer of other state.
+    """
+    optimizer = unwrap_optimizer(optimizer, name)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise NotImplementedError(
             f"'optimizer' of '{name}' needs to have an elementwise state (got "
@@ -31,6 +49,28 @@ def check_optimizer(optimizer: Optimizer, name: str) -> None:
         raise NotImplementedError(
             f"'optimizer' of '{name}' needs to hold its state itself (got "
             f"'{type(optimizer).__name__}', which wraps another optimizer)"
+        )
+    return optimizer
+
+
+def check_trained(
+    optimizer: Optimizer, weights: Mapping[str, Tensor], name: str
+) -> None:
+    """Raise a :class:`ValueError` if an optimizer does not train a weight.
+
+    Args:
+        optimizer (torch.optim.Optimizer): The optimizer.
+        weights (Mapping[str, torch.Tensor]): The weights of layers.
+        name (str): The name of the scheduler, for the error.
+    """
+    groups = optimizer.param_groups
+    trained = {id(x) for group in groups for x in group['params']}
+    missing = [key for key, x in weights.items() if id(x) not in trained]
+    if missing:
+        raise ValueError(
+            f"'optimizer' of '{name}' needs to train all layers (got no "
+            f'weight of {missing}). Create the optimizer after '
+            f"'sparsify', 'densify' or 'finalize', as they replace parameters"
         )
 
 

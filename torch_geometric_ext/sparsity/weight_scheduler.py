@@ -10,6 +10,7 @@ from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.sparsity.optimizer_state import (
     check_optimizer,
     check_state,
+    check_trained,
 )
 
 
@@ -39,7 +40,10 @@ class WeightScheduler(ABC):
 
     Args:
         model (torch.nn.Module): The model.
-        optimizer (torch.optim.Optimizer): The optimizer that trains it.
+        optimizer (torch.optim.Optimizer): The optimizer that trains it,
+            created after :func:`~torch_geometric_ext.nn.sparsify`. Wrappers
+            that hold it as :obj:`optimizer`, as in PyTorch Lightning, are
+            supported.
         num_steps (int): Number of optimizer steps of the whole training.
         update_every (int, optional): Number of steps from one update to the
             next. (default: :obj:`100`)
@@ -76,7 +80,7 @@ class WeightScheduler(ABC):
             raise ValueError(
                 f"'stop' of '{name}' needs to be in (0, 1] (got {stop})"
             )
-        check_optimizer(optimizer, name)
+        optimizer = check_optimizer(optimizer, name)
         self.num_steps = num_steps
         self.update_every = update_every
         self.stop = stop
@@ -91,7 +95,8 @@ class WeightScheduler(ABC):
             raise ValueError(
                 f"'model' of '{name}' needs to have a 'SparseLinear' whose "
                 f"'values' require a gradient (got {len(self.layers)} "
-                f"'SparseLinear' without). Call 'sparsify' to get some"
+                f"'SparseLinear' without). Call 'sparsify(model, ...)' first, "
+                f'and create the optimizer afterwards'
             )
         self.last_step = 0  # Number of completed steps.
         self._removed = False
@@ -211,19 +216,13 @@ class WeightScheduler(ABC):
                 )
 
     def _trained_layers(self) -> Dict[str, SparseLinear]:
-        groups = self.optimizer.param_groups
-        trained = {id(x) for group in groups for x in group['params']}
         layers = {
             key: layer
             for key, layer in self.layers.items()
             if layer.values.requires_grad
         }
-        for key, layer in layers.items():
-            if id(layer.values) not in trained:
-                raise ValueError(
-                    f"'optimizer' of '{self.__class__.__name__}' needs to "
-                    f"train all layers (got none of the values of '{key}')"
-                )
+        values = {key: layer.values for key, layer in layers.items()}
+        check_trained(self.optimizer, values, self.__class__.__name__)
         return layers
 
     def __repr__(self) -> str:

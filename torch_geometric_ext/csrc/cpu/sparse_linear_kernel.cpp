@@ -5,6 +5,7 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -216,6 +217,7 @@ Tensor sparse_linear_cpu(
     const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
     const Tensor& row, const Tensor& perm, bool check_invariants) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const Pattern pattern{rowptr, col, colptr, row, perm};
   check("sparse_linear", x, values, pattern, check_invariants);
   const auto channels = rowptr.numel() - 1;
@@ -239,6 +241,7 @@ std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
     const Tensor& row, const Tensor& perm, bool needs_x, bool needs_values,
     bool check_invariants) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const Pattern pattern{rowptr, col, colptr, row, perm};
   check("sparse_linear_backward", x, values, pattern, check_invariants);
   TORCH_CHECK_VALUE(

@@ -6,6 +6,7 @@ import torch_geometric.nn
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
+from torch_geometric_ext.nn.dense.check_weights import check_materialized
 from torch_geometric_ext.nn.dense.pattern import (
     check_index,
     check_size,
@@ -41,13 +42,14 @@ class SparseLinear(SparseParameters):
     active weights only.
 
     The layer is a drop-in replacement for :class:`torch.nn.Linear` and
-    :class:`torch_geometric.nn.Linear`. The positions of its active weights
-    are drawn uniformly. The schedulers of :mod:`torch_geometric_ext.sparsity`,
-    such as :class:`~torch_geometric_ext.sparsity.RigL`, move them during
-    training.
+    :class:`torch_geometric.nn.Linear`. It also loads their state, and keeps
+    its pattern. The positions of its active weights are drawn uniformly.
+    Schedulers such as :class:`~torch_geometric_ext.sparsity.RigL` move them
+    during training.
 
     .. note::
-        The layer computes a dense product if that is expected to be faster.
+        The layer computes a dense product if that is expected to be faster,
+        and under transforms of :mod:`torch.func` and forward-mode autograd.
         The representation of the layer names the density above which this is
         the case for large mini-batches, :obj:`dense_above` (see
         :meth:`crossover`).
@@ -56,7 +58,7 @@ class SparseLinear(SparseParameters):
         Pass sparse features, such as bags of words, in CSR format
         (:obj:`x.to_sparse_csr()`, once before training). The layer then
         skips the zeros of both, but computes no gradient of the features, and
-        :func:`torch.compile` runs it eagerly.
+        supports no transform. :func:`torch.compile` runs it eagerly.
 
     .. note::
         :class:`~torch.nn.parallel.DistributedDataParallel` broadcasts all
@@ -183,14 +185,10 @@ class SparseLinear(SparseParameters):
 
         Raises:
             ValueError: If an argument is out of its range, or
-                :obj:`linear` is not initialized.
+                :obj:`linear` is not initialized or on the meta device.
         """
         weight = linear.weight
-        if is_lazy(weight):
-            raise ValueError(
-                f"'linear' needs to be initialized; run one forward pass of "
-                f'the model first (got {linear})'
-            )
+        check_materialized('linear', {str(linear): weight})
         out = cls(
             -1,
             weight.size(0),
@@ -342,7 +340,8 @@ class SparseLinear(SparseParameters):
 
         Raises:
             ValueError: If :obj:`x` is of the wrong size, type or layout.
-            NotImplementedError: If :obj:`x` in CSR format needs a gradient.
+            NotImplementedError: If :obj:`x` in CSR format needs a gradient
+                or meets a transform of :mod:`torch.func`.
         """
         buffers: Any = self._buffers  # Faster than attributes of a module.
         dense = x.layout == torch.strided

@@ -1,5 +1,5 @@
 from abc import abstractmethod
-from typing import Any, Optional, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Union
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch.nn.parameter import (
     is_lazy,
 )
 
-from torch_geometric_ext.nn.dense.pattern import Pattern, complete
+from torch_geometric_ext.nn.dense.check_weights import check_materialized
+from torch_geometric_ext.nn.dense.pattern import Pattern, complete, flatten
 
 # The buffers in checkpoints; `row` and `perm` are recomputed from them:
 STORED = ['rowptr', 'col', 'colptr']
@@ -115,6 +116,16 @@ class SparseParameters(torch.nn.Module):
             self._materialize(x.size(-1))
             self.reset_mask(self.seed)
 
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> 'SparseParameters':
+        was_meta = self.col.is_meta
+        super()._apply(fn, recurse)
+        # `to_empty()` fills the pattern with arbitrary numbers:
+        if was_meta and not self.col.is_meta and not is_lazy(self.values):
+            self.reset_mask(self.seed)
+        return self
+
     def _save_to_state_dict(
         self, destination: Any, prefix: str, keep_vars: bool
     ) -> None:
@@ -130,20 +141,78 @@ class SparseParameters(torch.nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        names = ['values', *STORED]
-        tensors = [state_dict.get(f'{prefix}{name}') for name in names]
-        if isinstance(tensors[0], UninitializedParameter):
-            self._uninitialize()
-        elif all(x is not None for x in tensors):
+        error = self._find_mismatch(state_dict, prefix)
+        if error is None:
+            assign = local_metadata.get('assign_to_params_buffers', False)
             try:
-                assign = local_metadata.get('assign_to_params_buffers', False)
-                self._load_pattern(assign, *tensors)
+                state_dict = self._load_layout(state_dict, prefix, assign)
             except ValueError as e:
-                args[-1].append(f'{prefix[:-1]}: {e}')
-                return
+                error = f'{prefix[:-1]}: {e}'
+        if error is not None:  # Leaves the layer as it was.
+            args[-1].append(error)
+            return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, *args
         )
+
+    def _find_mismatch(
+        self, state_dict: Mapping[str, Any], prefix: str
+    ) -> Optional[str]:
+        """Return the error of PyTorch if a dense weight or a bias is of
+        another shape.
+        """
+        shapes: Dict[str, List[int]] = {}
+        if f'{prefix}values' not in state_dict:
+            shapes['weight'] = [self.out_channels, self.in_channels]
+        if getattr(self, 'bias', None) is not None:
+            shapes['bias'] = [self.out_channels]
+        for name, shape in shapes.items():
+            x = state_dict.get(f'{prefix}{name}')
+            if not isinstance(x, Tensor) or is_lazy(x):
+                continue
+            if is_lazy(self.values) and name == 'weight' and x.dim() == 2:
+                shape = [self.out_channels, x.size(1)]
+            if list(x.shape) != shape:
+                return (
+                    f'size mismatch for {prefix}{name}: copying a param with '
+                    f'shape {x.shape} from checkpoint, the shape in current '
+                    f'model is {torch.Size(shape)}.'
+                )
+        return None
+
+    def _load_layout(
+        self, state_dict: Mapping[str, Any], prefix: str, assign: bool
+    ) -> Mapping[str, Any]:
+        """Adopt the pattern of a checkpoint, or select the active weights of
+        a dense one.
+
+        Returns:
+            The checkpoint as one of a sparse layer.
+        """
+        names = ['values', *STORED]
+        tensors: List[Any] = [state_dict.get(f'{prefix}{x}') for x in names]
+        weight = state_dict.get(f'{prefix}weight')
+        if isinstance(tensors[0], UninitializedParameter):
+            self._uninitialize()
+        elif all(x is not None for x in tensors):
+            self._load_pattern(assign, *tensors)
+        elif isinstance(weight, Tensor) and all(x is None for x in tensors):
+            state = self._select_active(weight)
+            added = {f'{prefix}{name}': x for name, x in state.items()}
+            state_dict = {**state_dict, **added}
+            del state_dict[f'{prefix}weight']
+        return state_dict
+
+    def _select_active(self, weight: Tensor) -> Dict[str, Tensor]:
+        """Return the state of the layer with the values of a dense weight."""
+        check_materialized('weight', {'weight': weight})
+        check_materialized('values', {'values': self.col})
+        if is_lazy(self.values):
+            self._materialize(weight.size(1))
+            self.reset_mask(self.seed)
+        index = flatten(self.rowptr, self.col, self.in_channels)
+        values = weight.detach().flatten()[index.to(weight.device)]
+        return {'values': values, **{x: getattr(self, x) for x in STORED}}
 
     def _uninitialize(self) -> None:
         """Make the layer lazy again, as the one of the checkpoint."""

@@ -14,6 +14,8 @@ class MaskedWeight(torch.nn.Module):
         mask (torch.Tensor): The mask of the remaining weights (bool).
     """
 
+    mask: Tensor
+
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
         self.register_buffer('mask', mask)
@@ -28,7 +30,7 @@ class MaskedWeight(torch.nn.Module):
         linear.register_state_dict_post_hook(_drop_product)
 
     def forward(self, weight: Tensor) -> Tensor:  # noqa: D102
-        return weight.masked_fill(~self.mask, 0.0)  # type: ignore
+        return weight.masked_fill(~self.mask, 0.0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return the parameter of a weight that is assigned."""
