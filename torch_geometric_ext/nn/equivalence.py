@@ -15,6 +15,8 @@ DROPOUTS = [
     F.dropout,
     F.alpha_dropout,
     F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
     F.feature_alpha_dropout,
     torch.dropout,
     torch.dropout_,
@@ -22,12 +24,15 @@ DROPOUTS = [
     torch.feature_dropout,
     torch.feature_alpha_dropout,
 ]
+RANDOM_RELUS = [F.rrelu, torch.rrelu, torch.rrelu_]
 
 Results = Dict[str, Optional[Tensor]]
 
 
 class NoDropout(TorchFunctionMode):
-    """Run functional and module dropout as the identity."""
+    """Run functional and module dropout as the identity, and randomized
+    activations as in evaluation.
+    """
 
     def __torch_function__(
         self,
@@ -39,6 +44,30 @@ class NoDropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in DROPOUTS:
             return args[0] if args else kwargs['input']
+        if func in RANDOM_RELUS:
+            args, kwargs = args[:3], {**kwargs, 'training': False}
+        return func(*args, **kwargs)
+
+
+class DropoutSpy(TorchFunctionMode):
+    """Note whether dropout drops anything, in :obj:`found`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Tuple[Any, ...] = (),
+        kwargs: Optional[Dict[str, Any]] = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in DROPOUTS:
+            named = {**dict(zip(['input', 'p', 'training'], args)), **kwargs}
+            is_on = named.get('training', named.get('train', True))
+            self.found |= is_on and named.get('p', 0.5) > 0
         return func(*args, **kwargs)
 
 

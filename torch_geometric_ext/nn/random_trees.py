@@ -1,0 +1,150 @@
+"""Draw random graphs together with their shared computation trees."""
+
+import copy
+from typing import Dict, NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+
+from torch_geometric_ext.ops.computation_tree_ids import refine
+from torch_geometric_ext.ops.ragged import row_index, row_ptr
+from torch_geometric_ext.ops.tree_union import unite_levels
+
+# Copies of a graph repeat its trees, each number of times in another graph:
+COPIES = [1, 2, 3]
+NUM_NODES, NUM_EDGES = 7, 12  # Of each graph.
+NUM_LABELS, NUM_EDGE_LABELS = 3, 2
+
+Tables = Dict[str, Tensor]  # One row for each label.
+
+
+class GraphsAndTrees(NamedTuple):
+    """Random graphs, and a mini-batch of their shared computation trees.
+
+    Args:
+        plain (Batch): The graphs.
+        trees (Data): Their trees, with the attributes of a mini-batch of
+            :class:`~torch_geometric_ext.loader.SharedTreeLoader`.
+        tree (torch.Tensor): The row in :obj:`trees` of each node.
+        weight (torch.Tensor): The distinct GCN weights of edges, if any.
+    """
+
+    plain: Data
+    trees: Data
+    tree: Tensor
+    weight: Tensor
+
+    def fill(self, node: Tables, edge: Tables) -> Tuple[Data, Data]:
+        """Return the graphs and the trees with features of their labels."""
+        both = copy.copy(self.plain), copy.copy(self.trees)
+        for graph in both:
+            for name, table in node.items():
+                graph[name] = table[graph.label % table.size(0)]
+            for name, table in edge.items():
+                graph[name] = table[graph.edge_label % table.size(0)]
+        return both
+
+    def to(self, device: torch.device) -> 'GraphsAndTrees':
+        """Move all tensors to a device."""
+        return GraphsAndTrees(*(item.to(device) for item in self))
+
+    def lift(self, x: Tensor) -> Tensor:
+        """Return the rows of trees for each node, if there are any."""
+        size = self.trees.num_sampled_nodes[0]
+        if x.dim() == 0 or not size <= x.size(0) <= self.trees.num_nodes:
+            return x
+        return x[self.tree]
+
+
+def draw_trees(
+    num_layers: int, *, loops: bool, edge_labels: bool, normalize: bool
+) -> GraphsAndTrees:
+    """Draw graphs, some of which are copies of others with permuted nodes.
+
+    Args:
+        num_layers (int): The depth of the trees.
+        loops (bool): Whether there are self-loops.
+        edge_labels (bool): Whether trees tell labels of edges apart.
+        normalize (bool): Whether edges are those of
+            :class:`~torch_geometric.nn.conv.GCNConv`, with self-loops, and
+            labeled by their weights.
+    """
+    generator = torch.Generator().manual_seed(0)
+    graphs = []
+    for num_copies in COPIES:
+        graph = _draw_graph(generator, loops)
+        graphs += [_permute(graph, generator) for _ in range(num_copies)]
+    plain = Batch.from_data_list(graphs)
+    weight = torch.empty(0, dtype=torch.double)
+    if normalize:
+        plain.edge_index, weight = gcn_norm(
+            plain.edge_index, num_nodes=plain.num_nodes, dtype=torch.double
+        )
+        weight, plain.edge_label = weight.unique(return_inverse=True)
+    elif not edge_labels:
+        plain.edge_label = torch.zeros_like(plain.edge_label)
+    levels = refine(
+        plain.label,
+        plain.label,
+        plain.edge_index,
+        num_layers,
+        plain.edge_label,
+    )
+    trees = _unite(plain, levels.ids[-1], levels.levels)
+    return GraphsAndTrees(plain, trees, levels.ids[-1], weight)
+
+
+def _draw_graph(generator: torch.Generator, loops: bool) -> Data:
+    """Draw a graph with multi-edges and a node without neighbors."""
+    size = (NUM_EDGES,)
+    source = torch.randint(NUM_NODES, size, generator=generator)
+    low = 0 if loops else 1
+    shift = torch.randint(low, NUM_NODES, size, generator=generator)
+    edge_index = torch.stack([source, (source + shift) % NUM_NODES])
+    edge_index[:, :2] = edge_index[:, :1]
+    edge_index = edge_index[:, edge_index[1] != NUM_NODES - 1]
+    size = (edge_index.size(1),)
+    return Data(
+        label=torch.randint(NUM_LABELS, (NUM_NODES,), generator=generator),
+        edge_index=edge_index,
+        edge_label=torch.randint(NUM_EDGE_LABELS, size, generator=generator),
+        num_nodes=NUM_NODES,
+    )
+
+
+def _permute(graph: Data, generator: torch.Generator) -> Data:
+    node = torch.randperm(NUM_NODES, generator=generator)
+    edge = torch.randperm(graph.edge_index.size(1), generator=generator)
+    return Data(
+        label=graph.label[node.argsort()],
+        edge_index=node[graph.edge_index[:, edge]],
+        edge_label=graph.edge_label[edge],
+        num_nodes=NUM_NODES,
+    )
+
+
+def _unite(plain: Data, ids: Tensor, levels: list) -> Data:
+    """Return trees as `SharedTreeLoader` does for all graphs of a data set."""
+    union = unite_levels(NUM_LABELS, levels)
+    num_nodes = [level.own.numel() for level in levels[::-1]] + [NUM_LABELS]
+    num_ids = num_nodes[0]
+    code, count = torch.unique(
+        plain.batch * num_ids + ids, return_counts=True
+    )
+    size = (code // num_ids).bincount(minlength=plain.num_graphs)
+    return Data(
+        edge_index=torch.stack([union.child, row_index(union.ptr)]),
+        label=union.label.long(),
+        edge_label=torch.cat([lv.edge_label for lv in levels[::-1]]),
+        own=union.own.long(),
+        root=code % num_ids,
+        root_ptr=row_ptr(size),
+        root_count=count,
+        num_roots=ids.numel(),
+        num_graphs=plain.num_graphs,
+        num_nodes=sum(num_nodes),
+        num_sampled_nodes=num_nodes,
+        num_sampled_edges=[lv.child.numel() for lv in levels[::-1]],
+    )
