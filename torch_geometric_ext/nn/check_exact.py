@@ -28,7 +28,6 @@ MIXING_NORMS: Tuple[Type[Module], ...] = (
     pyg.InstanceNorm,
     pyg.MeanSubtractionNorm,
     pyg.PairNorm,
-    torch.nn.InstanceNorm1d,
 )
 
 # Convolutions whose inner networks work on nodes, not on messages:

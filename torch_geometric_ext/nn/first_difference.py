@@ -35,7 +35,7 @@ def first_difference(
     model: Module,
     expected: Run,
     found: Run,
-    align: Callable[[Tensor, Tensor], Optional[Tensor]],
+    align: Callable[[Tensor, Tensor], Tensor],
     training: bool,
 ) -> Optional[Difference]:
     """Return the first layer whose input or output differs, if any does.
@@ -45,7 +45,7 @@ def first_difference(
         expected (Callable): Runs a copy of the model.
         found (Callable): Runs a copy of the model in another way.
         align (Callable): Returns a tensor of the second run with the rows of
-            the tensor of the first run, or :obj:`None` if that has no sense.
+            the tensor of the first run. Tensors of other shapes are ignored.
         training (bool): Whether the copies are in training mode.
     """
     runs = [_record(model, run, training) for run in (expected, found)]
@@ -53,7 +53,9 @@ def first_difference(
         if a[:3] != b[:3]:
             return None
         value = align(a.value, b.value)
-        if value is None or is_close({'': value}, {'': a.value}):
+        if value.shape != a.value.shape or is_close(
+            {'': value}, {'': a.value}
+        ):
             continue
         label = f"'{a.name}' ({a.layer})" if a.name else f"'{a.layer}'"
         by = f'by {distance(value, a.value)}'

@@ -1,20 +1,20 @@
 """Draw random graphs together with their shared computation trees."""
 
 import copy
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from torch_geometric_ext.ops.computation_tree_ids import refine
+from torch_geometric_ext.ops.computation_tree_ids import TreeLevel, refine
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 from torch_geometric_ext.ops.tree_union import unite_levels
 
 # Copies of a graph repeat its trees, each number of times in another graph:
 COPIES = [1, 2, 3]
-NUM_NODES, NUM_EDGES = 7, 12  # Of each graph.
+NUM_NODES, NUM_CHORDS = 7, 6  # Of each graph.
 NUM_LABELS, NUM_EDGE_LABELS = 3, 2
 
 Tables = Dict[str, Tensor]  # One row for each label.
@@ -28,22 +28,30 @@ class GraphsAndTrees(NamedTuple):
         trees (Data): Their trees, with the attributes of a mini-batch of
             :class:`~torch_geometric_ext.loader.SharedTreeLoader`.
         tree (torch.Tensor): The row in :obj:`trees` of each node.
-        weight (torch.Tensor): The distinct GCN weights of edges, if any.
     """
 
     plain: Data
     trees: Data
     tree: Tensor
-    weight: Tensor
 
-    def fill(self, node: Tables, edge: Tables) -> Tuple[Data, Data]:
+    @property
+    def normalized(self) -> bool:
+        """Whether edges have GCN weights."""
+        return 'edge_weight' in self.plain
+
+    def fill(
+        self, node: Tables, edge: Tables, dtype: torch.dtype
+    ) -> Tuple[Data, Data]:
         """Return the graphs and the trees with features of their labels."""
         both = copy.copy(self.plain), copy.copy(self.trees)
         for graph in both:
-            for name, table in node.items():
-                graph[name] = table[graph.label % table.size(0)]
-            for name, table in edge.items():
-                graph[name] = table[graph.edge_label % table.size(0)]
+            for key, table in node.items():
+                graph[key] = table[graph.label % table.size(0)]
+            for key, table in edge.items():
+                graph[key] = table[graph.edge_label % table.size(0)]
+            for key, x in graph.to_dict().items():
+                if isinstance(x, Tensor) and x.is_floating_point():
+                    graph[key] = x.to(dtype)
         return both
 
     def to(self, device: torch.device) -> 'GraphsAndTrees':
@@ -59,25 +67,32 @@ class GraphsAndTrees(NamedTuple):
 
 
 def draw_trees(
-    num_layers: int, *, loops: bool, edge_labels: bool, normalize: bool
+    num_layers: int,
+    seed: int,
+    *,
+    loops: bool,
+    isolated: bool,
+    edge_labels: bool,
+    normalize: bool,
 ) -> GraphsAndTrees:
     """Draw graphs, some of which are copies of others with permuted nodes.
 
     Args:
         num_layers (int): The depth of the trees.
+        seed (int): The seed of the graphs.
         loops (bool): Whether there are self-loops.
+        isolated (bool): Whether a node of each graph has no neighbors.
         edge_labels (bool): Whether trees tell labels of edges apart.
         normalize (bool): Whether edges are those of
-            :class:`~torch_geometric.nn.conv.GCNConv`, with self-loops, and
-            labeled by their weights.
+            :class:`~torch_geometric.nn.conv.GCNConv`, with self-loops and
+            :obj:`edge_weight`.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     graphs = []
     for num_copies in COPIES:
-        graph = _draw_graph(generator, loops)
+        graph = _draw_graph(generator, loops, isolated)
         graphs += [_permute(graph, generator) for _ in range(num_copies)]
     plain = Batch.from_data_list(graphs)
-    weight = torch.empty(0, dtype=torch.double)
     if normalize:
         plain.edge_index, weight = gcn_norm(
             plain.edge_index, num_nodes=plain.num_nodes, dtype=torch.double
@@ -85,26 +100,34 @@ def draw_trees(
         weight, plain.edge_label = weight.unique(return_inverse=True)
     elif not edge_labels:
         plain.edge_label = torch.zeros_like(plain.edge_label)
-    levels = refine(
+    found = refine(
         plain.label,
         plain.label,
         plain.edge_index,
         num_layers,
         plain.edge_label,
     )
-    trees = _unite(plain, levels.ids[-1], levels.levels)
-    return GraphsAndTrees(plain, trees, levels.ids[-1], weight)
+    trees = _unite(plain, found.ids[-1], found.levels)
+    if normalize:
+        for graph in (plain, trees):
+            graph.edge_weight = weight[graph.edge_label]
+    return GraphsAndTrees(plain, trees, found.ids[-1])
 
 
-def _draw_graph(generator: torch.Generator, loops: bool) -> Data:
-    """Draw a graph with multi-edges and a node without neighbors."""
-    size = (NUM_EDGES,)
+def _draw_graph(
+    generator: torch.Generator, loops: bool, isolated: bool
+) -> Data:
+    """Draw a ring with multi-edges and random chords."""
+    size = (NUM_CHORDS,)
     source = torch.randint(NUM_NODES, size, generator=generator)
     low = 0 if loops else 1
     shift = torch.randint(low, NUM_NODES, size, generator=generator)
+    ring = torch.arange(NUM_NODES)
+    source, shift = torch.cat([ring, source]), torch.cat([ring * 0 + 1, shift])
     edge_index = torch.stack([source, (source + shift) % NUM_NODES])
-    edge_index[:, :2] = edge_index[:, :1]
-    edge_index = edge_index[:, edge_index[1] != NUM_NODES - 1]
+    edge_index = torch.cat([edge_index, edge_index[:, :1]], dim=1)
+    if isolated:
+        edge_index = edge_index[:, edge_index[1] != NUM_NODES - 1]
     size = (edge_index.size(1),)
     return Data(
         label=torch.randint(NUM_LABELS, (NUM_NODES,), generator=generator),
@@ -125,14 +148,12 @@ def _permute(graph: Data, generator: torch.Generator) -> Data:
     )
 
 
-def _unite(plain: Data, ids: Tensor, levels: list) -> Data:
+def _unite(plain: Data, ids: Tensor, levels: List[TreeLevel]) -> Data:
     """Return trees as `SharedTreeLoader` does for all graphs of a data set."""
     union = unite_levels(NUM_LABELS, levels)
     num_nodes = [level.own.numel() for level in levels[::-1]] + [NUM_LABELS]
     num_ids = num_nodes[0]
-    code, count = torch.unique(
-        plain.batch * num_ids + ids, return_counts=True
-    )
+    code, count = torch.unique(plain.batch * num_ids + ids, return_counts=True)
     size = (code // num_ids).bincount(minlength=plain.num_graphs)
     return Data(
         edge_index=torch.stack([union.child, row_index(union.ptr)]),
