@@ -12,6 +12,7 @@ from torch.utils.data import (
 )
 
 from torch_geometric_ext.data import SharedTreeBatch, SharedTrees
+from torch_geometric_ext.data.shared_trees import take_attrs
 from torch_geometric_ext.data.tree_gcn_norm import tree_gcn_norm
 from torch_geometric_ext.loader.batch_report import BatchReport
 from torch_geometric_ext.ops import extract_trees
@@ -268,12 +269,11 @@ class _BatchDataset(Dataset):
         num_nodes: List[int],
         num_edges: List[int],
     ) -> SharedTreeBatch:
-        graph_attrs = self.shared.graph_attrs
         return SharedTreeBatch(
             x=self.shared.node_attrs['x'][label],
             edge_index=edge_index,
             **edge_attrs,
-            **{k: v[graph_idx] for k, v in graph_attrs.items()},
+            **take_attrs(self.shared.graph_attrs, graph_idx),
             graph_idx=graph_idx,
             root=root,
             root_ptr=root_ptr,

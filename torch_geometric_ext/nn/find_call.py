@@ -98,10 +98,10 @@ def find_call(
         for function in _forwards(model, forward, names):
             for probe, kind in copies:
                 call = Call(probe, function, node, edge, kind)
-                error = _try(call, graphs)
-                if error is None:
+                found = _try(call, graphs)
+                if found is None:
                     return call
-                first_error = first_error or error
+                first_error = first_error or found
     raise NotRunnable(str(first_error)) from first_error
 
 
