@@ -58,18 +58,13 @@ def first_difference(
         ):
             continue
         label = f"'{a.name}' ({a.layer})" if a.name else f"'{a.layer}'"
-        by = f'by {distance(value, a.value)}'
+        size, scale = (value - a.value).abs().max(), a.value.abs().max()
+        by = f'by {float(size):.2g} (of {float(scale):.2g})'
         if a.is_output:
             return Difference(a.name, f'{label} is the first to differ, {by}')
         reason = f"a function in 'forward' before {label} differs, {by}"
         return Difference(a.name, reason)
     return None
-
-
-def distance(a: Tensor, b: Tensor) -> str:
-    """Return the largest difference of two tensors, and their magnitude."""
-    difference = float((a - b).abs().max())
-    return f'{difference:.2g} (of {float(b.abs().max()):.2g})'
 
 
 def _record(model: Module, run: Run, training: bool) -> List[_Event]:
