@@ -214,7 +214,7 @@ def _conv(
     if module.flow != 'source_to_target':
         return "needs 'flow' to be 'source_to_target'"
     is_gcn = isinstance(module, pyg.GCNConv)
-    if is_gcn and (module.normalize or module.add_self_loops):
+    if is_gcn and module.normalize:
         return (
             "needs 'normalize=False', 'add_self_loops=False', and trees with "
             "'gcn_norm=True'"

@@ -15,7 +15,6 @@ from torch_geometric_ext.nn.equivalence import (
     run,
 )
 from torch_geometric_ext.nn.random_trees import (
-    NUM_LABELS,
     GraphsAndTrees,
     Tables,
 )
@@ -25,6 +24,8 @@ from torch_geometric_ext.nn.reads_one_hop import (
     required_arguments,
 )
 from torch_geometric_ext.nn.shared_batch import shared_batch
+
+MAX_ROWS = 16  # Of the data set; a choice.
 
 # Calls a model on a mini-batch:
 Forward = Callable[[Module, Any], Any]
@@ -154,7 +155,7 @@ def _inputs(
 
 def _draw_rows(x: Tensor, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    perm = torch.randperm(x.size(0), generator=generator)[:NUM_LABELS]
+    perm = torch.randperm(x.size(0), generator=generator)[:MAX_ROWS]
     return x[perm.to(x.device)].to(device)
 
 

@@ -28,11 +28,13 @@ class GraphsAndTrees(NamedTuple):
         trees (Data): Their trees, with the attributes of a mini-batch of
             :class:`~torch_geometric_ext.loader.SharedTreeLoader`.
         tree (torch.Tensor): The row in :obj:`trees` of each node.
+        seed (int): The seed of the graphs. Features differ by it, too.
     """
 
     plain: Data
     trees: Data
     tree: Tensor
+    seed: int
 
     @property
     def normalized(self) -> bool:
@@ -46,9 +48,11 @@ class GraphsAndTrees(NamedTuple):
         both = copy.copy(self.plain), copy.copy(self.trees)
         for graph in both:
             for key, table in node.items():
-                graph[key] = table[graph.label % table.size(0)]
+                row = graph.label + self.seed * NUM_LABELS
+                graph[key] = table[row % table.size(0)]
             for key, table in edge.items():
-                graph[key] = table[graph.edge_label % table.size(0)]
+                row = graph.edge_label + self.seed * NUM_EDGE_LABELS
+                graph[key] = table[row % table.size(0)]
             for key, x in graph.to_dict().items():
                 if isinstance(x, Tensor) and x.is_floating_point():
                     graph[key] = x.to(dtype)
@@ -56,7 +60,8 @@ class GraphsAndTrees(NamedTuple):
 
     def to(self, device: torch.device) -> 'GraphsAndTrees':
         """Move all tensors to a device."""
-        return GraphsAndTrees(*(item.to(device) for item in self))
+        items = [item.to(device) for item in self[:3]]
+        return GraphsAndTrees(*items, self.seed)
 
     def lift(self, x: Tensor) -> Tensor:
         """Return the rows of trees for each node, if there are any."""
@@ -111,7 +116,7 @@ def draw_trees(
     if normalize:
         for graph in (plain, trees):
             graph.edge_weight = weight[graph.edge_label]
-    return GraphsAndTrees(plain, trees, found.ids[-1])
+    return GraphsAndTrees(plain, trees, found.ids[-1], seed)
 
 
 def _draw_graph(
