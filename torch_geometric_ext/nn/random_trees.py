@@ -38,7 +38,7 @@ class GraphsAndTrees(NamedTuple):
 
     @property
     def normalized(self) -> bool:
-        """Whether edges have GCN weights."""
+        """Return whether edges have GCN weights."""
         return 'edge_weight' in self.plain
 
     def fill(
@@ -60,8 +60,8 @@ class GraphsAndTrees(NamedTuple):
 
     def to(self, device: torch.device) -> 'GraphsAndTrees':
         """Move all tensors to a device."""
-        items = [item.to(device) for item in self[:3]]
-        return GraphsAndTrees(*items, self.seed)
+        plain, trees, tree = (item.to(device) for item in self[:3])
+        return GraphsAndTrees(plain, trees, tree, self.seed)
 
     def lift(self, x: Tensor) -> Tensor:
         """Return the rows of trees for each node, if there are any."""

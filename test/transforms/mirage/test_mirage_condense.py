@@ -384,10 +384,10 @@ def test_strings_of_graphs(share_trees, tmp_path):
     for i, data in enumerate(graphs):
         data.smiles = f'graph {i}'
     kwargs = dict(num_layers=1, num_bytes=2000, share=share_trees)
-    condense = MirageCondense(**kwargs, root=tmp_path)
-    out = condense(graphs)
+    condense = MirageCondense(**kwargs)
+    out = condense(graphs, root=tmp_path)
     assert condense.report().num_condensed_bytes <= 2000
-    loaded = MirageCondense(**kwargs, root=tmp_path)(graphs)
+    loaded = MirageCondense(**kwargs)(graphs, root=tmp_path)
     for small in [out, loaded]:
         if share_trees:
             smiles, y = small.graph_attrs['smiles'], small.graph_attrs['y']
@@ -398,5 +398,5 @@ def test_strings_of_graphs(share_trees, tmp_path):
             assert int(label) == int(name.split()[1]) % 2
     assert len(list(tmp_path.iterdir())) == 1
     graphs[0].smiles = 'other'
-    MirageCondense(**kwargs, root=tmp_path)(graphs)
+    MirageCondense(**kwargs)(graphs, root=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
