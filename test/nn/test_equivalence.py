@@ -148,6 +148,8 @@ def test_dropout_spy():
         (lambda: torch.dropout(x, 0.5, train=True), True),
         (lambda: torch.nn.Dropout1d()(x.view(1, 3)), True),
         (lambda: torch.nn.Dropout1d().eval()(x.view(1, 3)), False),
+        (lambda: F.alpha_dropout(x), False),  # Off by default.
+        (lambda: F.alpha_dropout(x, training=True), True),
         (lambda: x.relu(), False),
     ]:
         with DropoutSpy() as spy:

@@ -66,7 +66,8 @@ class DropoutSpy(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in DROPOUTS:
             named = {**dict(zip(['input', 'p', 'training'], args)), **kwargs}
-            is_on = named.get('training', named.get('train', True))
+            default = 'alpha' not in func.__name__  # As PyTorch has it.
+            is_on = named.get('training', named.get('train', default))
             self.found |= is_on and named.get('p', 0.5) > 0
         return func(*args, **kwargs)
 
