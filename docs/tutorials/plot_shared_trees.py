@@ -133,7 +133,8 @@ print(shared.report())
 
 # %%
 # :func:`~torch_geometric_ext.nn.check_exact` raises an error if a layer is
-# not exact, with the reason and the remedy:
+# not exact, with the reason and the remedy. It also runs the model on a few
+# random graphs and on their trees, and compares outputs and gradients:
 check_exact(model.gnn, shared)
 
 # %%

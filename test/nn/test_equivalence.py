@@ -7,6 +7,7 @@ from torch import nn
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.nn.equivalence import (
+    DropoutSpy,
     NoDropout,
     fork_rng,
     is_close,
@@ -126,3 +127,43 @@ def test_other_shapes_and_types_are_not_close():
 def test_models_without_parameters():
     results = run(nn.ReLU(), lambda m: m(torch.tensor([-1.0])), training=True)
     assert results.keys() == {''} and results[''] == 0
+
+
+def test_zero_gradients_may_have_larger_rounding_errors():
+    expected = {'': torch.ones(2).double(), 'bias': torch.zeros(2).double()}
+    found = {**expected, 'bias': torch.full((2,), 1e-12).double()}
+    assert not is_close(found, expected)
+    assert is_close(found, expected, zero=1e-11)
+    found['bias'] *= 100
+    assert not is_close(found, expected, zero=1e-11)
+
+
+def test_dropout_spy():
+    x = torch.ones(3)
+    for call, is_found in [
+        (lambda: F.dropout(x), True),
+        (lambda: F.dropout(x, 0.0), False),
+        (lambda: F.dropout(x, 0.5, False), False),
+        (lambda: F.dropout(x, p=0.5, training=False), False),
+        (lambda: torch.dropout(x, 0.5, train=True), True),
+        (lambda: torch.nn.Dropout1d()(x.view(1, 3)), True),
+        (lambda: torch.nn.Dropout1d().eval()(x.view(1, 3)), False),
+        (lambda: F.alpha_dropout(x), False),  # Off by default.
+        (lambda: F.alpha_dropout(x, training=True), True),
+        (lambda: x.relu(), False),
+    ]:
+        with DropoutSpy() as spy:
+            call()
+        assert spy.found is is_found
+
+
+def test_randomized_activations():
+    x = -torch.ones(1000)
+    with NoDropout():
+        for call in [
+            torch.nn.RReLU(),
+            lambda x: torch.rrelu(x, training=True),
+        ]:
+            assert call(x).unique().numel() == 1
+        x = x.view(1, 10, 10, 10)
+        assert torch.equal(torch.nn.Dropout2d()(x), x)

@@ -7,12 +7,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Subset
-from torch_geometric.data import Data, HeteroData, OnDiskDataset
+from torch_geometric.data import (
+    Data,
+    HeteroData,
+    InMemoryDataset,
+    OnDiskDataset,
+)
 from torch_geometric.datasets import FakeDataset
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.data.merge_trees import merge_trees
+from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
+from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.ops import computation_tree_ids
 from torch_geometric_ext.transforms import ShareComputationTrees
 
@@ -329,7 +336,8 @@ def test_attributes_of_graphs():
         data.smiles = 'C'
     for chunk_size in [1, 5, 12]:
         attrs = share(graphs, chunk_size=chunk_size).graph_attrs
-        assert set(attrs) == {'mol_index', 'weight', 'y'}
+        assert set(attrs) == {'mol_index', 'weight', 'y', 'smiles'}
+        assert attrs['smiles'] == 12 * ['C']
         assert attrs['mol_index'].tolist() == list(range(12))
         assert attrs['weight'].tolist() == 6 * [1] + 6 * [0.5]
         assert attrs['y'].shape == (12, 5)
@@ -339,6 +347,88 @@ def test_attributes_of_graphs():
         share(graphs, chunk_size=6)
     with pytest.raises(ValueError, match='same shapes .* graphs 0 to 11'):
         share(graphs)
+
+
+def test_strings_of_graphs(tmp_path):
+    graphs = make_graphs(12)
+    names = [f'graph {i}' for i in range(12)]
+    for name, data in zip(names, graphs):
+        data.y = name
+    stored = InMemoryDataset()
+    stored.data, stored.slices = stored.collate(graphs)
+    order = [5, 0, 7]
+    for dataset in [graphs, stored]:
+        for chunk_size in [1, 5, 12]:
+            shared = share(dataset, chunk_size=chunk_size)
+            assert shared.graph_attrs == {'y': names}
+    subset = share(Subset(stored, order))
+    assert subset.graph_attrs['y'] == [names[i] for i in order]
+    selected = shared.index_select(torch.tensor(order))
+    assert selected.graph_attrs == subset.graph_attrs
+    loader = SharedTreeLoader(shared, batch_sampler=[order, range(12)])
+    batches = [batch.to('cpu') for batch in loader]
+    assert [batch.y for batch in batches] == [subset.graph_attrs['y'], names]
+
+    path = tmp_path / 'shared.pt'
+    shared.save(path)
+    assert shared.load(path).graph_attrs == shared.graph_attrs
+    assert trees_to_graphs(shared)[7].y == names[7]
+    for data in graphs[6:]:
+        data.y = torch.tensor([0])
+    with pytest.raises(ValueError, match="'y' needs the same .* strings"):
+        share(graphs, chunk_size=6)
+
+
+@pytest.mark.parametrize('stored', [True, False])
+@pytest.mark.parametrize(
+    'value, match',
+    [
+        (torch.zeros(5), r"'key' .*one row.* 15 rows in 3 .*unsqueeze\(0\)"),
+        (torch.zeros(2, 3), "'key' .*one row.* 6 rows in 3 graphs"),
+        ({'a': 1}, "'key' .* needs to be a tensor, .* 'dict'"),
+        (['C', 'O'], "'key' .* needs to be a tensor, .* 'list'"),
+    ],
+)
+def test_attributes_that_belong_to_nothing(value, match, stored):
+    edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    data = Data(x=torch.zeros(3, 1), edge_index=edge_index, key=value)
+    dataset = 3 * [data]
+    if stored:
+        dataset = InMemoryDataset()
+        dataset.data, dataset.slices = dataset.collate(3 * [data])
+    with pytest.raises(ValueError, match=match):
+        share(dataset)
+
+
+def test_attributes_of_nodes_and_edges_are_left_out():
+    graphs = make_graphs(6, edge_attr=False)
+    for i, data in enumerate(graphs):
+        data.pos = torch.rand(data.num_nodes, 3)
+        data.length = torch.rand(data.num_edges)
+        data.ring_index = torch.zeros(2, 7 + i).long()
+        data.adj_t = torch.eye(data.num_nodes).to_sparse_coo()
+    for chunk_size in [1, 6]:
+        shared = share(graphs, chunk_size=chunk_size)
+        assert {'y'} <= set(shared.graph_attrs) <= {'y', 'pos', 'length'}
+
+
+@pytest.mark.parametrize('stored', [True, False])
+@pytest.mark.parametrize(
+    'x, kind',
+    [
+        (torch.eye(2).to_sparse_coo(), 'torch.sparse_coo'),
+        (torch.eye(2).to_sparse_csr(), 'torch.sparse_csr'),
+        ([[1], [2]], 'list'),
+    ],
+)
+def test_features_that_are_not_dense(x, kind, stored):
+    edge_index = torch.tensor([[0, 1], [1, 0]])
+    dataset = 3 * [Data(x=x, edge_index=edge_index, num_nodes=2)]
+    if stored:
+        graphs, dataset = dataset, InMemoryDataset()
+        dataset.data, dataset.slices = dataset.collate(graphs)
+    with pytest.raises(ValueError, match=f"'x' .* dense .*got '{kind}'"):
+        share(dataset)
 
 
 def test_order_of_attributes_does_not_matter():

@@ -1,4 +1,4 @@
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -105,24 +105,30 @@ def _merge_labels(
 
 
 def _merge_graph_attrs(
-    tables: Sequence[Dict[str, Tensor]],
-) -> Dict[str, Tensor]:
+    tables: Sequence[Dict[str, Any]],
+) -> Dict[str, Any]:
     """Concatenate the attributes that all tables have. The others belong to
     nodes: in a table of graphs with one node each, they have one row a graph.
     """
     keys = [key for key in tables[0] if all(key in t for t in tables)]
     if any('y' in table for table in tables) and 'y' not in keys:
         raise ValueError("all graphs need 'y', or none of them")
-    out = {}
-    for key in keys:
-        shapes = [list(table[key].shape[1:]) for table in tables]
-        if any(shape != shapes[0] for shape in shapes):
-            raise ValueError(
-                f"'{key}' needs the same shape in all graphs (got {shapes[0]} "
-                f'and {next(s for s in shapes if s != shapes[0])})'
-            )
-        out[key] = torch.cat([table[key] for table in tables])
-    return out
+    return {key: _concatenate(key, [t[key] for t in tables]) for key in keys}
+
+
+def _concatenate(key: str, values: Sequence[Any]) -> Any:
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    texts = [value for value in values if not isinstance(value, Tensor)]
+    if not tensors:
+        return [text for value in texts for text in value]
+    shapes = [list(value.shape[1:]) for value in tensors]
+    other = next((s for s in shapes if s != shapes[0]), None)
+    if texts or other is not None:
+        raise ValueError(
+            f"'{key}' needs the same shape in all graphs (got {shapes[0]} and "
+            f'{"strings" if texts else other})'
+        )
+    return torch.cat(tensors)
 
 
 def _relabel(values: Sequence[Tensor], ids: Sequence[Tensor]) -> Tensor:

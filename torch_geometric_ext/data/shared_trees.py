@@ -41,8 +41,8 @@ class SharedTrees:
         tree (torch.Tensor): The distinct trees of depth :math:`L` of each
             graph.
         count (torch.Tensor): The number of nodes of the graph with that tree.
-        graph_attrs (Dict[str, torch.Tensor], optional): The attributes of
-            graphs, such as :obj:`y`. (default: :obj:`{}`)
+        graph_attrs (Dict[str, torch.Tensor or List[str]], optional): The
+            attributes of graphs, such as :obj:`y`. (default: :obj:`{}`)
         num_nodes (int, optional): The number of nodes of the plain graphs.
             (default: :obj:`0`)
         num_edges (int, optional): The number of edges of the plain graphs.
@@ -53,7 +53,7 @@ class SharedTrees:
     Shapes:
         - **input:** :obj:`x` :math:`(T_0, F)`, :obj:`degree` :math:`(T_0)`,
           :obj:`graph_ptr` :math:`(G + 1)`, :obj:`tree` :math:`(R)`,
-          :obj:`count` :math:`(R)`, each of :obj:`graph_attrs`
+          :obj:`count` :math:`(R)`, each tensor of :obj:`graph_attrs`
           :math:`(G, *)`
     """
 
@@ -66,7 +66,7 @@ class SharedTrees:
     graph_ptr: Tensor
     tree: Tensor
     count: Tensor
-    graph_attrs: Dict[str, Tensor] = field(default_factory=dict)
+    graph_attrs: Dict[str, Any] = field(default_factory=dict)
     num_nodes: int = 0
     num_edges: int = 0
     num_bytes: int = 0
@@ -124,7 +124,7 @@ class SharedTrees:
             graph_idx.to(device)
         ]
         graph_ptr, entry = take_rows(self.graph_ptr, graph_idx)
-        graph_attrs = {k: v[graph_idx] for k, v in self.graph_attrs.items()}
+        graph_attrs = take_attrs(self.graph_attrs, graph_idx)
         out = replace_graphs(
             self, graph_ptr, self.tree[entry], self.count[entry], graph_attrs
         )
@@ -175,7 +175,7 @@ def replace_graphs(
     graph_ptr: Tensor,
     tree: Tensor,
     count: Tensor,
-    graph_attrs: Dict[str, Tensor],
+    graph_attrs: Dict[str, Any],
 ) -> SharedTrees:
     """Return other graphs that are made of the same trees. The bytes of the
     plain graphs are an estimate, in proportion to nodes and edges.
@@ -193,6 +193,17 @@ def replace_graphs(
         num_edges=num_edges,
         num_bytes=round(shared.num_bytes * ((num_nodes + num_edges) / total)),
     )
+
+
+def take_attrs(attrs: Dict[str, Any], graph_idx: Tensor) -> Dict[str, Any]:
+    """Return the attributes of some graphs."""
+    out: Dict[str, Any] = {}
+    for key, value in attrs.items():
+        if isinstance(value, Tensor):
+            out[key] = value[graph_idx]
+        else:
+            out[key] = [value[i] for i in graph_idx.tolist()]
+    return out
 
 
 def to_int32(level: TreeLevel) -> TreeLevel:

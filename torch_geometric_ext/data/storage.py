@@ -1,7 +1,7 @@
 """Access to the items of data sets, and to the storage of those in memory."""
 
 import copy
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -53,12 +53,12 @@ def _count_nodes(data: Data, slices: Dict[str, Any]) -> Optional[Tensor]:
 
 
 def from_tensors(
-    attrs: Dict[str, Tensor],
+    attrs: Mapping[str, Any],
     slices: Dict[str, Tensor],
 ) -> InMemoryDataset:
     """Return a data set of collated graphs."""
     out = InMemoryDataset()
-    out._data, out.slices = Data.from_dict(attrs), slices
+    out._data, out.slices = Data.from_dict(dict(attrs)), slices
     return out
 
 
@@ -102,6 +102,8 @@ def graph_bytes(dataset: InMemoryDataset) -> Tensor:
     out = torch.zeros(dataset.len(), dtype=torch.long)
     for key, ptr in dataset.slices.items():
         value = dataset._data[key]
+        if not isinstance(value, Tensor):
+            continue  # Strings.
         dim = dataset._data.__cat_dim__(key, value)
         row = value.numel() // max(value.size(dim), 1) * value.element_size()
         out += ptr.diff().cpu() * row

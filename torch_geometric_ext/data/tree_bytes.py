@@ -1,6 +1,6 @@
 """Sizes of growing sets of graphs, to find those that fit into a budget."""
 
-from typing import Dict
+from typing import Any, Dict, Mapping
 
 import torch
 from torch import Tensor
@@ -65,10 +65,12 @@ def _charge(out: Tensor, graph: Tensor, num_bytes: Tensor) -> Tensor:
     return out.index_add(0, graph[used], num_bytes[used])
 
 
-def _row_bytes(attrs: Dict[str, Tensor]) -> int:
+def _row_bytes(attrs: Mapping[str, Any]) -> int:
+    """Return the bytes of the tensors of one row."""
     return sum(
-        x[:1].numel() * x.element_size() if x.size(0) > 0 else 0
+        x[:1].numel() * x.element_size()
         for x in attrs.values()
+        if isinstance(x, Tensor)
     )
 
 

@@ -1,4 +1,4 @@
-from typing import List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def trees_to_graphs(
             (default: :obj:`True`)
     """
     graphs = _build_graphs(shared, self_loops)
-    attrs = {'x': shared.node_attrs['x'][graphs.label]}
+    attrs: Dict[str, Any] = {'x': shared.node_attrs['x'][graphs.label]}
     edge_index, edge_ptr = graphs.edge_index, graphs.edge_ptr
     edge_attrs = {
         key: value[graphs.edge_label]

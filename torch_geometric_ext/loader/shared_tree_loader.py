@@ -1,6 +1,6 @@
 import copy
 import warnings
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -12,10 +12,12 @@ from torch.utils.data import (
 )
 
 from torch_geometric_ext.data import SharedTreeBatch, SharedTrees
+from torch_geometric_ext.data.shared_trees import take_attrs
 from torch_geometric_ext.data.tree_gcn_norm import tree_gcn_norm
 from torch_geometric_ext.loader.batch_report import BatchReport
 from torch_geometric_ext.ops import extract_trees
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
+from torch_geometric_ext.ops.tree_union import TreeUnion, unite_levels
 
 NUM_SAMPLES = 8  # Mini-batches in a report, a choice.
 
@@ -176,22 +178,12 @@ class SharedTreeLoader(DataLoader):
         )
 
 
-class _Union(NamedTuple):
-    """Trees of all levels as one graph, the highest level first."""
-
-    ptr: Tensor  # [M + 1]
-    child: Tensor  # [C]
-    own: Tensor  # [M]
-    label: Tensor  # [M]
-    edge_attrs: Dict[str, Tensor]  # [C, ...]
-
-
 class _BatchDataset(Dataset):
     """Extract a mini-batch for a list of indices."""
 
     def __init__(self, shared: SharedTrees) -> None:
         self.shared = shared
-        self.union = _union(shared)
+        self.union, self.edge_attrs = _unite(shared)
         self._full: Optional[SharedTreeBatch] = None
 
     def __len__(self) -> int:
@@ -223,7 +215,7 @@ class _BatchDataset(Dataset):
             graph_idx,
             label=union.label[out.node],
             edge_index=out.edge_index,
-            edge_attrs={k: v[out.edge] for k, v in union.edge_attrs.items()},
+            edge_attrs={k: v[out.edge] for k, v in self.edge_attrs.items()},
             root=out.root,
             root_ptr=out.root_ptr,
             root_count=shared.count[out.entry],
@@ -255,7 +247,7 @@ class _BatchDataset(Dataset):
             torch.arange(len(shared)),
             label=union.label,
             edge_index=torch.stack([union.child.long(), row_index(union.ptr)]),
-            edge_attrs=union.edge_attrs,
+            edge_attrs=self.edge_attrs,
             root=shared.tree.long(),
             root_ptr=shared.graph_ptr,
             root_count=shared.count,
@@ -277,12 +269,11 @@ class _BatchDataset(Dataset):
         num_nodes: List[int],
         num_edges: List[int],
     ) -> SharedTreeBatch:
-        graph_attrs = self.shared.graph_attrs
         return SharedTreeBatch(
             x=self.shared.node_attrs['x'][label],
             edge_index=edge_index,
             **edge_attrs,
-            **{k: v[graph_idx] for k, v in graph_attrs.items()},
+            **take_attrs(self.shared.graph_attrs, graph_idx),
             graph_idx=graph_idx,
             root=root,
             root_ptr=root_ptr,
@@ -294,44 +285,27 @@ class _BatchDataset(Dataset):
         )
 
 
-def _union(shared: SharedTrees) -> _Union:
-    num_trees = shared.num_trees[::-1]
-    offset = row_ptr(torch.tensor(num_trees)).tolist()
-    total = offset[-1]
+def _unite(shared: SharedTrees) -> Tuple[TreeUnion, Dict[str, Tensor]]:
+    """Return the trees of all levels, and the attributes of their edges."""
+    total = sum(shared.num_trees)
     if total >= 1 << 31:
         raise ValueError(
             f"'shared' needs fewer than 2^31 trees in all levels (got {total})"
         )
-    # From the lowest level to the highest:
-    num_labels = num_trees[-1]
-    device = shared.tree.device
-    labels = [torch.arange(num_labels, dtype=torch.int, device=device)]
-    owns = [labels[0] + (total - num_labels)]
-    children, sizes = [], [labels[0].long() * 0]
-    for below, level in zip(offset[-2::-1], shared.levels):
-        labels.append(labels[-1][level.own])
-        owns.append(level.own + below)
-        children.append(level.child + below)
-        sizes.append(level.ptr.diff())
-    union = _Union(
-        row_ptr(torch.cat(sizes[::-1])),
-        torch.cat([labels[0][:0], *children[::-1]]),
-        torch.cat(owns[::-1]),
-        torch.cat(labels[::-1]),
-        {},
-    )
+    union = unite_levels(shared.num_trees[0], shared.levels)
     if shared.gcn_norm:  # Trees of level 0 are leaves.
         ptr, child, weight = tree_gcn_norm(
-            shared, union.label, union.ptr, union.child, total - num_labels
+            shared,
+            union.label,
+            union.ptr,
+            union.child,
+            total - shared.num_trees[0],
         )
-        return union._replace(
-            ptr=ptr, child=child, edge_attrs={'edge_weight': weight}
-        )
-    if shared.edge_attrs:
-        edge_label = torch.cat([lv.edge_label for lv in shared.levels[::-1]])
-        for key, value in shared.edge_attrs.items():
-            union.edge_attrs[key] = value[edge_label]
-    return union
+        return union._replace(ptr=ptr, child=child), {'edge_weight': weight}
+    if not shared.edge_attrs:
+        return union, {}
+    label = torch.cat([level.edge_label for level in shared.levels[::-1]])
+    return union, {key: x[label] for key, x in shared.edge_attrs.items()}
 
 
 def _identity(batch: Any) -> Any:

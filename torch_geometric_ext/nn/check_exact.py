@@ -1,3 +1,4 @@
+import warnings
 from typing import Any, Iterable, Iterator, List, Optional, Tuple, Type
 
 import torch
@@ -6,10 +7,16 @@ from torch.nn import Module
 from torch_geometric.nn.aggr import Aggregation
 
 from torch_geometric_ext.nn.aggr.root_aggregation import ORDERED_AGGRS
+from torch_geometric_ext.nn.compare_on_trees import (
+    Forward,
+    NotRunnable,
+    compare_on_trees,
+)
 from torch_geometric_ext.nn.norm import TreeBatchNorm
 from torch_geometric_ext.nn.reads_one_hop import (
     BATCH_NORMS,
     guess_inputs,
+    reads_edges,
     reads_one_hop,
 )
 
@@ -17,10 +24,10 @@ MIXING_NORMS: Tuple[Type[Module], ...] = (
     pyg.DiffGroupNorm,
     pyg.GraphNorm,
     pyg.GraphSizeNorm,
+    pyg.HeteroBatchNorm,
     pyg.InstanceNorm,
     pyg.MeanSubtractionNorm,
     pyg.PairNorm,
-    torch.nn.InstanceNorm1d,
 )
 
 # Convolutions whose inner networks work on nodes, not on messages:
@@ -34,10 +41,11 @@ def check_exact(
     dropout: bool = False,
     num_hops: Optional[int] = None,
     allow: Iterable[Type[Module]] = (),
+    forward: Optional[Forward] = None,
 ) -> None:
     r"""Check that a model is exact on shared computation trees.
 
-    An equivalence check runs each convolution on a random graph and on
+    First, an equivalence check runs each convolution on a random graph and on
     computation trees of depth 1, in double precision, with other weights and
     with neighbors in another order. An error lists the layers that differ:
 
@@ -51,7 +59,16 @@ def check_exact(
       normalization of messages,
     * dropout, which draws once for each distinct tree.
 
-    Functions in :meth:`forward` and repeated calls are not checked.
+    Second, if no layer differs, an equivalence check runs the model on a few
+    small random graphs, with the features of :obj:`shared` if the model takes
+    them, and on their shared trees. Outputs and gradients of all parameters
+    need to agree, in training and in evaluation. This finds all other layers
+    and functions in :meth:`forward` that differ. The layers of a
+    :class:`torch.nn.ModuleList` are run one by one. A warning tells if a model
+    does not run: set :obj:`forward`.
+
+    The model, its mode, its buffers and the random generators stay as they
+    are.
 
     Args:
         model (torch.nn.Module): The layers that work on nodes.
@@ -62,9 +79,14 @@ def check_exact(
             its number of convolutions)
         allow (Iterable[type], optional): Classes of modules to accept without
             a check. (default: :obj:`()`)
+        forward (Callable, optional): Calls the model,
+            :obj:`forward(model, batch)`, on a mini-batch of graphs or trees,
+            as the training loop does. (default: the model is called with the
+            attributes that its arguments name, or with the mini-batch)
 
     Raises:
-        ValueError: If a layer is not exact.
+        ValueError: If a layer or the model is not exact, or :obj:`forward`
+            does not run.
 
     .. code-block:: python
 
@@ -75,18 +97,71 @@ def check_exact(
         ValueError: ...
           'norms.0' (GraphNorm) mixes the nodes of a graph
     """
-    reasons, num_convs = _reasons(model, shared, dropout, tuple(allow))
+    allow = tuple(allow)
+    reasons, num_convs = _reasons(model, shared, dropout, allow)
     num_hops = num_convs if num_hops is None else num_hops
     if shared is not None and num_hops > shared.num_layers:
         reasons.append(
             f'{num_hops} convolutions read further than trees of depth '
             f"{shared.num_layers} (set 'num_hops' if they are parallel)"
         )
+    what = 'leave out layers after pooling'
+    if not reasons:
+        depth = max(num_hops, 1) if shared is None else shared.num_layers
+        reasons = _compare(model, shared, depth, forward, dropout, allow)
+        what = 'in an equivalence check on random graphs'
     if reasons:
         raise ValueError(
-            "'model' differs on shared computation trees (leave out layers "
-            'after pooling):\n  ' + '\n  '.join(reasons)
+            f"'model' differs on shared computation trees ({what}):\n  "
+            + '\n  '.join(reasons)
         )
+
+
+def _compare(
+    model: Module,
+    shared: Optional[Any],
+    depth: int,
+    forward: Optional[Forward],
+    dropout: bool,
+    allow: Tuple[Type[Module], ...],
+) -> List[str]:
+    """Return how models differ that are run on graphs and on their trees."""
+    out, errors = [], []
+    parts = [('', model)] if forward is not None else _runnable('', model)
+    for name, part in parts:
+        if isinstance(part, allow):
+            continue
+        label = f"'{name}' ({part.__class__.__name__}): " if name else ''
+        try:
+            reason = compare_on_trees(
+                part, shared, depth, forward, dropout, allow
+            )
+        except NotRunnable as error:
+            errors.append(f'{label}{error}')
+        else:
+            out += [] if reason is None else [f'{label}{reason}']
+    if errors and forward is not None:
+        raise ValueError(
+            f"'forward' of 'check_exact' does not run on random graphs: "
+            f'{errors[0]}'
+        )
+    if errors and not out:
+        warnings.warn(
+            f"'check_exact' checked each layer of 'model', but not its "
+            f"outputs: it does not run on random graphs (set 'forward' to a "
+            f'function that calls it on a mini-batch). {errors[0]}',
+            stacklevel=3,
+        )
+    return out
+
+
+def _runnable(name: str, model: Module) -> Iterator[Tuple[str, Module]]:
+    """Iterate over the modules in containers that cannot be called."""
+    if isinstance(model, (torch.nn.ModuleList, torch.nn.ModuleDict)):
+        for key, child in model.named_children():
+            yield from _runnable(f'{name}.{key}' if name else key, child)
+    else:
+        yield name, model
 
 
 def _reasons(
@@ -139,7 +214,7 @@ def _conv(
     if module.flow != 'source_to_target':
         return "needs 'flow' to be 'source_to_target'"
     is_gcn = isinstance(module, pyg.GCNConv)
-    if is_gcn and (module.normalize or module.add_self_loops):
+    if is_gcn and module.normalize:
         return (
             "needs 'normalize=False', 'add_self_loops=False', and trees with "
             "'gcn_norm=True'"
@@ -177,17 +252,9 @@ def _trees(module: Module, shared: Any) -> Optional[str]:
         return f"needs trees with 'gcn_norm={is_gcn}'"
     if shared.has_self_loops and _is_exact(module, loops=True) is False:
         return 'replaces self-loops, needs trees with \'self_loops="remove"\''
-    if _reads_edges(module) and 'edge_attr' not in shared.edge_attrs:
+    if 'edge_attr' not in shared.edge_attrs and reads_edges(module):
         return "reads 'edge_attr', which the trees do not have"
     return None
-
-
-def _reads_edges(conv: Module) -> bool:
-    if isinstance(conv, (pyg.GINEConv, pyg.GMMConv, pyg.NNConv)):
-        return True
-    if isinstance(conv, pyg.CGConv):
-        return conv.dim > 0
-    return getattr(conv, 'edge_dim', None) is not None
 
 
 def _norm(

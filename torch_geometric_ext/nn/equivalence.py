@@ -15,6 +15,8 @@ DROPOUTS = [
     F.dropout,
     F.alpha_dropout,
     F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
     F.feature_alpha_dropout,
     torch.dropout,
     torch.dropout_,
@@ -22,12 +24,15 @@ DROPOUTS = [
     torch.feature_dropout,
     torch.feature_alpha_dropout,
 ]
+RANDOM_RELUS = [F.rrelu, torch.rrelu, torch.rrelu_]
 
 Results = Dict[str, Optional[Tensor]]
 
 
 class NoDropout(TorchFunctionMode):
-    """Run functional and module dropout as the identity."""
+    """Run functional and module dropout as the identity, and randomized
+    activations as in evaluation.
+    """
 
     def __torch_function__(
         self,
@@ -39,6 +44,31 @@ class NoDropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in DROPOUTS:
             return args[0] if args else kwargs['input']
+        if func in RANDOM_RELUS:
+            args, kwargs = args[:3], {**kwargs, 'training': False}
+        return func(*args, **kwargs)
+
+
+class DropoutSpy(TorchFunctionMode):
+    """Note whether dropout drops anything, in :obj:`found`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Tuple[Any, ...] = (),
+        kwargs: Optional[Dict[str, Any]] = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in DROPOUTS:
+            named = {**dict(zip(['input', 'p', 'training'], args)), **kwargs}
+            default = 'alpha' not in func.__name__  # As PyTorch has it.
+            is_on = named.get('training', named.get('train', default))
+            self.found |= is_on and named.get('p', 0.5) > 0
         return func(*args, **kwargs)
 
 
@@ -98,35 +128,43 @@ def run(
     return {'': out.detach(), **dict(zip(params, grads))}
 
 
-def is_close(found: Results, expected: Mapping[str, Optional[Tensor]]) -> bool:
+def is_close(
+    found: Results,
+    expected: Mapping[str, Optional[Tensor]],
+    zero: float = 0.0,
+) -> bool:
     r"""Return whether all tensors agree up to the order of their sums.
 
     The tolerance is :math:`\sqrt{\epsilon}` of the largest magnitude of each
     tensor, half of the digits of its data type (Higham, Accuracy and
     Stability of Numerical Algorithms, 2002, Sec. 3.1): reordered sums of
     :math:`n` terms differ by about :math:`\sqrt{n} \epsilon`, other formulas
-    by more. A gradient below :math:`100 \epsilon` of the largest tensor may
-    be the rounding error of a zero.
+    by more. A gradient below :math:`100 \epsilon`, or :obj:`zero`, of the
+    largest tensor may be the rounding error of a zero.
     """
     if found.keys() != expected.keys():
         return False
     scales = {key: _magnitude(x) for key, x in expected.items()}
     largest = max(scales.values(), default=0.0)
     return all(
-        _agree(x, expected[key], scales[key], largest)
+        _agree(x, expected[key], scales[key], largest, zero)
         for key, x in found.items()
     )
 
 
 def _agree(
-    a: Optional[Tensor], b: Optional[Tensor], scale: float, largest: float
+    a: Optional[Tensor],
+    b: Optional[Tensor],
+    scale: float,
+    largest: float,
+    zero: float,
 ) -> bool:
     if a is None or b is None:
         return a is b
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     eps = torch.finfo(a.dtype).eps
-    atol = eps**0.5 * scale + 100 * eps * largest
+    atol = eps**0.5 * scale + max(100 * eps, zero) * largest
     return torch.allclose(a, b, rtol=0, atol=atol)
 
 

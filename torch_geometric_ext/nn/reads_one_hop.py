@@ -3,7 +3,7 @@
 import copy
 import inspect
 import itertools
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from torch_geometric_ext.nn.equivalence import (
 NUM_NODES, NUM_EDGES, NUM_LOOPS = 8, 24, 3  # Of the random graph.
 MAX_CANDIDATES = 64  # Inputs to try, a bound.
 WIDTHS = ['in_channels', 'channels', 'in_features']
-EDGE_WIDTHS = ['edge_dim', 'dim']
+WIDTHS += ['num_features', 'normalized_shape']  # Of norms.
+EDGE_WIDTHS = ['edge_dim', 'in_edge_channels', 'dim']
 FAILURES = (Exception,)  # User models can raise anything.
 BATCH_NORMS = (
     torch.nn.BatchNorm1d,
@@ -72,6 +73,37 @@ def reads_one_hop(
             return _compare(conv, inputs, loops, device)
     except FAILURES:
         return None
+
+
+def reads_edges(conv: Module) -> bool:
+    """Return whether a convolution needs :obj:`edge_attr`.
+
+    It does if it does not run without, or if it has parameters that only the
+    features of edges reach.
+    """
+    for inputs in guess_inputs(conv):
+        if 'edge_attr' not in inputs.edge:
+            continue
+        edge = {k: x for k, x in inputs.edge.items() if k != 'edge_attr'}
+        used = _used_parameters(conv, inputs)
+        if used is not None:
+            without = _used_parameters(conv, inputs._replace(edge=edge))
+            return without is None or len(used - without) > 0
+    return False
+
+
+def _used_parameters(conv: Module, inputs: Inputs) -> Optional[Set[str]]:
+    """Return the parameters with gradients, if a convolution runs."""
+    device = next(iter(inputs.node.values())).device
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            with fork_rng(0, device):
+                graph = _random_graph(inputs, False, device)
+                probe = _Probe(conv, graph.node)
+            grads = run(probe, lambda model: model(graph), training=True)
+    except FAILURES:
+        return None
+    return {key for key, grad in grads.items() if grad is not None}
 
 
 def _compare(
@@ -135,12 +167,7 @@ def guess_inputs(conv: Module) -> Iterator[Inputs]:
     """
     names = inspect.signature(conv.forward).parameters
     edges = [n for n in names if n.startswith('edge_') and n != 'edge_index']
-    required = [
-        name
-        for name, param in names.items()
-        if param.default is param.empty
-        and param.kind is param.POSITIONAL_OR_KEYWORD
-    ]
+    required = required_arguments(conv)
     nodes = [n for n in required if n not in ['edge_index', *edges]]
     generator = torch.Generator().manual_seed(0)
     num_types = getattr(conv, 'num_relations', None) or 2
@@ -157,6 +184,16 @@ def guess_inputs(conv: Module) -> Iterator[Inputs]:
                 edge[name] = torch.rand(size, generator=generator)
         x = torch.randn(5, width, generator=generator)
         yield Inputs({name: x for name in nodes}, edge)
+
+
+def required_arguments(conv: Module) -> List[str]:
+    """Return the names of the arguments of a module without a default."""
+    return [
+        name
+        for name, param in inspect.signature(conv.forward).parameters.items()
+        if param.default is param.empty
+        and param.kind is param.POSITIONAL_OR_KEYWORD
+    ]
 
 
 def _node_widths(conv: Module) -> List[int]:

@@ -1,6 +1,6 @@
 """Chunks of data sets as a few large graphs instead of many small ones."""
 
-from typing import Any, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch.utils.data import Subset
 from torch_geometric.data import Data
 from torch_geometric.data.collate import collate
 from torch_geometric.data.data import BaseData
+from torch_geometric.utils import is_sparse
 
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.data.storage import Storage, get_items, read_storage
@@ -15,6 +16,7 @@ from torch_geometric_ext.ops.computation_tree_ids import check_edges
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 
 CHUNK_SIZE = 4096  # Graphs; a choice that limits memory.
+EDGE_KEYS = ['edge_attr', 'edge_weight', 'edge_type']
 STAMP = 'graph_idx'  # `IndexedDataset` adds this attribute.
 
 
@@ -24,6 +26,7 @@ class Collated(NamedTuple):
     attrs: Dict[str, Tensor]
     ptrs: Dict[str, Tensor]  # The boundaries of graphs in each attribute.
     node_ptr: Tensor
+    texts: Dict[str, List[str]]  # One string for each graph.
 
 
 def check_dataset(dataset: Any, name: str) -> None:
@@ -88,9 +91,11 @@ def _read_storage(storage: Storage, begin: int, end: int) -> Collated:
     data, positions = storage.data, storage.positions[begin:end]
     _check_layout(data)
     attrs, ptrs = {}, {}
+    texts: Dict[str, List[str]] = {}
     for key, slices in storage.slices.items():
         value = data[key]
-        if not isinstance(value, Tensor) or not isinstance(slices, Tensor):
+        if not isinstance(value, Tensor):
+            texts.update(_read_texts(key, value, positions.tolist()))
             continue
         ptrs[key], index = take_rows(slices, positions)
         dim = data.__cat_dim__(key, value)
@@ -99,7 +104,8 @@ def _read_storage(storage: Storage, begin: int, end: int) -> Collated:
         else:
             attrs[key] = value.index_select(dim, index.to(value.device))
     assert storage.num_nodes is not None
-    return _offset_edges(attrs, ptrs, storage.num_nodes[positions], begin)
+    sizes = storage.num_nodes[positions]
+    return _offset_edges(Collated(attrs, ptrs, row_ptr(sizes), texts), begin)
 
 
 def _read_items(dataset: Any, begin: int, end: int) -> Collated:
@@ -137,8 +143,27 @@ def _read_items(dataset: Any, begin: int, end: int) -> Collated:
         if isinstance(data[key], Tensor)
     }
     attrs = {key: data[key] for key in ptrs}
+    texts: Dict[str, List[str]] = {}
+    for key in slices.keys() - ptrs.keys():
+        texts.update(_read_texts(key, data[key], list(range(len(items)))))
     sizes = torch.tensor([item.num_nodes for item in items])
-    return _offset_edges(attrs, ptrs, sizes, begin)
+    return _offset_edges(Collated(attrs, ptrs, row_ptr(sizes), texts), begin)
+
+
+def _read_texts(
+    key: str, values: Any, index: List[int]
+) -> Dict[str, List[str]]:
+    """Return the strings of graphs, unless they are sparse matrices."""
+    first = values[0] if isinstance(values, list) else values
+    if key != 'y' and is_sparse(first):
+        return {}
+    if not isinstance(values, list) or not isinstance(first, str):
+        kind = type(first).__name__
+        raise ValueError(
+            f"'{key}' of 'dataset' needs to be a tensor, a number or a string "
+            f"for each graph (got '{kind}': remove it by a transform)"
+        )
+    return {key: [str(values[i]) for i in index]}
 
 
 def _check_layout(data: Data) -> None:
@@ -146,16 +171,25 @@ def _check_layout(data: Data) -> None:
         raise ValueError(
             "'dataset' needs graphs with 'edge_index' (got 'adj_t')"
         )
+    for key in ['x', 'edge_index', *EDGE_KEYS]:
+        value = data[key] if key in data else None
+        if isinstance(value, Tensor) and value.layout == torch.strided:
+            continue
+        if isinstance(value, list) and isinstance(value[0], Tensor):
+            value = value[0]  # Of the first graph.
+        if value is not None:
+            layout = getattr(value, 'layout', None)
+            kind = type(value).__name__ if layout is None else layout
+            raise ValueError(
+                f"'{key}' of 'dataset' needs to be a dense tensor (got "
+                f"'{kind}': convert it by a transform)"
+            )
 
 
-def _offset_edges(
-    attrs: Dict[str, Tensor],
-    ptrs: Dict[str, Tensor],
-    num_nodes: Tensor,
-    begin: int,
-) -> Collated:
+def _offset_edges(chunk: Collated, begin: int) -> Collated:
     """Let the edges of each graph point to its rows of the collated nodes."""
-    node_ptr = row_ptr(num_nodes)
+    attrs, ptrs, node_ptr, _ = chunk
+    num_nodes = node_ptr.diff()
     if 'edge_index' in attrs:
         edge_index = attrs['edge_index']
         check_edges(edge_index, None)
@@ -170,7 +204,7 @@ def _offset_edges(
             )
         offset = node_ptr.to(edge_index.device)[graph]
         attrs['edge_index'] = edge_index + offset
-    return Collated(attrs, ptrs, node_ptr)
+    return chunk
 
 
 def _is_range(index: Tensor) -> bool:

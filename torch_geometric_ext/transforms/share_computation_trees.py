@@ -44,6 +44,9 @@ class ShareComputationTrees:
     of neighbors, and normalize by what the target node reads.
     :func:`~torch_geometric_ext.nn.check_exact` checks a model.
 
+    Attributes of graphs (tensors of one row, numbers and strings) are kept.
+    Other attributes of nodes and edges are left out, as trees merge them.
+
     The data set is read in chunks of :obj:`chunk_size` graphs. The result does
     not depend on the size of chunks, the number of threads or the number of
     ranks. :func:`~torch_geometric_ext.ops.computation_tree_ids` lists the
@@ -155,8 +158,10 @@ class ShareComputationTrees:
             TypeError: If :obj:`dataset` does not hold homogeneous graphs, or
                 :obj:`known` is not of type
                 :class:`~torch_geometric_ext.data.SharedTrees`.
-            ValueError: If features are missing or continuous, keys or shapes
-                of graphs differ, or :obj:`known` was made with other settings.
+            ValueError: If features are missing, continuous or not dense, keys
+                or shapes of graphs differ, an attribute belongs to neither
+                graphs, nodes nor edges, or :obj:`known` was made with other
+                settings.
         """
         check_dataset(dataset, self.__class__.__name__)
         settings = TreeSettings(

@@ -20,14 +20,14 @@ from torch_geometric_ext.ops.computation_tree_ids import (
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 from torch_geometric_ext.transforms.collated import (
     CHUNK_SIZE,
+    EDGE_KEYS,
+    STAMP,
     Collated,
     read_chunks,
 )
 from torch_geometric_ext.transforms.tree_settings import TreeSettings
 
 LARGE_PART = 10_000  # Nodes that suffice to find continuous features.
-
-EDGE_KEYS = ['edge_attr', 'edge_weight', 'edge_type']
 
 # Attributes of `SharedTreeBatch`:
 RESERVED_KEYS = [
@@ -237,25 +237,44 @@ def _count(ids: Tensor, node_ptr: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     return row_ptr(size), (code - graph * num_ids).int(), count.int()
 
 
-def _graph_attrs(chunk: Collated) -> Dict[str, Tensor]:
-    """Copy the attributes with one row for each graph."""
+def _graph_attrs(chunk: Collated) -> Dict[str, Any]:
+    """Copy the attributes of graphs: tensors of one row each, and strings."""
     num_graphs = chunk.node_ptr.numel() - 1
-    out = {}
-    for key, ptr in chunk.ptrs.items():
-        value = chunk.attrs[key]
+    out: Dict[str, Any] = {}
+    for key in [*chunk.ptrs, *chunk.texts]:
         if key in RESERVED_KEYS:
             raise ValueError(
                 f"'dataset' needs graphs without an attribute '{key}', a name "
                 f"that 'SharedTreeLoader' uses"
             )
-        if key in [*EDGE_KEYS, 'x', 'edge_index', 'graph_idx']:
+    for key, ptr in chunk.ptrs.items():
+        value, size = chunk.attrs[key], ptr.diff()
+        if key in [*EDGE_KEYS, 'x', 'edge_index', STAMP]:
             continue
-        if value.dim() > 0 and value.size(0) == num_graphs:
-            if bool((ptr.diff() == 1).all()):
-                out[key] = value.detach().clone()
-    if 'y' in chunk.ptrs and 'y' not in out:
-        raise NotImplementedError(
-            f"'y' needs one row for each graph (got "
-            f'{chunk.attrs["y"].size(0)} rows in {num_graphs} graphs)'
-        )
-    return out
+        if bool((size == 1).all()) and value.size(0) == num_graphs:
+            out[key] = value.detach().clone()
+        elif key == 'y':
+            raise NotImplementedError(
+                f"'y' needs one row for each graph (got {value.size(0)} rows "
+                f'in {num_graphs} graphs)'
+            )
+        elif not _is_of_nodes_or_edges(chunk, key):
+            raise ValueError(
+                f"'{key}' of 'dataset' needs one row for each graph, node or "
+                f'edge (got {int(ptr[-1])} rows in {num_graphs} graphs: add a '
+                f"dimension by 'data.{key} = data.{key}.unsqueeze(0)', or "
+                f'remove it by a transform)'
+            )
+    return {**out, **chunk.texts}
+
+
+def _is_of_nodes_or_edges(chunk: Collated, key: str) -> bool:
+    """Return whether a tensor has one row for each node or edge, or holds
+    indices (of edges, faces, …), as PyG tells by the name.
+    """
+    ptr, edge_ptr = chunk.ptrs[key], chunk.ptrs.get('edge_index')
+    return (
+        Data().__cat_dim__(key, chunk.attrs[key]) != 0
+        or torch.equal(ptr, chunk.node_ptr)
+        or (edge_ptr is not None and torch.equal(ptr, edge_ptr))
+    )

@@ -1,5 +1,7 @@
 import copy
 import functools
+import sys
+import warnings
 
 import pytest
 import torch
@@ -8,7 +10,11 @@ from torch_geometric.nn.aggr import MedianAggregation, SoftmaxAggregation
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.data import SharedTreeBatch
-from torch_geometric_ext.nn import RootAggregation
+from torch_geometric_ext.nn import (
+    RootAggregation,
+    TreeBatchNorm,
+    shared_batch,
+)
 
 AGGRS = ['sum', 'mean', 'max', 'min', 'std', 'softmax', 'median']
 
@@ -135,7 +141,11 @@ def test_large_counts_in_half_precision():
     batch, _, _ = shared_batch_and_rows()
     batch.root_count = torch.tensor([1001, 1, 1, 3])
     h = torch.ones(5, 1, dtype=torch.bfloat16)
-    assert RootAggregation('mean')(h, batch)[0] == 1
+    out = RootAggregation('mean')(h, batch)
+    assert out[0] == 1 and out.dtype == torch.bfloat16
+    batch.root_count = torch.tensor([259, 2, 1, 3])
+    h[2] = 0.5  # In half precision, 259 is 260, and the sum 262.
+    assert RootAggregation('sum')(h, batch)[0] == 260
 
 
 def test_rows_off_the_roots_do_not_matter():
@@ -160,6 +170,76 @@ def test_wrong_rows():
         RootAggregation()(torch.zeros(3, 2), batch)
 
 
+@pytest.mark.parametrize('size', [(2,), (4,), (3, 1), ()])
+def test_wrong_index(size):
+    index = torch.zeros(size, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"'batch' .* 3 rows of 'h' .*got \["):
+        RootAggregation()(torch.zeros(3, 2), index)
+
+
+def normalized_batch():
+    batch, _, _ = shared_batch_and_rows()
+    batch.own = torch.tensor([3, 4, 4, 3, 4])
+    batch.num_sampled_edges = [0]
+    return batch
+
+
+class Normalized(torch.nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.lin = torch.nn.Linear(1, 4)
+        self.norm = norm
+        self.aggr = RootAggregation('sum')
+
+    def forward(self, batch):
+        h = self.lin(batch.x)
+        return self.aggr(h if self.norm is None else self.norm(h), batch)
+
+
+@pytest.mark.parametrize('block', [True, False])
+def test_warning_of_plain_batch_norm(block):
+    model, batch = Normalized(torch.nn.BatchNorm1d(4)), normalized_batch()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        model.eval()(batch)  # Running statistics are exact.
+        assert found == []
+        model.train()
+        for _ in range(3):
+            with shared_batch(batch if block else Data(), levelwise=False):
+                model(batch).sum().backward()
+    assert len(found) == 1
+    assert "'TreeBatchNorm.convert(model)'" in str(found[0].message)
+    assert found[0].filename == __file__
+
+
+def test_no_warning_of_batch_norm():
+    batch = normalized_batch()
+    plain = Batch.from_data_list([Data(x=torch.randn(n, 1)) for n in (2, 4)])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with shared_batch(batch):
+            Normalized(TreeBatchNorm(4))(batch)
+        Normalized(None)(batch)
+        Normalized(torch.nn.BatchNorm1d(4))(plain)
+        # Of graphs, after pooling:
+        head = torch.nn.BatchNorm1d(4)
+        head(Normalized(None)(batch))
+        with torch.no_grad():
+            Normalized(torch.nn.BatchNorm1d(4))(batch)
+
+
+def test_models_without_batch_norm_are_searched_once(monkeypatch):
+    batch, model = normalized_batch(), Normalized(None)
+    calls = []
+    module = sys.modules[RootAggregation.__module__]
+    monkeypatch.setattr(
+        module, '_norm_modes', lambda node: calls.append(node) or []
+    )
+    for _ in range(3):
+        model(batch)
+    assert len(calls) == 1
+
+
 def test_gradcheck():
     batch, _, _ = shared_batch_and_rows()
     h = torch.randn(5, 2, dtype=torch.double, requires_grad=True)
@@ -171,8 +251,12 @@ def test_gradcheck():
 def test_compile():
     batch, _, _ = shared_batch_and_rows()
     module, h = RootAggregation('sum'), torch.randn(5, 4)
-    explanation = torch._dynamo.explain(module)(h, batch)
+    h.requires_grad_()
+    explanation = torch._dynamo.explain(module)(h * 2, batch)
     assert explanation.graph_break_count == 0
+    model = Normalized(torch.nn.BatchNorm1d(4))
+    out = torch.compile(model, backend='eager')(batch)
+    assert out.shape == (3, 4)
 
 
 @withCUDA

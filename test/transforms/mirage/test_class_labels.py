@@ -52,7 +52,8 @@ def test_invalid_labels(y, match):
         (torch.tensor([[float('nan')]]), ValueError, 'NaN for 8 graphs'),
         (torch.tensor([0.5]), ValueError, r'regression \(got 0.5'),
         (torch.rand(2), NotImplementedError, '16 rows in 8 graphs'),
-        ('mutagen', ValueError, "needs graphs with 'y'"),
+        (None, ValueError, "needs graphs with 'y'"),
+        ('mutagen', ValueError, r"number of a class .*\(got 'mutagen'"),
     ],
 )
 def test_invalid_labels_of_data_sets(y, error, match):

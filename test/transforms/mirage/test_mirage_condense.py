@@ -376,3 +376,27 @@ def test_real_data(tu_dataset, selection):
     assert [row.num_graphs for row in report.classes] == [63, 125]
     if selection == 'herding':
         assert min(row.coverage for row in report.classes) > 0.6
+
+
+@pytest.mark.parametrize('share_trees', [True, False])
+def test_strings_of_graphs(share_trees, tmp_path):
+    graphs = make_graphs()
+    for i, data in enumerate(graphs):
+        data.smiles = f'graph {i}'
+    kwargs = dict(num_layers=1, num_bytes=2000, share=share_trees)
+    condense = MirageCondense(**kwargs)
+    out = condense(graphs, root=tmp_path)
+    assert condense.report().num_condensed_bytes <= 2000
+    loaded = MirageCondense(**kwargs)(graphs, root=tmp_path)
+    for small in [out, loaded]:
+        if share_trees:
+            smiles, y = small.graph_attrs['smiles'], small.graph_attrs['y']
+        else:
+            smiles, y = zip(*((data.smiles, data.y) for data in small))
+        assert len(smiles) == len(small) > 2
+        for name, label in zip(smiles, y):
+            assert int(label) == int(name.split()[1]) % 2
+    assert len(list(tmp_path.iterdir())) == 1
+    graphs[0].smiles = 'other'
+    MirageCondense(**kwargs)(graphs, root=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2

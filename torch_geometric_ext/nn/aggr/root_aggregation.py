@@ -1,9 +1,11 @@
+import warnings
 from contextlib import nullcontext
-from typing import Any, Tuple, Type, Union
+from typing import Any, Iterator, Tuple, Type, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch_geometric.nn.aggr import (
     Aggregation,
     EquilibriumAggregation,
@@ -33,6 +35,14 @@ ORDERED_AGGRS: Tuple[Type[torch.nn.Module], ...] = (
 )
 
 
+PLAIN_NORM = (
+    "'RootAggregation' pools trees that a batch normalization has counted "
+    'once each, while it counts all nodes of plain graphs: convert the model '
+    "by 'TreeBatchNorm.convert(model)' and run it within 'shared_batch', and "
+    "see what else differs by 'check_exact(model, shared)'"
+)
+
+
 class RootAggregation(torch.nn.Module):
     r"""Pool nodes to graphs on plain graphs, condensed graphs, and shared
     computation trees.
@@ -49,6 +59,10 @@ class RootAggregation(torch.nn.Module):
     aggregations, such as :obj:`"max"`, read every row as often as it counts:
     they are exact down to the gradients of ties, and cost as much as on the
     plain nodes.
+
+    In training, a warning tells once if a batch normalization other than
+    :class:`~torch_geometric_ext.nn.TreeBatchNorm` has computed embeddings of
+    shared trees.
 
     Args:
         aggr (str or Aggregation, optional): The aggregation.
@@ -72,6 +86,8 @@ class RootAggregation(torch.nn.Module):
         tensor([[2.],
                 [8.]])
     """
+
+    _norms_checked = False
 
     def __init__(
         self,
@@ -106,7 +122,7 @@ class RootAggregation(torch.nn.Module):
 
         Raises:
             ValueError: If the rows of :obj:`h` are not nodes of the
-                mini-batch.
+                mini-batch, or :obj:`batch` has another number of nodes.
         """
         context = current_context()
         with context.tracker.pause() if context else nullcontext():
@@ -114,8 +130,10 @@ class RootAggregation(torch.nn.Module):
 
     def _pool(self, h: Tensor, batch: Any) -> Tensor:
         if isinstance(batch, Tensor):
+            _check_index(h, batch)
             return self.aggr(h, batch)
         if 'root_ptr' in batch:
+            self._check_norms(h)
             return self._pool_trees(_highest_level(h, batch), batch)
 
         _check_rows(h, batch.num_nodes, batch.num_nodes)
@@ -126,6 +144,15 @@ class RootAggregation(torch.nn.Module):
             return self.aggr(h, index, dim_size=size)
         key = 'root_count' if 'root_count' in batch else 'root_mask'
         return self._pool_roots(h, index, batch[key].long(), size)
+
+    def _check_norms(self, h: Tensor) -> None:
+        """Warn once if a batch normalization has counted each tree once."""
+        if is_compiling() or self._norms_checked or h.grad_fn is None:
+            return
+        modes = set(_norm_modes(h.grad_fn))
+        self._norms_checked = modes != {False}  # Evaluation tells nothing.
+        if True in modes:
+            warnings.warn(PLAIN_NORM, stacklevel=6)  # Where it is called.
 
     def _pool_trees(self, h: Tensor, batch: Any) -> Tensor:
         ptr, count = batch.root_ptr, batch.root_count
@@ -198,6 +225,29 @@ def _highest_level(h: Tensor, batch: Any) -> Tensor:
     sizes = batch.num_sampled_nodes
     _check_rows(h, sizes[0], sum(sizes))
     return h
+
+
+def _norm_modes(node: Any) -> Iterator[bool]:
+    """Iterate over the modes of batch normalizations in a graph of autograd:
+    whether each is in training.
+    """
+    stack, seen = [node], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        stack += [parent for parent, _ in node.next_functions]
+        if 'BatchNorm' in node.name():
+            yield getattr(node, '_saved_training', True)
+
+
+def _check_index(h: Tensor, index: Tensor) -> None:
+    if index.dim() != 1 or index.size(0) != h.size(0):
+        raise ValueError(
+            f"'batch' of 'RootAggregation' needs the graph of each of "
+            f"{h.size(0)} rows of 'h' (got {list(index.shape)})"
+        )
 
 
 def _check_rows(h: Tensor, low: int, high: int) -> None:

@@ -36,7 +36,7 @@ def fingerprint(dataset: Any, *settings: Any) -> str:
         settings = (dataset.to_dict(), *settings)
     else:
         chunks = read_chunks(dataset)
-    parts = ([x.attrs, x.ptrs, x.node_ptr] for x in chunks)
+    parts = ([{**x.attrs, **x.texts}, x.ptrs, x.node_ptr] for x in chunks)
     return digest(settings, parts)[:16]
 
 

@@ -1,4 +1,4 @@
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class ClassLabels(NamedTuple):
         return torch.searchsorted(self.value, y.reshape(-1).long())
 
 
-def class_labels(y: Optional[Tensor]) -> ClassLabels:
+def class_labels(y: Any) -> ClassLabels:
     """Return the classes of graphs.
 
     Args:
@@ -37,6 +37,11 @@ def class_labels(y: Optional[Tensor]) -> ClassLabels:
     if y is None:
         raise ValueError(
             "'dataset' needs graphs with 'y', the class of each graph"
+        )
+    if not isinstance(y, Tensor):
+        raise ValueError(
+            f"'y' needs to be the number of a class for each graph (got "
+            f"'{y[0]}': number the classes by a transform)"
         )
     num_graphs = y.size(0)
     if y.numel() != num_graphs:

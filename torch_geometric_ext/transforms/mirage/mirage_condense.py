@@ -93,7 +93,8 @@ class MirageCondense:
     .. note::
         Batch normalization counts each node of a condensed graph once,
         whatever its count. With :obj:`share`, use
-        :class:`~torch_geometric_ext.nn.TreeBatchNorm`, which is exact.
+        :class:`~torch_geometric_ext.nn.TreeBatchNorm`, which is exact, and
+        check the model with :func:`~torch_geometric_ext.nn.check_exact`.
 
     The time is that of finding trees, and for :obj:`"herding"` also
     :math:`O(Z)` for each thousand graphs kept, with :math:`Z` distinct trees

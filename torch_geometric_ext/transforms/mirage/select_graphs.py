@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_ext.data import SharedTrees
+from torch_geometric_ext.data.shared_trees import take_attrs
 from torch_geometric_ext.ops import herding
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 from torch_geometric_ext.transforms.mirage.class_labels import ClassLabels
@@ -134,7 +135,7 @@ def reorder(shared: SharedTrees, order: Tensor) -> SharedTrees:
     """
     order = order.to(shared.tree.device)
     graph_ptr, entry = take_rows(shared.graph_ptr, order)
-    graph_attrs = {key: x[order] for key, x in shared.graph_attrs.items()}
+    graph_attrs = take_attrs(shared.graph_attrs, order)
     graph_attrs['weight'] = torch.ones(order.numel(), device=order.device)
     return replace(
         shared,
