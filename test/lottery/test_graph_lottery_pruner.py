@@ -414,12 +414,12 @@ def test_seconds_are_those_of_fit():
     start = time.perf_counter()
     ticket = pruner.fit(data, callbacks=[wait])
     total = time.perf_counter() - start
-    parts = ['dense', 'channels', 'search', 'retrained', 'other']
+    parts = ['dense', 'search', 'retrained', 'setup', 'channels', 'other']
     assert sorted(ticket.seconds) == sorted(parts)
     assert all(seconds > 0 for seconds in ticket.seconds.values())
     assert ticket.seconds['other'] > 8 * 0.03  # Eight evaluations.
     assert 0 <= total - sum(ticket.seconds.values()) < 0.1
-    assert ' (dense ' in str(ticket) and ', other ' in str(ticket)
+    assert ' (setup ' in str(ticket) and ', other ' in str(ticket)
 
 
 def test_seconds_of_a_resumed_search(tmp_path):
@@ -440,7 +440,7 @@ def test_seconds_of_a_resumed_search(tmp_path):
     total = time.perf_counter() - start + interrupted
     # The work after the last checkpoint is lost:
     assert 0 < total - sum(ticket.seconds.values()) < 0.3
-    assert list(ticket.seconds)[:3] == ['dense', 'channels', 'search']
+    assert {'dense', 'search', 'retrained', 'other'} < set(ticket.seconds)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ class Clock:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Record the seconds of a block as a part."""
+        """Add the seconds of a block to a part."""
         start = time.perf_counter()
         yield
-        self.parts[name] = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.parts[name] = self.parts.get(name, 0.0) + seconds
 
     def seconds(self, unfinished: float = 0.0) -> Dict[str, float]:
         """Return the seconds of all parts, and as :obj:`"other"` those of no

@@ -1,6 +1,5 @@
 import copy
 import math
-import time
 from dataclasses import asdict
 from typing import (
     Any,
@@ -208,14 +207,13 @@ class Search:
         """
         if name in self.outcomes:
             return self.outcomes[name]
-        start = time.perf_counter()
-        stage = self._new_stage(name, candidate, num_epochs, scores, keep)
+        with self.clock.measure('setup'):
+            stage = self._new_stage(name, candidate, num_epochs, scores, keep)
         if moves:
             stage.scheduler = self._scheduler(stage)
         if self._resumed.get('name') == name:
             stage.load_state_dict(self._resumed)
         self._resumed = {}
-        stage.seconds += time.perf_counter() - start
         self._stage = stage
         outcome = stage.run(self.observe)
         self._stage = None

@@ -61,11 +61,13 @@ class Ticket:
             :obj:`"retrained"` ticket.
         history (Dict[str, List[float]]): All validation metrics of each
             stage.
-        seconds (Dict[str, float]): The seconds of each stage (set-up,
-            training and evaluation), of the choice of :obj:`"channels"`, and
-            of all :obj:`"other"` work, such as callbacks and checkpoints.
-            Their sum is the duration of the search. A resumed search adds
-            the seconds of interrupted runs up to their last checkpoint.
+        seconds (Dict[str, float]): The seconds of the training and
+            evaluation of each stage, of the :obj:`"setup"` of all stages
+            (such as equivalence checks), of the choice of
+            :obj:`"channels"`, and of all :obj:`"other"` work, such as
+            callbacks and checkpoints. Their sum is the duration of the
+            search. A resumed search adds the seconds of interrupted runs up
+            to their last checkpoint.
         macs (Tuple[int, int]): The multiply-adds of the forward pass of the
             dense model and of the ticket (sparse, and narrow if possible), as
             counted by :func:`~torch_geometric_ext.utils.count_macs`.
