@@ -72,6 +72,7 @@ TABLE_HEADER = (
     f'{"test":>6}{"":6}{"to dense":>14}{"saved":>9}{"seconds":>9}{"ratio":>9}'
     f'{"runs":>6}'
 )
+STAGES = ['dense', 'search', 'retrained']
 COLUMNS = ['plain', 'masked', 'dense', 'learned', 'search', 'retrain']
 EPOCHS_HEADER = (
     f'{"set":<10}{"model":<6}'
@@ -302,7 +303,7 @@ def epochs(name: str, kind: str, args: argparse.Namespace) -> None:
             search_epochs=num,
             retrain_epochs=num,
         ).fit(data)
-        times[edge_score] = {k: x / num for k, x in ticket.seconds.items()}
+        times[edge_score] = {k: ticket.seconds[k] / num for k in STAGES}
     fast = times['degree']
     whole = 60 * fast['dense'] + 100 * (fast['search'] + fast['retrained'])
     imp = 22 * EPOCHS * loop  # The dense network and 21 rounds, to 99 %.

@@ -190,8 +190,9 @@ print(pruner.fit(train_data, loss_fn, evaluate))
 
 # %%
 # Mini-batches need the numbers of their edges in the graph as :obj:`e_id`.
-# :class:`~torch_geometric.loader.NeighborLoader` adds them. The seeds of this
-# loader are all nodes with a label in training or validation:
+# :class:`~torch_geometric.loader.NeighborLoader` (which needs :obj:`pyg-lib`
+# or :obj:`torch-sparse`) adds them. The seeds of this loader are all nodes
+# with a label in training or validation:
 #
 # .. code-block:: python
 #

@@ -6,10 +6,8 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN, GCNConv, Linear, Sequential
 
 from torch_geometric_ext.full_batch.call_model import call_model
-from torch_geometric_ext.lottery.check import (
-    check_data,
-    check_node_task,
-)
+from torch_geometric_ext.lottery.check import check_data
+from torch_geometric_ext.lottery.check_node_task import check_node_task
 
 
 def graph(**kwargs):

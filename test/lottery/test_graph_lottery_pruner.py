@@ -1,5 +1,8 @@
 import copy
 import math
+import time
+import warnings
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -9,11 +12,13 @@ from torch_geometric.data import Batch
 from torch_geometric.nn import (
     GCN,
     GIN,
+    ChebConv,
     Linear,
+    Sequential,
 )
 from torch_geometric.testing import withCUDA
 
-from searches import equal, flat, graph, prune
+from searches import SHORT, equal, flat, graph, prune
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.stage import Stage
 from torch_geometric_ext.utils import GraphLotteryPruner
@@ -398,3 +403,91 @@ def test_pruner_ignored():
         prune(model, data, ignored=['conv'])
     with pytest.raises(ValueError, match='needs a linear layer to swap'):
         prune(model, data, ignored=[Linear])
+
+
+def test_seconds_are_those_of_fit():
+    def wait(progress):
+        time.sleep(0.03)
+
+    model, data = GCN(5, 8, 2, 3), graph()
+    pruner = GraphLotteryPruner(model, **SHORT)
+    start = time.perf_counter()
+    ticket = pruner.fit(data, callbacks=[wait])
+    total = time.perf_counter() - start
+    parts = ['dense', 'search', 'retrained', 'setup', 'channels', 'other']
+    assert sorted(ticket.seconds) == sorted(parts)
+    assert all(seconds > 0 for seconds in ticket.seconds.values())
+    assert ticket.seconds['other'] > 8 * 0.03  # Eight evaluations.
+    assert 0 <= total - sum(ticket.seconds.values()) < 0.1
+    assert ' (setup ' in str(ticket) and ', other ' in str(ticket)
+
+
+def test_seconds_of_a_resumed_search(tmp_path):
+    def interrupt(progress):
+        time.sleep(0.03)
+        if progress.stage == 'search' and progress.epoch == 6:
+            raise KeyboardInterrupt
+
+    pruner = GraphLotteryPruner(GCN(5, 8, 2, 3), **SHORT)
+    fit = dict(checkpoint=tmp_path / 'search.pt', checkpoint_every=1)
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        pruner.fit(graph(), callbacks=[interrupt], **fit)
+    interrupted = time.perf_counter() - start
+    time.sleep(0.5)  # Between the runs.
+    start = time.perf_counter()
+    ticket = pruner.fit(graph(), **fit)
+    total = time.perf_counter() - start + interrupted
+    # The work after the last checkpoint is lost:
+    assert 0 < total - sum(ticket.seconds.values()) < 0.3
+    assert {'dense', 'search', 'retrained', 'other'} < set(ticket.seconds)
+
+
+@pytest.mark.parametrize(
+    'model, match',
+    [
+        (
+            lambda: GCN(5, 8, 2, 3, norm='batch'),
+            "the receptive field in training .*'norms.0.module' normalizes "
+            'over all nodes.*: each step computes all 16 nodes$',
+        ),
+        (
+            lambda: Sequential(
+                'x, edge_index', [(ChebConv(5, 3, 1), 'x, edge_index -> x')]
+            ),
+            "sparse products in 'module_0' .ChebConv. .it has no faster "
+            'version.: each step passes a message along each of 77 edges$',
+        ),
+        (
+            lambda: Sequential(
+                'x, edge_index',
+                [
+                    (ChebConv(5, channels, 2), 'x, edge_index -> x')
+                    for channels in [5, 5, 5, 3]
+                ],
+            ),
+            "'module_0' .*'module_1' .*, 2 more optimizations: each step "
+            'computes all 16 nodes and passes a message along each of 77 '
+            'edges$',
+        ),
+    ],
+)
+def test_fallback_is_reported_once(model, match):
+    with pytest.warns(UserWarning, match=match) as records:
+        prune(model(), graph(), edge_sparsity=0.0)
+    records = [x for x in records if 'trains slower' in str(x.message)]
+    assert len(records) == 1 and '\n' not in str(records[0].message)
+    assert Path(records[0].filename).name == 'searches.py'
+
+
+def test_fallback_of_features_with_gradients():
+    data = graph()
+    data.x.requires_grad_()
+    with pytest.warns(UserWarning, match='slower.* needs no gradient'):
+        prune(GCN(5, 8, 2, 3), data)
+
+
+def test_no_fallback():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        prune(GCN(5, 8, 2, 3), graph())

@@ -5,6 +5,7 @@ import torch
 from torch_geometric.nn import GCN
 
 from searches import flat, graph
+from torch_geometric_ext.lottery.clock import Clock
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.node_task import NodeTask
 from torch_geometric_ext.lottery.search import Search
@@ -28,7 +29,8 @@ def build(observe=lambda stage: None, model_seed=0, **kwargs):
     )
     pairs = EdgePairs(data.edge_index, data.num_nodes)
     task, optimizer = NodeTask(data), torch.optim.Adam
-    return Search(model, task, NAMES, pairs, optimizer, settings, observe)
+    args = (model, task, NAMES, pairs, optimizer, settings, observe)
+    return Search(*args, Clock())
 
 
 @pytest.mark.parametrize('method', ['fast', 'imp', 'one_shot'])

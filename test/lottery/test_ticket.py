@@ -302,3 +302,17 @@ def test_ticket_device(found, device, tmp_path):
             outs.append(other(small.x, small.edge_index))
         assert outs[0].device.type == device.type
         assert torch.allclose(*outs, atol=1e-5)
+
+
+def test_ticket_refuses_other_arguments(found, tmp_path):
+    ticket, model, data = found
+    path = tmp_path / 'ticket.pt'
+    ticket.save(path)
+    for other in [None, data, 'model']:
+        with pytest.raises(TypeError, match="'model' .* 'torch.nn.Module'"):
+            ticket.apply(other, data)
+        if other is not None:
+            with pytest.raises(TypeError, match="'model' .*'torch.nn.Module'"):
+                Ticket.load(path, other)
+    with pytest.raises(ValueError, match=r"'weights' .*\['final'\]"):
+        ticket.apply(model, data, weights=['final'])

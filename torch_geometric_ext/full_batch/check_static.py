@@ -9,15 +9,6 @@ from torch_geometric.data import Data
 EDGE_KEYS = ['edge_weight', 'edge_attr']
 
 
-def is_static(data: Any) -> bool:
-    """Return whether a graph has static features and edges."""
-    try:
-        check_static(data)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 def check_static(data: Any) -> None:
     """Raise an error unless a graph has static features and edges."""
     if not isinstance(data, Data):

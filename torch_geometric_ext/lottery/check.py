@@ -1,7 +1,9 @@
 """Checks of what users pass to a lottery search."""
 
-import inspect
+import os
+import sys
 import warnings
+from collections.abc import Collection
 from typing import Any, Callable, Optional
 
 import torch
@@ -10,11 +12,10 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import is_sparse
 
-from torch_geometric_ext.full_batch.call_model import edge_kwargs
+from torch_geometric_ext.lottery.settings import is_integer
 from torch_geometric_ext.nn import SparseLinear
-
-NODE_TASK_KEYS = ['x', 'edge_index', 'y', 'train_mask', 'val_mask']
 
 
 def check_prunable(model: Any, edge_sparsity: float) -> None:
@@ -35,6 +36,11 @@ def check_prunable(model: Any, edge_sparsity: float) -> None:
                 f"the state of 'model' needs to hold tensors alone (got "
                 f"{type(value)} as '{key}')"
             )
+    if not any(x.requires_grad for x in model.parameters()):
+        raise ValueError(
+            f"'model' of 'GraphLotteryPruner' needs parameters that require "
+            f"gradients (got none in '{model.__class__.__name__}')"
+        )
     if edge_sparsity > 0 and not any(
         isinstance(module, MessagePassing) for module in model.modules()
     ):
@@ -60,7 +66,8 @@ def check_fit(
     loss_fn: Optional[Callable[..., Any]],
     evaluate: Optional[Callable[..., Any]],
     callbacks: Any,
-    checkpoint_every: int,
+    checkpoint: Any,
+    checkpoint_every: Any,
 ) -> None:
     """Raise if the arguments of a fit, other than its data, are invalid."""
     if (loss_fn is None) != (evaluate is None):
@@ -68,15 +75,28 @@ def check_fit(
             f"'loss_fn' and 'evaluate' need to be given together (got "
             f'{loss_fn} and {evaluate})'
         )
-    if callable(callbacks):
+    for name, value in [('loss_fn', loss_fn), ('evaluate', evaluate)]:
+        if value is not None and not callable(value):
+            raise TypeError(
+                f"'{name}' needs to be a function (got {type(value)})"
+            )
+    if not isinstance(callbacks, Collection) or not all(
+        map(callable, callbacks)
+    ):
         raise TypeError(
             f"'callbacks' needs to be a sequence of callables (got "
-            f'{type(callbacks)})'
+            f'{callbacks!r})'
         )
-    if checkpoint_every < 1:
+    if checkpoint is not None and not isinstance(
+        checkpoint, (str, os.PathLike)
+    ):
+        raise TypeError(
+            f"'checkpoint' needs to be a path (got {type(checkpoint)})"
+        )
+    if not is_integer(checkpoint_every) or checkpoint_every < 1:
         raise ValueError(
-            f"'checkpoint_every' needs to be at least one (got "
-            f'{checkpoint_every})'
+            f"'checkpoint_every' needs to be a positive integer (got "
+            f'{checkpoint_every!r})'
         )
 
 
@@ -87,74 +107,66 @@ def check_data(data: Any) -> None:
             "'data' needs to be homogeneous (got 'HeteroData'); convert it "
             "with 'to_homogeneous'"
         )
-    if not isinstance(data, Data) and not (
-        hasattr(data, '__iter__') and hasattr(data, '__len__')
-    ):
+    if isinstance(data, Data):
+        if isinstance(data.get('edge_index'), (Tensor, list, tuple)):
+            check_edges(data, "'data'")
+        return
+    if not (hasattr(data, '__iter__') and hasattr(data, '__len__')):
         raise TypeError(
             f"'data' needs to be a 'Data' or a loader with a length (got "
             f'{type(data)})'
         )
+    if len(data) == 0:
+        raise ValueError(
+            f"a loader as 'data' needs to hold a mini-batch (got an empty "
+            f"'{type(data).__name__}')"
+        )
 
 
-def check_node_task(data: Any, model: Module, weight_sparsity: float) -> None:
-    """Raise if a graph or a model does not fit node classification."""
-    if not isinstance(data, Data):
-        raise ValueError(
-            f"a loader as 'data' needs 'loss_fn' and 'evaluate' (got "
-            f'{type(data)})'
+def check_edges(data: Data, name: str) -> None:
+    """Raise unless the edges of a graph, if dense, are pairs of its nodes."""
+    edge_index = data.edge_index
+    if is_sparse(edge_index):
+        return
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(
+            f"'edge_index' of {name} needs to be a tensor (got "
+            f'{type(edge_index)})'
         )
-    kwargs = edge_kwargs(model, data)
-    try:
-        inspect.signature(model.forward).bind(None, None, **kwargs)
-    except TypeError as error:
+    is_pair = edge_index.dim() == 2 and edge_index.size(0) == 2
+    if not is_pair or edge_index.dtype not in [torch.int64, torch.int32]:
         raise ValueError(
-            f"'model' needs to be called with 'x' and 'edge_index' (and "
-            f"'edge_weight' and 'edge_attr', if 'data' holds them); for any "
-            f"other model, pass 'loss_fn' and 'evaluate' ({error})"
-        ) from error
-    missing = [key for key in NODE_TASK_KEYS if data.get(key) is None]
-    if missing:
-        raise ValueError(
-            f"'data' needs to hold {missing} for node classification ('adj_t' "
-            f"does not replace 'edge_index'); for any other task, pass "
-            f"'loss_fn' and 'evaluate' (got {data})"
+            f"'edge_index' of {name} needs to be of torch.int64 and of shape "
+            f'[2, num_edges] (got {edge_index.dtype} and '
+            f'{list(edge_index.shape)})'
         )
-    layout = getattr(data.x, 'layout', type(data.x))
-    if weight_sparsity > 0 and layout != torch.strided:
+    if edge_index.numel() == 0:
+        return
+    low, high = (int(value) for value in edge_index.aminmax())
+    if low < 0 or high >= data.num_nodes:
         raise ValueError(
-            f"'x' of 'data' needs to be dense to prune weights; convert it "
-            f"with 'to_dense', and layers still skip its zeros (got {layout})"
+            f"'edge_index' of {name} needs to be in [0, {data.num_nodes}), "
+            f'its nodes (got {low} to {high})'
         )
-    _check_labels(data)
-
-
-def _check_labels(data: Data) -> None:
-    y = data.y
-    if y.dim() != 1 or y.is_floating_point() or y.size(0) != data.num_nodes:
-        raise ValueError(
-            f"'y' of 'data' needs to hold one class for each of the "
-            f"{data.num_nodes} nodes; for any other task, pass 'loss_fn' and "
-            f"'evaluate' (got {list(y.shape)} of {y.dtype})"
-        )
-    for key in ['train_mask', 'val_mask']:
-        mask = data[key]
-        if mask.dtype != torch.bool or mask.shape != y.shape:
-            raise ValueError(
-                f"'{key}' of 'data' needs to be of torch.bool and of shape "
-                f'{list(y.shape)}, one split (got {mask.dtype} and '
-                f'{list(mask.shape)})'
-            )
-        if not mask.any():
-            raise ValueError(f"'{key}' of 'data' selects no node")
 
 
 def warn_if_no_update(num_steps: int, update_every: int, stop: float) -> None:
-    """Warn in the name of the caller's caller if no weight moves."""
+    """Warn if no weight moves."""
     if update_every >= stop * num_steps:
-        warnings.warn(
+        warn_user(
             f"'search_epochs' of 'GraphLotteryPruner' are too few: no weights "
             f'will move in {num_steps} steps, since the first update is due '
             f"after 'update_every={update_every}' steps and the last one "
-            f'before step {stop * num_steps:g}',
-            stacklevel=3,
+            f'before step {stop * num_steps:g}'
         )
+
+
+def warn_user(message: str) -> None:
+    """Warn in the name of the first caller outside of this package."""
+    package = __name__.split('.')[0]
+    frame, level = sys._getframe(), 1
+    while frame.f_globals.get('__name__', '').split('.')[0] == package:
+        if frame.f_back is None:
+            break
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import (
     Any,
     Callable,
-    Iterable,
     List,
     Optional,
     Sequence,
@@ -15,17 +14,18 @@ from typing import (
 import torch
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from torch_geometric_ext.lottery.check import (
     check_data,
+    check_edges,
     check_fit,
-    check_node_task,
     check_optimizer,
     check_prunable,
     warn_if_no_update,
 )
+from torch_geometric_ext.lottery.check_node_task import check_node_task
 from torch_geometric_ext.lottery.checkpoint import Checkpoint
+from torch_geometric_ext.lottery.clock import Clock
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.prune_edges import (
     digest_edges,
@@ -33,7 +33,8 @@ from torch_geometric_ext.lottery.edges.prune_edges import (
 )
 from torch_geometric_ext.lottery.loss_macs import loss_macs
 from torch_geometric_ext.lottery.node_task import NodeTask
-from torch_geometric_ext.lottery.progress_bar import ProgressBar
+from torch_geometric_ext.lottery.optimizer import MakeOptimizer, make_adam
+from torch_geometric_ext.lottery.progress_bar import make_progress_bar
 from torch_geometric_ext.lottery.search import MOVE_UNTIL, Candidate, Search
 from torch_geometric_ext.lottery.settings import Settings
 from torch_geometric_ext.lottery.stage import (
@@ -132,14 +133,15 @@ class GraphLotteryPruner(Settings):
             evaluations. (default: :obj:`2`)
         patience (int, optional): Number of evaluations without improvement
             that end a stage. (default: :obj:`None`)
-        log (bool, optional): If set to :obj:`True`, will show a progress bar.
-            (default: :obj:`False`)
+        log (bool, optional): Whether to show a progress bar (needs
+            :obj:`tqdm`); by default, if :obj:`tqdm` is installed and standard
+            error is a terminal. (default: :obj:`None`)
 
     Raises:
         ValueError: If an argument is out of its range, there is nothing to
             prune, or :obj:`model` holds sparse layers.
-        TypeError: If :obj:`model` is not a module, or :obj:`optimizer` is not
-            a function.
+        TypeError: If :obj:`model` is not a module, :obj:`optimizer` is not a
+            function, or :obj:`log` is not a bool.
 
     Example:
         >>> from torch_geometric.datasets import FakeDataset
@@ -161,13 +163,18 @@ class GraphLotteryPruner(Settings):
     model: Module
     _: KW_ONLY
     ignored: Sequence[Ignored] = ()
-    optimizer: Optional[Callable[[Iterable[Any]], Optimizer]] = None
-    log: bool = False
+    optimizer: Optional[MakeOptimizer] = None
+    log: Optional[bool] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_prunable(self.model, self.edge_sparsity)
         check_optimizer(self.optimizer)
+        if self.log is not None and not isinstance(self.log, bool):
+            raise TypeError(
+                f"'log' of 'GraphLotteryPruner' needs to be True, False or "
+                f'None (got {self.log!r})'
+            )
 
     @property
     def settings(self) -> Settings:
@@ -187,7 +194,8 @@ class GraphLotteryPruner(Settings):
     ) -> Ticket:
         r"""Search for a ticket; without :obj:`loss_fn`, for the
         classification of the nodes of :obj:`data` (see
-        :doc:`/develop/lottery` for other tasks and mini-batches).
+        :doc:`/develop/lottery` for other tasks and mini-batches). Arguments
+        are checked before training, and are not changed.
 
         Args:
             data (torch_geometric.data.Data or iterable): A graph with
@@ -209,15 +217,18 @@ class GraphLotteryPruner(Settings):
                 two writes of the file. (default: :obj:`10`)
 
         Raises:
-            ValueError: If the data is incomplete, there is nothing to prune,
-                training diverges, or the checkpoint is damaged or of another
-                search.
+            ValueError: If the data is incomplete, out of range, not finite
+                or on another device, the model does not return scores of all
+                nodes and classes, there is nothing to prune, training
+                diverges, or the checkpoint is damaged or of another search.
             FileNotFoundError: If the folder of the checkpoint does not exist.
-            TypeError: If :obj:`data` is neither a graph nor a loader.
+            TypeError: If an argument is of another type.
+            ImportError: If a progress bar needs :obj:`tqdm`.
             NotImplementedError: If the graph is heterogeneous, or learned
                 scores do not match the edges of a layer.
         """
-        check_fit(loss_fn, evaluate, callbacks, checkpoint_every)
+        clock = Clock()
+        check_fit(loss_fn, evaluate, callbacks, checkpoint, checkpoint_every)
         task = self._task(data, loss_fn, evaluate)
         if self.method == 'fast' and self.weight_sparsity > 0:
             num_steps = self.search_epochs * task.num_batches
@@ -227,7 +238,7 @@ class GraphLotteryPruner(Settings):
             devices = list(range(torch.cuda.device_count()))
         with torch.enable_grad(), torch.random.fork_rng(devices):
             return self._fit(
-                data, task, callbacks, checkpoint, checkpoint_every
+                data, task, callbacks, checkpoint, checkpoint_every, clock
             )
 
     def __repr__(self) -> str:
@@ -257,13 +268,14 @@ class GraphLotteryPruner(Settings):
         callbacks: Callbacks,
         path: Optional[Union[str, Path]],
         every: int,
+        clock: Clock,
     ) -> Ticket:
         template = self._template(task)
         names: List[str] = []
         if self.weight_sparsity > 0:
             names = list(swappable_linears(template, self.ignored).values())
         pairs, edges_digest = self._pairs(data)
-        bar = ProgressBar() if self.log else None
+        bar = make_progress_bar(self.log)
         if bar is not None:
             callbacks = [*callbacks, bar.update]
         file: Optional[Checkpoint] = None
@@ -274,9 +286,16 @@ class GraphLotteryPruner(Settings):
             if file is not None:
                 file.update()
 
-        optimizer = self.optimizer or _adam
+        optimizer = self.optimizer or make_adam
         search = Search(
-            template, task, names, pairs, optimizer, self.settings, observe
+            template,
+            task,
+            names,
+            pairs,
+            optimizer,
+            self.settings,
+            observe,
+            clock,
         )
         if path is not None:
             file = Checkpoint(path, search, every)
@@ -289,9 +308,7 @@ class GraphLotteryPruner(Settings):
         if file is not None:
             file.write()
 
-        ticket = _ticket(search, found, task)
-        ticket.edges_digest = edges_digest
-        return ticket
+        return _ticket(search, found, task, edges_digest)
 
     def _template(self, task: Task) -> Module:
         """Return an initialized copy of the model without caches."""
@@ -300,7 +317,7 @@ class GraphLotteryPruner(Settings):
         if any(is_lazy(x) for x in model.parameters()):
             torch.manual_seed(self.seed)
             with torch.no_grad():
-                task.loss(model.eval(), task.first_batch())
+                task.initialize(model)
             clear_caches(model)
         return model
 
@@ -309,6 +326,7 @@ class GraphLotteryPruner(Settings):
         if self.edge_sparsity == 0:
             return None, None
         graph = whole_graph(data)
+        check_edges(graph, "'data'")
         pairs = EdgePairs(graph.edge_index, graph.num_nodes)
         if pairs.num_pairs == 0:
             raise ValueError(
@@ -317,7 +335,9 @@ class GraphLotteryPruner(Settings):
         return pairs, digest_edges(graph)
 
 
-def _ticket(search: Search, found: Candidate, task: Task) -> Ticket:
+def _ticket(
+    search: Search, found: Candidate, task: Task, edges_digest: Optional[str]
+) -> Ticket:
     edge_mask, small = None, task
     if search.edges is not None and found.pairs is not None:
         edge_mask = search.edges.pairs.edge_mask(found.pairs)
@@ -329,6 +349,10 @@ def _ticket(search: Search, found: Candidate, task: Task) -> Ticket:
         key=lambda outcome: outcome.metric,
     ).best
     seed = search.settings.seed
+    macs = (
+        _first_macs(search.template, task, seed),
+        _first_macs(weights.build(final), small, seed),
+    )
     return Ticket(
         weight_masks={
             weight_key(name): mask for name, mask in found.masks.items()
@@ -338,20 +362,14 @@ def _ticket(search: Search, found: Candidate, task: Task) -> Ticket:
         final_state=final.state,
         metrics={key: x.metric for key, x in outcomes.items()},
         history={key: x.history for key, x in outcomes.items()},
-        seconds=search.seconds,
-        macs=(
-            _first_macs(search.template, task, seed),
-            _first_macs(weights.build(final), small, seed),
-        ),
+        seconds=search.clock.seconds(),
+        macs=macs,
         dense_state=outcomes[DENSE].best.state,
         narrow_index=weights.index,
+        edges_digest=edges_digest,
     )
 
 
 def _first_macs(model: Module, task: Task, seed: int) -> int:
     torch.manual_seed(seed)  # The same mini-batch for each model.
     return loss_macs(model, task.loss, next(iter(task.batches())))
-
-
-def _adam(params: Iterable[Any]) -> Optimizer:
-    return torch.optim.Adam(params, lr=0.01, weight_decay=5e-4)

@@ -14,7 +14,11 @@ from torch_geometric_ext.full_batch import (
     accelerate,
 )
 from torch_geometric_ext.full_batch.call_model import call_model
-from torch_geometric_ext.full_batch.check_static import EDGE_KEYS, is_static
+from torch_geometric_ext.full_batch.check_static import EDGE_KEYS
+from torch_geometric_ext.lottery.check_node_task import (
+    check_model,
+    check_scores,
+)
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
 from torch_geometric_ext.lottery.task import Task
 
@@ -23,6 +27,7 @@ NODE_KEYS = ['x', 'y', 'train_mask', 'val_mask']
 MIN_TARGETS = 4096
 # The best dense model is of an early epoch, whose predictions are smooth.
 TEMPERATURE = 0.5
+MAX_REASONS = 3  # Of one line.
 
 
 @dataclass
@@ -56,7 +61,12 @@ class NodeTask(Task):
         sample: Optional[Tensor] = None,
     ) -> None:
         self.data = data
-        self.graph = StaticGraph(data) if is_static(data) else None
+        self.graph: Optional[StaticGraph] = None
+        self.obstacle: Optional[str] = None
+        try:
+            self.graph = StaticGraph(data)
+        except (TypeError, ValueError) as error:
+            self.obstacle = str(error)
         self.targets = targets
         self.fraction = fraction
         self.sample = sample
@@ -123,6 +133,32 @@ class NodeTask(Task):
         values = [self.data.get(key) for key in keys]
         return [value for value in values if isinstance(value, Tensor)]
 
+    def check(self, model: Module) -> None:  # noqa: D102
+        check_model(model, self.data)
+
+    initialize = check
+
+    def fallback(self) -> Optional[str]:  # noqa: D102
+        nodes = f'computes all {self.data.num_nodes:,} nodes'
+        edges = f'passes a message along each of {self.data.num_edges:,} edges'
+        if self.fast is None:
+            return f'since {self.obstacle}: each step {nodes} and {edges}'
+        report, fields, others = self.fast.report(), [], []
+        is_whole = report.num_hops['training'] is None
+        for what, why in report.reasons.items():
+            if not what.startswith('the receptive field'):
+                others.append(f'{what} ({why})')
+            elif is_whole and 'evaluation' not in what:
+                fields.append(f'{what} ({why})')
+        reasons = fields + others
+        if not reasons:
+            return None
+        names = reasons[:MAX_REASONS]
+        if len(reasons) > MAX_REASONS:
+            names.append(f'{len(reasons) - MAX_REASONS} more optimizations')
+        costs = [nodes] * len(fields[:1]) + [edges] * len(others[:1])
+        return f'without {", ".join(names)}: each step {" and ".join(costs)}'
+
     @torch.no_grad()
     def distilled(  # noqa: D102
         self,
@@ -180,13 +216,3 @@ class NodeTask(Task):
             self.train_rows = torch.searchsorted(nodes, train)
             if self.sample is not None:
                 self.target_rows = torch.searchsorted(nodes, self.sample)
-
-
-def check_scores(out: Any) -> None:
-    """Raise an error unless there is a score for each node and class."""
-    if not isinstance(out, Tensor) or out.dim() != 2:
-        raise ValueError(
-            f"'model' needs to return a score of each class for each node; "
-            f"for any other, give 'loss_fn' and 'evaluate' (got "
-            f'{list(out.shape) if isinstance(out, Tensor) else type(out)})'
-        )

@@ -1,10 +1,10 @@
+import copy
 import math
 from dataclasses import asdict
 from typing import (
     Any,
     Callable,
     Dict,
-    Iterable,
     List,
     NamedTuple,
     Optional,
@@ -14,13 +14,20 @@ from typing import (
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.optim import Optimizer
 
 from torch_geometric_ext.data.digest import digest
+from torch_geometric_ext.lottery import imp_rounds
+from torch_geometric_ext.lottery.check import warn_user
+from torch_geometric_ext.lottery.clock import Clock
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.edge_pruner import EdgePruner
 from torch_geometric_ext.lottery.edges.edge_selection import prune_randomly
 from torch_geometric_ext.lottery.edges.learned_scores import LearnedScores
+from torch_geometric_ext.lottery.optimizer import (
+    MakeOptimizer,
+    build_optimizer,
+    scale_weight_decay,
+)
 from torch_geometric_ext.lottery.settings import Settings
 from torch_geometric_ext.lottery.stage import (
     DENSE,
@@ -40,11 +47,6 @@ from torch_geometric_ext.lottery.weights.weight_masks import (
 from torch_geometric_ext.lottery.weights.weight_pruner import WeightPruner
 from torch_geometric_ext.nn.named_seed import named_seed
 from torch_geometric_ext.sparsity import RigL
-
-# Fractions of remaining weights and edges that a round of "imp" prunes, as in
-# "A Unified Lottery Ticket Hypothesis for Graph Neural Networks":
-IMP_WEIGHT_RATE = 0.2
-IMP_EDGE_RATE = 0.05
 
 MOVE_UNTIL = 0.75  # Fraction of the search, the default of `RigL`.
 
@@ -68,6 +70,7 @@ class Search:
             optimizer.
         settings (Settings): All other arguments.
         observe (Callable): A function to call after each evaluation.
+        clock (Clock): Measures the stages.
     """
 
     def __init__(
@@ -76,9 +79,10 @@ class Search:
         task: Task,
         names: List[str],
         pairs: Optional[EdgePairs],
-        optimizer: Callable[[Iterable[Any]], Optimizer],
+        optimizer: MakeOptimizer,
         settings: Settings,
         observe: Callable[[Stage], None],
+        clock: Clock,
     ) -> None:
         self.template = template
         self.task = task
@@ -91,7 +95,7 @@ class Search:
             sparsity, score = settings.edge_sparsity, settings.edge_score
             self.edges = EdgePruner(pairs, sparsity, score)
         self.outcomes: Dict[str, Outcome] = {}
-        self.seconds: Dict[str, float] = {}
+        self.clock = clock
         self.round = 0
         self.candidate = self._dense()
         self._stage: Optional[Stage] = None
@@ -115,7 +119,8 @@ class Search:
             self.task = self.task.distilled(teacher, settings.distill, sampler)
             self._pruned = None
         if settings.method == 'fast' and self.weights.channels is None:
-            self._choose_channels(dense)
+            with self.clock.measure('channels'):
+                self._choose_channels(dense)
         if settings.method == 'imp':
             candidate = self._imp(dense)
         elif settings.method == 'random':
@@ -132,7 +137,7 @@ class Search:
 
     def config(self) -> Dict[str, Any]:
         """Return a description that tells searches apart."""
-        optimizer = self.optimizer(self.template.parameters())
+        optimizer = build_optimizer(self.optimizer, self.template)
         options = [
             {key: value for key, value in group.items() if key != 'params'}
             for group in optimizer.param_groups
@@ -153,10 +158,11 @@ class Search:
     def state_dict(self) -> Dict[str, Any]:
         """Return the state that resumes the search bit for bit."""
         stage = self._stage
+        unfinished = 0.0 if stage is None else stage.seconds
         return {
             'initial': self.weights.initial,
             'done': self.outcomes,
-            'seconds': self.seconds,
+            'seconds': self.clock.seconds(unfinished),
             'round': self.round,
             'candidate': self.candidate,
             'channels': self.weights.channels,
@@ -178,7 +184,8 @@ class Search:
             self.outcomes[key] = outcome._replace(
                 best=Weights(*outcome.best), last=Weights(*outcome.last)
             )
-        self.seconds = state['seconds']
+        unfinished = self._resumed.get('seconds', 0.0)
+        self.clock.resume(state['seconds'], unfinished)
         self.round = state['round']
         self.candidate = Candidate(*state['candidate'])
         if state['channels'] is not None:
@@ -200,7 +207,8 @@ class Search:
         """
         if name in self.outcomes:
             return self.outcomes[name]
-        stage = self._new_stage(name, candidate, num_epochs, scores, keep)
+        with self.clock.measure('setup'):
+            stage = self._new_stage(name, candidate, num_epochs, scores, keep)
         if moves:
             stage.scheduler = self._scheduler(stage)
         if self._resumed.get('name') == name:
@@ -213,7 +221,7 @@ class Search:
             best=self.weights.widen(outcome.best),
             last=self.weights.widen(outcome.last),
         )
-        self.seconds[name] = outcome.seconds
+        self.clock.parts[name] = outcome.seconds
         if keep:
             self.outcomes[name] = outcome
         return outcome
@@ -231,12 +239,18 @@ class Search:
         task = self._pruned_task(candidate.pairs)
         weights = Weights(self.weights.initial, candidate.masks)
         model = self.weights.build(weights)
+        if name == DENSE:
+            task.check(copy.deepcopy(model))
         # Learned scores change the aggregated features in each step:
         task = task.accelerate(model, cache_aggregation=scores is None)
+        fallback = task.fallback() if name == DENSE else None
+        if fallback is not None:
+            warn_user(f"'model' trains slower, with equal results, {fallback}")
         torch.manual_seed(seed)
-        optimizer = self.optimizer(model.parameters())
+        optimizer = build_optimizer(self.optimizer, model)
         if name != DENSE:
-            self._scale_weight_decay(optimizer, candidate.masks)
+            scale = self._decay_scale(candidate.masks)
+            scale_weight_decay(optimizer, scale)
         every, patience = self.settings.evaluate_every, self.settings.patience
         if not keep and patience is None:
             every = max(every, num_epochs // 4)  # Only to report progress.
@@ -259,16 +273,14 @@ class Search:
             self._pruned = pairs, self.task.pruned(mask)
         return self._pruned[1]
 
-    def _scale_weight_decay(self, optimizer: Optimizer, masks: Masks) -> None:
-        """Decay sparse weights less, since fewer of them need to be larger,
-        and distilled dense weights not at all.
+    def _decay_scale(self, masks: Masks) -> float:
+        """Return the scale of the weight decay: sparse weights decay less,
+        since fewer of them need to be larger, and distilled dense weights not
+        at all.
         """
-        scale = 0.0 if self.task.is_distilled else 1.0
         if masks:
-            scale = math.sqrt(self.weights.density(masks))
-        for group in optimizer.param_groups:
-            if 'weight_decay' in group:
-                group['weight_decay'] *= scale
+            return math.sqrt(self.weights.density(masks))
+        return 0.0 if self.task.is_distilled else 1.0
 
     def _scheduler(self, stage: Stage) -> Optional[RigL]:
         num_steps = stage.num_epochs * stage.task.num_batches
@@ -323,11 +335,7 @@ class Search:
         return Candidate(masks, pairs)
 
     def _imp(self, outcome: Outcome) -> Candidate:
-        num_rounds = max(
-            _num_rounds(self.settings.weight_sparsity, IMP_WEIGHT_RATE),
-            _num_rounds(self.settings.edge_sparsity, IMP_EDGE_RATE),
-        )
-        while self.round < num_rounds:
+        while self.round < imp_rounds.num_rounds(self.settings):
             number = self.round + 1
             if self.round > 0:
                 name = round_name(number)
@@ -338,12 +346,12 @@ class Search:
                     self._learned_scores(name),
                     keep=False,
                 )
-            size = (1 - IMP_WEIGHT_RATE) ** number * self.weights.num_weights
-            size = max(round(size), self.weights.target)
+            size = imp_rounds.num_weights(number, self.weights.num_weights)
+            size = max(size, self.weights.target)
             masks = self.weights.top_masks(outcome.last, size)
             pairs = self.candidate.pairs
             if pairs is not None and self.edges is not None:
-                size = round((1 - IMP_EDGE_RATE) ** number * pairs.numel())
+                size = imp_rounds.num_edges(number, pairs.numel())
                 size = max(size, self.edges.target)
                 pairs = self._prune_pairs(pairs, size, outcome)
             self.candidate, self.round = Candidate(masks, pairs), number
@@ -366,13 +374,6 @@ class Search:
     def _generator(self, name: str) -> torch.Generator:
         seed = named_seed(self.settings.seed, name)
         return torch.Generator().manual_seed(seed)
-
-
-def _num_rounds(sparsity: float, rate: float) -> int:
-    if sparsity == 0:
-        return 0
-    number = math.log(1 - sparsity) / math.log(1 - rate)
-    return max(math.ceil(number - 1e-9), 1)
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -1,6 +1,7 @@
 """Arguments of a lottery search, with their defaults and checks."""
 
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, Callable, List, Optional
 
 METHODS = ['fast', 'imp', 'one_shot', 'random']
@@ -10,6 +11,11 @@ EDGE_SCORES = ['degree', 'learned', 'random']
 # if edges alone are pruned, and train on predictions only.
 DISTILL = 0.8
 DISTILL_DENSE = 1.0
+
+
+def is_integer(value: Any) -> bool:
+    """Return whether a value is an integer, of any library, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _argument(
@@ -30,13 +36,13 @@ def _number(
         default,
         f'a number {expected}',
         float,
-        lambda x: isinstance(x, (int, float)) and is_valid(x),
+        lambda x: isinstance(x, Real) and is_valid(x),
     )
 
 
 def _count(default: Optional[int]) -> Any:
     return _argument(
-        default, 'a positive integer', int, lambda x: type(x) is int and x > 0
+        default, 'a positive integer', int, lambda x: is_integer(x) and x > 0
     )
 
 
@@ -56,7 +62,12 @@ class Settings:
     edge_sparsity: float = _number(0.0, 'in [0, 1)', lambda x: 0 <= x < 1)
     method: str = _choice('fast', METHODS)
     edge_score: str = _choice('degree', EDGE_SCORES)
-    seed: int = 0
+    seed: int = _argument(
+        0,
+        'an integer of 64 bits',
+        int,
+        lambda x: is_integer(x) and -(2**63) <= x < 2**64,
+    )
     pretrain_epochs: int = _count(60)
     search_epochs: int = _count(100)
     retrain_epochs: int = _count(100)

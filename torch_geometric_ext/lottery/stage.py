@@ -146,8 +146,8 @@ class Stage:
     def loss(self, batch: Any) -> Tensor:
         """Return the loss of a mini-batch."""
         if self.scores is None:
-            return self.task.loss(self.model, batch)
-        return self.scores.loss(self.task.loss, self.model, batch)
+            return self._task_loss(self.model, batch)
+        return self.scores.loss(self._task_loss, self.model, batch)
 
     def evaluate(self) -> None:
         """Record the validation metric, and the state if it improved."""
@@ -205,6 +205,21 @@ class Stage:
         for key in ['epoch', 'best_epoch', 'seconds', 'history', 'best']:
             setattr(self, key, state[key])
         set_random_state(state['random'])
+
+    def _task_loss(self, model: Module, batch: Any) -> Tensor:
+        loss = self.task.loss(model, batch)
+        is_number = isinstance(loss, Tensor) and loss.numel() == 1
+        if not is_number or not loss.requires_grad:
+            got = repr(loss)
+            if isinstance(loss, Tensor):
+                got = f'shape {list(loss.shape)}, '
+                got += f'requires_grad={loss.requires_grad}'
+            raise ValueError(
+                f'the loss needs to be a tensor of one number that depends on '
+                f"the parameters of 'model'; check 'loss_fn', or whether "
+                f"'model' detaches its outputs (got {got})"
+            )
+        return loss
 
     def _outcome(self) -> Outcome:
         last = read_weights(self.model)

@@ -50,6 +50,20 @@ class Task(ABC):
         """Return the same task on a graph without pruned edges."""
 
     @abstractmethod
+    def check(self, model: Module) -> None:
+        """Raise if a model does not fit the task. The model is changed to
+        evaluation mode.
+        """
+
+    def initialize(self, model: Module) -> None:
+        """Initialize the lazy layers of a model, in evaluation mode."""
+        self.loss(model.eval(), self.first_batch())
+
+    def fallback(self) -> Optional[str]:
+        """Return why training is slower than it could be, in one line."""
+        return None
+
+    @abstractmethod
     def identity(self) -> List[Tensor]:
         """Return tensors that tell the data apart, as far as known."""
 
@@ -129,7 +143,17 @@ class CustomTask(Task):
     @torch.no_grad()
     def evaluate(self, model: Module) -> float:  # noqa: D102
         data = self.data if isinstance(self.data, Data) else self.batches()
-        return float(self.evaluate_fn(model.eval(), data))
+        metric = self.evaluate_fn(model.eval(), data)
+        try:
+            return float(metric)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"'evaluate' needs to return a number (got {metric!r})"
+            ) from error
+
+    def check(self, model: Module) -> None:  # noqa: D102
+        self.first_batch()  # Edges that cannot be pruned raise an error.
+        self.evaluate(model)
 
     def identity(self) -> List[Tensor]:  # noqa: D102
         graph = getattr(self.data, 'data', self.data)

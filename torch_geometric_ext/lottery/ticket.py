@@ -61,7 +61,13 @@ class Ticket:
             :obj:`"retrained"` ticket.
         history (Dict[str, List[float]]): All validation metrics of each
             stage.
-        seconds (Dict[str, float]): The duration of each stage.
+        seconds (Dict[str, float]): The seconds of the training and
+            evaluation of each stage, of the :obj:`"setup"` of all stages
+            (such as equivalence checks), of the choice of
+            :obj:`"channels"`, and of all :obj:`"other"` work, such as
+            callbacks and checkpoints. Their sum is the duration of the
+            search. A resumed search adds the seconds of interrupted runs up
+            to their last checkpoint.
         macs (Tuple[int, int]): The multiply-adds of the forward pass of the
             dense model and of the ticket (sparse, and narrow if possible), as
             counted by :func:`~torch_geometric_ext.utils.count_macs`.
@@ -135,6 +141,8 @@ class Ticket:
             ValueError: If the model, the graph or :obj:`weights` does not
                 fit, the ticket holds no initial weights, or the model cannot
                 be narrowed.
+            TypeError: If :obj:`model` is not a module, or :obj:`data` has
+                pruned edges and is no :class:`~torch_geometric.data.Data`.
         """
         state = self._state(weights)
         check_parameters(self.final_state, model)
@@ -192,6 +200,7 @@ class Ticket:
             ValueError: If the file holds no ticket, is damaged, or was
                 written by a newer version, or if the ticket is of a model
                 with other parameters.
+            TypeError: If :obj:`model` is not a module.
         """
         ticket = load_saved(path, FILE, cls._from_state, 'cpu')
         if model is not None:
@@ -230,7 +239,7 @@ class Ticket:
             )
             weights = 'final'
         states = {'final': self.final_state, 'initial': self.initial_state}
-        if weights not in states:
+        if weights not in list(states):
             raise ValueError(
                 f"'weights' needs to be one of {list(states)} "
                 f'(got {weights!r})'
@@ -276,7 +285,7 @@ class Ticket:
             ),
             ('MACs', _change(*self.macs)),
             *[(key, f'{x:.4f} validated') for key, x in self.metrics.items()],
-            ('seconds', f'{sum(self.seconds.values()):.1f}'),
+            ('seconds', _seconds(self.seconds)),
         ]
         lines = [f'  {key:<10}{value}' for key, value in rows]
         return '\n'.join(['Ticket(', *lines, ')'])
@@ -284,6 +293,10 @@ class Ticket:
 
 def check_parameters(state: Dict[str, Tensor], model: Module) -> None:
     """Raise if the parameters of a model have other sizes than a state."""
+    if not isinstance(model, Module):
+        raise TypeError(
+            f"'model' needs to be a 'torch.nn.Module' (got {type(model)})"
+        )
     expected = {key: list(x.shape) for key, x in state.items()}
     sizes = {
         key: expected.get(key, []) if is_lazy(x) else list(x.shape)
@@ -328,3 +341,9 @@ def _sizes(masks: List[Tensor]) -> str:
 def _change(before: int, after: int) -> str:
     saved = 1 - after / max(before, 1)
     return f'{before:,} -> {after:,} ({saved:.1%} less)'
+
+
+def _seconds(parts: Dict[str, float]) -> str:
+    total = f'{sum(parts.values()):.1f}'
+    names = ', '.join(f'{key} {x:.1f}' for key, x in parts.items())
+    return f'{total} ({names})' if parts else total

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import (
     Any,
     Dict,
+    Iterable,
     List,
     Mapping,
     Optional,
@@ -114,7 +115,7 @@ def _find_ignored(model: Module, ignored: Sequence[Ignored]) -> Set[Module]:
     """Return the linear layers within modules given by name, object or
     class.
     """
-    if isinstance(ignored, (str, Module)):
+    if isinstance(ignored, (str, Module)) or not isinstance(ignored, Iterable):
         raise TypeError(
             f"'ignored' needs to be a sequence of names, modules and classes "
             f'(got {ignored!r})'

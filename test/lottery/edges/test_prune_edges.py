@@ -174,3 +174,18 @@ def test_whole_graph():
         whole_graph(Loader())
     with pytest.raises(ValueError, match="number their edges by 'e_id'"):
         whole_graph(graph(e_id=torch.tensor([5, 6, 7, 8])))
+
+
+@pytest.mark.parametrize(
+    'e_id, match',
+    [
+        (torch.tensor([0, 1, 2, 4]), r'\[0, 4\).* 0 to 4'),
+        (torch.tensor([-1, 1, 2, 3]), r'\[0, 4\).* -1 to 3'),
+        (torch.arange(4.0), 'torch.int64 .*torch.float32'),
+        (torch.ones(4, dtype=torch.bool), 'torch.int64 .*torch.bool'),
+        ([0, 1, 2, 3], 'torch.int64 .*list'),
+    ],
+)
+def test_numbers_of_other_edges(e_id, match):
+    with pytest.raises(ValueError, match=f"'e_id' of 'data' .*{match}"):
+        prune_edges(graph(e_id=e_id), torch.ones(4, dtype=torch.bool))

@@ -10,6 +10,7 @@ from torch_geometric_ext.data.digest import digest
 
 # Attributes of mini-batches that are never of edges, even if as long:
 OTHER_KEYS = ['input_id', 'num_sampled_edges', 'num_sampled_nodes', 'ptr']
+INTEGERS = [torch.int64, torch.int32]  # Types of indices.
 
 
 def prune_edges(
@@ -63,6 +64,7 @@ def _own_mask(
     """Return the mask of the edges of a graph or mini-batch."""
     edge_mask = edge_mask.to(data.edge_index.device)
     if 'e_id' in data:
+        _check_numbers(data.e_id, edge_mask.numel())
         edge_mask = edge_mask[data.e_id.to(edge_mask.device)]
         if edge_mask.numel() != data.num_edges:
             raise ValueError(
@@ -83,6 +85,24 @@ def _own_mask(
             "from 'number_edges' (got other edges)"
         )
     return edge_mask
+
+
+def _check_numbers(e_id: Any, num_edges: int) -> None:
+    """Raise unless edges have numbers of the graph (their range is checked on
+    CPU only, which needs no synchronization).
+    """
+    if not isinstance(e_id, Tensor) or e_id.dtype not in INTEGERS:
+        got = e_id.dtype if isinstance(e_id, Tensor) else type(e_id)
+        raise ValueError(
+            f"'e_id' of 'data' needs to be of torch.int64 (got {got})"
+        )
+    if e_id.device.type == 'cpu' and e_id.numel() > 0:
+        low, high = (int(value) for value in e_id.aminmax())
+        if low < 0 or high >= num_edges:
+            raise ValueError(
+                f"'e_id' of 'data' needs to be in [0, {num_edges}), the edges "
+                f'of the graph that was searched (got {low} to {high})'
+            )
 
 
 def digest_edges(data: Data) -> str:
@@ -110,8 +130,10 @@ def whole_graph(data: Any) -> Data:
     if not isinstance(graph, Data):
         graphs = getattr(data, 'dataset', data)
         if isinstance(graphs, (list, tuple, Dataset)):
-            graph = Batch.from_data_list(list(graphs))
-            default = torch.empty(0)
+            graphs = list(graphs)
+            if all(isinstance(x, Data) for x in graphs):
+                graph = Batch.from_data_list(graphs)
+                default = torch.empty(0)
     if (
         not isinstance(graph, Data)
         or graph.get('edge_index') is None
