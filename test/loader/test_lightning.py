@@ -123,6 +123,45 @@ def test_checkpoints(device, tmp_path, num_workers):
     assert other.sampler.history()['epoch'] == list(range(6))
 
 
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('step', [1, 5, 7])  # Of three steps per epoch.
+@pytest.mark.filterwarnings('ignore:.*resuming from a checkpoint')
+def test_resume_within_an_epoch(tmp_path, num_workers, step):
+    lightning = pytest.importorskip('lightning.pytorch')
+
+    class Save(lightning.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == step:
+                trainer.save_checkpoint(tmp_path / 'last.ckpt')
+
+    def make(learns):
+        run = Run(lightning, tmp_path, 4, num_workers)
+        if not learns:
+            run.sampler = SoftRandomSampler(make_dataset(), 0.5, 4)
+            run.loader = DataLoader(
+                make_dataset(),
+                batch_size=8,
+                sampler=run.sampler,
+                num_workers=num_workers,
+            )
+            run.model = make_model(lightning)
+            run.trainer = make_trainer(lightning, tmp_path, run.sampler, 4)
+        return run
+
+    for learns in [False, True]:
+        first = make(learns)
+        first.trainer.callbacks.append(Save())
+        expected = first.fit()
+        second = make(learns)
+        rest = second.fit(ckpt_path=tmp_path / 'last.ckpt')
+        epoch, done = step // 3, step % 3 * 8
+        assert rest[epoch] == expected[epoch][done:]
+        assert all(expected[i] == rest[i] for i in range(epoch + 1, 4))
+        assert set(rest) == set(range(epoch, 4))
+        for a, b in zip(first.model.parameters(), second.model.parameters()):
+            assert torch.equal(a, b)
+
+
 def test_checkpoint_within_an_epoch(tmp_path):
     lightning = pytest.importorskip('lightning.pytorch')
     sampler = SoftRandomSampler(10, keep_ratio=0.5, num_epochs=6)

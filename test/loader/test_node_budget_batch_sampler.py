@@ -1,5 +1,6 @@
 import pytest
 import torch
+from hostile_states import check_hostile_states
 from torch.utils.data import SequentialSampler
 from torch_geometric.datasets import FakeDataset
 from torch_geometric.loader import DataLoader
@@ -165,3 +166,41 @@ def test_two_ranks(run_ranks, tmp_path):
         assert steps[0] == max(plain)
         counts.append(plain)
     assert any(a != b for a, b in counts)  # Ranks had to be levelled.
+
+
+def test_hostile_states():
+    sizes = torch.arange(20) % 5 + 1
+
+    def make():
+        out = []
+        for num_epochs in [1, 2]:
+            sampler = SoftRandomSampler(20, 0.5, num_epochs=9)
+            batch_sampler = NodeBudgetBatchSampler(sampler, sizes, 8)
+            for _ in range(num_epochs):
+                list(batch_sampler)
+            out.append(batch_sampler)
+        return out[0], out[1].state_dict()
+
+    def behave(batch_sampler):
+        out = [list(batch_sampler) for _ in range(2)]
+        return [out, len(batch_sampler), batch_sampler.state_dict()]
+
+    check_hostile_states(make, behave)
+
+
+def test_states_of_other_samplers():
+    # An iterable has no state of its own:
+    batch_sampler = NodeBudgetBatchSampler(range(5), torch.ones(5).long(), 2)
+    iterator = iter(batch_sampler)
+    states = [(iterator.state_dict(), batch_sampler.state_dict())]
+    first = next(iterator)
+    states.append((iterator.state_dict(), batch_sampler.state_dict()))
+    other = NodeBudgetBatchSampler(range(5), torch.ones(5).long(), 2)
+    for (position, state), rest in zip(states, [3, 2]):
+        other.load_state_dict(state)
+        iterator = iter(other)
+        iterator.load_state_dict(position)
+        assert len(list(iterator)) == rest
+    assert [first, *other] == [[0, 1], [0, 1], [2, 3], [4]]
+    with pytest.raises(ValueError, match="'position'"):
+        iter(other).load_state_dict({'position': 4})

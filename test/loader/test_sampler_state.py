@@ -2,15 +2,20 @@ import copy
 
 import pytest
 import torch
+from hostile_states import assert_same, check_hostile_states
 
 from torch_geometric_ext.loader import (
     BalancedSampler,
+    GDeRSampler,
     InfoBatchSampler,
+    SoftRandomSampler,
     UCBSampler,
 )
-from torch_geometric_ext.loader.sampler_state import KEYS
+from torch_geometric_ext.nn import HypersphericalPrototypes
 
 Y = torch.tensor([0] * 14 + [1] * 6)
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*GDeRSampler.*:UserWarning')
 
 
 def make_ucb(size=20, keep_ratio=0.5):
@@ -31,94 +36,76 @@ def train(sampler, num_epochs=3):
     return out
 
 
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.allclose(
-            a, b, rtol=0, atol=0, equal_nan=True
-        )
-    return type(a) is type(b) and a == b
+def make_gder(**kwargs):
+    torch.manual_seed(0)
+    prototypes = HypersphericalPrototypes(4, 2, embedding_dim=4)
+    return GDeRSampler(20, prototypes, 0.5, 9, **kwargs)
 
 
-def assert_same(state, other):
-    assert state.keys() == other.keys()
-    for key, value in state.items():
-        assert equal(value, other[key]), key
-
-
-# Of a sampler of 20 graphs and a budget of 10 graphs.
-DAMAGED = {
-    'policy': ['BalancedSamplers', None],
-    'size': [21, None],
-    'budget': [9, None],
-    'epoch': [-2, 1.0, None, -1],
-    'started': [None, 1],
-    'order': [
-        None,
-        list(range(10)),
-        torch.arange(9),
-        torch.arange(0),
-        torch.arange(10).float(),
-        torch.arange(10).int(),
-        torch.arange(10).view(2, 5),
-        torch.arange(11, 21),
-        torch.arange(-1, 9),
-    ],
-    'generator': [None, torch.zeros(3), torch.zeros(3, dtype=torch.uint8)],
-    'expected': [torch.ones(19), torch.ones(20, 1), [1.0] * 20, Y],
-    'graph_idx': [
-        None,
-        torch.arange(9),
-        torch.arange(11, 21),
-        torch.arange(10).float(),
-        torch.arange(10).view(1, 10),
-    ],
-    'feedback': [
-        None,
-        torch.zeros(9, 1),
-        torch.zeros(10),
-        torch.zeros(10, 2),
-        torch.zeros(10, 1).long(),
-    ],
-    'seen': [None, torch.zeros(20), torch.zeros(19, dtype=torch.bool)],
-    'history': [None, [1], {}],
-    'losses': [None, torch.zeros(19), torch.zeros(20).long(), [0.0] * 20],
-    'variance': [None, torch.zeros(19), torch.zeros(20, 1), 0.0],
+SAMPLERS = {
+    'uniform': lambda: SoftRandomSampler(20, 0.5, 9),
+    'balanced': make_balanced,
+    'ucb': make_ucb,
+    'info batch': lambda: InfoBatchSampler(20, 0.5, 9),
+    'gder': lambda: make_gder(y=Y),
+    'gder, virtual': make_gder,
+    'gder, paper': lambda: make_gder(draw='paper'),
 }
+H = torch.randn(20, 4, generator=torch.manual_seed(1))
 
 
-def test_damaged_states_cover_all_keys():
-    assert set(DAMAGED) == {*KEYS, 'losses', 'variance'}
-    assert set(DAMAGED) == set(make_ucb().state_dict())
+def train_step(sampler, graph_idx):
+    if isinstance(sampler, GDeRSampler):
+        virtual = sampler.draw == 'trusted' and sampler._learn_groups
+        y = None if virtual else Y[graph_idx]
+        with torch.no_grad():
+            sampler.update(H[graph_idx], y, graph_idx)
+    elif hasattr(sampler, 'update'):
+        sampler.update((graph_idx * 7 % 10).float(), graph_idx)
 
 
-@pytest.mark.parametrize('key', DAMAGED)
-def test_damaged_state_is_refused(key):
-    sampler, other = make_ucb(), make_ucb()
-    train(sampler), train(other, 2)
+def behave(sampler):
+    """Train the rest of an epoch and the next two epochs."""
+    out = []
+    for _ in range(3):
+        out.append(list(sampler))
+        graph_idx = torch.tensor(out[-1], dtype=torch.long)
+        assert bool(((graph_idx >= 0) & (graph_idx < 20)).all())
+        sampler.loss_weight(graph_idx)
+        train_step(sampler, graph_idx)
+    assert len(out[-1]) in (10, 20)
+    history = sampler.history()
+    return copy.deepcopy([out, history, sampler.state_dict()])
+
+
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_hostile_states(name):
+    def train_steps(num_epochs):
+        sampler = SAMPLERS[name]()
+        for _ in range(num_epochs):
+            train_step(sampler, torch.tensor(list(sampler)))
+        iterator = iter(sampler)  # In the middle of an epoch.
+        train_step(sampler, torch.tensor([next(iterator) for _ in range(4)]))
+        return sampler
+
+    def make_with_state():
+        return train_steps(1), train_steps(2).state_dict()
+
+    check_hostile_states(make_with_state, behave, optional=['consumed'])
+
+
+@pytest.mark.parametrize('key', ['group', 'feedback', 'embedding'])
+def test_huge_class_numbers(key):
+    # They would take memory in the next epoch:
+    sampler = make_gder(draw='paper') if key == 'feedback' else make_gder()
+    for _ in range(2):
+        train_step(sampler, torch.tensor(list(sampler)))
     state = sampler.state_dict()
-    before = copy.deepcopy(other.state_dict())
-
-    incomplete = {name: state[name] for name in state if name != key}
-    with pytest.raises(ValueError, match=f"'state_dict' .*'{key}'"):
-        other.load_state_dict(incomplete)
-    assert_same(other.state_dict(), before)
-
-    for value in DAMAGED[key]:
-        # Feedback has the length of the positions, which are checked first:
-        name = 'feedback|graph_idx' if key == 'graph_idx' else key
-        with pytest.raises(
-            ValueError,
-            match=rf"'state_dict' of 'UCBSampler' .*'({name}|order)'",
-        ):
-            other.load_state_dict({**state, key: value})
-        assert_same(other.state_dict(), before)
-    assert train(other, 1) == train(train_again(), 1)
-
-
-def train_again():
-    sampler = make_ucb()
-    train(sampler, 2)
-    return sampler
+    for value in [2, 10**9]:
+        damaged = state[key].clone()
+        damaged[..., -1] = 2 * value if key == 'feedback' else value
+        with pytest.raises(ValueError, match=f"wrong '{key}'"):
+            sampler.load_state_dict({**state, key: damaged})
 
 
 def test_state_is_a_copy():
@@ -157,6 +144,9 @@ def test_initial_state():
     other.load_state_dict(state)
     assert_same(other.state_dict(), state)
     assert train(other) == train(sampler)
+    for change in [dict(order=torch.arange(10)), dict(started=False)]:
+        with pytest.raises(ValueError, match=f"'{next(iter(change))}'"):
+            other.load_state_dict({**state, **change})
     with pytest.raises(ValueError, match="'order'"):
         other.load_state_dict({**state, 'epoch': 0})
 

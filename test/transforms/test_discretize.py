@@ -1,5 +1,6 @@
 import pytest
 import torch
+from hostile_states import check_hostile_states
 from torch_geometric.data import Data
 from torch_geometric.testing import withCUDA
 
@@ -112,8 +113,26 @@ def test_state_dict():
     other = Discretize(num_bins=4)
     other.load_state_dict(transform.state_dict())
     assert torch.equal(other(graphs[0]).x, transform(graphs[0]).x)
-    with pytest.raises(ValueError, match='5 bins .got 4'):
+    with pytest.raises(ValueError, match="'num_bins' .expected 5, got 4"):
         Discretize(num_bins=5).load_state_dict(transform.state_dict())
+
+
+def test_hostile_states():
+    graphs = make_graphs()
+    fitted = Discretize(num_bins=4).fit(graphs)
+
+    def make():
+        transform = Discretize(num_bins=4).fit(graphs[:5])
+        return transform, fitted.state_dict()
+
+    def behave(transform):
+        data = graphs[0].clone()
+        columns = transform.state_dict()['bins'].get('x', [torch.zeros(0)])[0]
+        if columns.numel() > 0 and columns.max() >= data.x.size(1):
+            return None  # Of other features, as only the data can tell.
+        return transform(data).x if transform.fitted else None
+
+    check_hostile_states(make, behave)
 
 
 def test_errors():

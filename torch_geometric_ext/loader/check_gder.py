@@ -1,9 +1,15 @@
-from typing import Any
+import math
+from typing import Any, Dict
 
 import torch
+from torch import Tensor
 
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader.check import require
+from torch_geometric_ext.loader.draw import UNKNOWN
+from torch_geometric_ext.ops.check_state_dict import Check
+
+MAX_CLASSES = 1 << 20  # A bound for prototypes of an unknown number.
 
 
 def check_types(sampler: Any, dataset: Any, prototypes: Any) -> None:
@@ -72,3 +78,45 @@ def check_unset(sampler: Any, reason: str, **kwargs: Any) -> None:
     for name in ('balance', 'replacement', 'min_per_class'):
         value = kwargs.get(name)
         require(sampler, not value, name, f'be unset for {reason}', value)
+
+
+def gder_state_checks(prototypes: Any, draw: str) -> Dict[str, Check]:
+    """Return checks of the values in a state of GDeR.
+
+    Args:
+        prototypes (torch.nn.Module): The prototypes.
+        draw (str): The draw.
+    """
+    num_classes = getattr(prototypes, 'num_classes', MAX_CLASSES)
+    prototypes_per_class = getattr(prototypes, 'num_prototypes', 1)
+    low, num_labels = UNKNOWN, num_classes
+    if draw == 'paper':  # Feedback is the nearest prototype.
+        low, num_labels = 0, num_classes * prototypes_per_class
+    width = getattr(prototypes, 'in_channels', None)
+
+    def is_embedding(x: Tensor) -> bool:
+        if x.size(0) == 0:
+            return True
+        wide = x.size(1) > 4 and width in (None, x.size(1) - 4)
+        return wide and _in_range(x[:, -1], UNKNOWN, num_classes)
+
+    def is_recall(x: Any) -> bool:
+        known = all(math.isnan(value) or 0 <= value <= 1 for value in x)
+        return known and len(x) <= num_classes
+
+    return {
+        'feedback': lambda x: (
+            x.size(1) == 3 and _in_range(x[:, 2], low, num_labels)
+        ),
+        'embedding': is_embedding,
+        'group': lambda x: _in_range(x, UNKNOWN, num_classes),
+        'distance': lambda x: not bool(x.isinf().any()),
+        'suspicion': lambda x: bool(((x >= 0) & (x <= 1)).all()),
+        'scores': lambda x: bool((x.isnan() | (x >= 0)).all()),
+        'recall': is_recall,
+    }
+
+
+def _in_range(x: Tensor, low: int, size: int) -> bool:
+    """Return whether values are integers of a range, or unknown (NaN)."""
+    return bool((x.isnan() | ((x >= low) & (x < size))).all())

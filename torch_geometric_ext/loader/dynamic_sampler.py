@@ -1,4 +1,4 @@
-from typing import Any, Dict, List, Optional, Sized, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sized, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch_geometric_ext.loader.draw import (
 from torch_geometric_ext.loader.epoch_sampler import EpochSampler
 from torch_geometric_ext.loader.feedback import Feedback, average
 from torch_geometric_ext.loader.history import History, plot_history
-from torch_geometric_ext.loader.sampler_state import check_state
+from torch_geometric_ext.loader.sampler_state import check_sampler_state
+from torch_geometric_ext.ops.check_state_dict import Check
 
 
 class DynamicSampler(EpochSampler):
@@ -116,6 +117,8 @@ class DynamicSampler(EpochSampler):
         self._expected: Optional[Tensor] = None
         self._feedback = Feedback(self.__class__.__name__, self._num_feedback)
         self._history = History(self.size)
+        # The last two loaded states, until an iterator starts:
+        self._loads: List[Dict[str, Any]] = []
 
     def loss_weight(self, graph_idx: Tensor) -> Tensor:
         r"""Return the weights that make the loss of the drawn graphs an
@@ -170,21 +173,36 @@ class DynamicSampler(EpochSampler):
         """
         return plot_history(self.history())
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self, consumed: Optional[int] = None) -> Dict[str, Any]:
         r"""Return the state of the sampler.
 
         A sampler that loads the state yields the same graphs in the same
         order. It starts with the current epoch if no iterator has started it,
-        and with the next epoch otherwise. :meth:`set_epoch` repeats the
-        current epoch.
+        with the rest of the current epoch within an epoch, and with the next
+        epoch otherwise.
+
+        Args:
+            consumed (int, optional): Number of graphs of the current epoch
+                that the model was trained on, over all ranks, for states
+                within an epoch. Samplers with an :obj:`update` count them,
+                if each mini-batch was passed to it. (default: :obj:`None`)
+
+        Raises:
+            ValueError: If :obj:`consumed` exceeds the epoch.
         """
         graph_idx, feedback = self._feedback.gather(self.num_replicas)
+        extra = self._extra_state()
+        index = [x for key, x in extra.items() if key.endswith('_idx')]
+        started, consumed = self._progress(
+            consumed, torch.cat([graph_idx, *index])
+        )
         return {
             'policy': self.__class__.__name__,
             'size': self.size,
             'budget': self.budget,
             'epoch': self.epoch,
-            'started': self._started,
+            'started': started,
+            'consumed': consumed,
             'order': self._order.clone(),
             'generator': self._generator.get_state(),
             'expected': self._expected,
@@ -192,11 +210,15 @@ class DynamicSampler(EpochSampler):
             'feedback': feedback,
             'seen': self._history.seen.clone(),
             'history': [dict(record) for record in self._history.records],
-            **self._extra_state(),
+            **extra,
         }
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         r"""Load the state of a sampler.
+
+        Within an epoch, the next iterator yields the rest of the epoch, also
+        with another number of ranks, and :meth:`set_epoch` of this epoch does
+        not change that. At the end of an epoch, it yields the next epoch.
 
         Args:
             state_dict (dict): The result of :meth:`state_dict`.
@@ -205,12 +227,16 @@ class DynamicSampler(EpochSampler):
             ValueError: If the state is incomplete or damaged, or is that of
                 another class, number of graphs or budget. The sampler is not
                 changed in these cases.
+            TypeError: If the state is not a dictionary.
         """
-        num_columns = self._feedback.num_columns
-        state = check_state(self, state_dict, self._extra_state(), num_columns)
+        checks = self._state_checks()
+        state = check_sampler_state(
+            self, state_dict, self._extra_state(), checks
+        )
         self.epoch, self._started = state['epoch'], state['started']
         self._finished = False
         self._set_order(state['order'].cpu().clone())
+        self._ended, self._position = self._started, state.get('consumed', 0)
         self._expected = state['expected']
         self._generator.set_state(state['generator'].cpu())
         self._history.records = [dict(row) for row in state['history']]
@@ -220,10 +246,31 @@ class DynamicSampler(EpochSampler):
         if self.rank == 0 and state['graph_idx'].numel() > 0:
             self._feedback.add(state['graph_idx'], state['feedback'])
         self._load_extra_state(state)
+        self._loads = [*self._loads[-1:], state]
+
+    def _load_iterator(self, position: int) -> None:
+        # With workers, a loader saves the sampler ahead of the feedback. Keep
+        # the state with more feedback that was loaded before:
+        if len(self._loads) == 2:
+            first, last = self._loads
+            same = first['epoch'] == last['epoch']
+            count = first.get('consumed', 0)
+            if same and last.get('consumed', 0) <= count <= position:
+                self.load_state_dict(first)
+        super()._load_iterator(position)
+
+    def _start(self, position: Optional[int]) -> Tuple[int, Iterator[int]]:
+        self._loads = []
+        return super()._start(position)
 
     def _extra_state(self) -> Dict[str, Any]:
         """Return the state that a sub-class adds, under keys of its own."""
         return {}
+
+    def _state_checks(self) -> Dict[str, Check]:
+        """Return checks of the values of a state, after those of shapes."""
+        num_columns = self._feedback.num_columns
+        return {'feedback': lambda x: x.size(1) == num_columns}
 
     def _load_extra_state(self, state: Dict[str, Any]) -> None:
         """Load the state that a sub-class adds."""
@@ -308,6 +355,8 @@ class DynamicSampler(EpochSampler):
         else:
             feedback.unchecked = True
         feedback.add(graph_idx, *values)
+        self._started = True  # Also if `set_epoch` followed the iterator.
+        self._batch_size = max(self._batch_size, graph_idx.size(0))
 
     def _collect(self) -> Tuple[Tensor, Tensor]:
         """Return the mean feedback on each graph of the epoch."""

@@ -12,20 +12,18 @@ from torch_geometric_ext.loader.check_gder import (
     check_draw,
     check_types,
     check_unset,
+    gder_state_checks,
 )
 from torch_geometric_ext.loader.draw import UNKNOWN
 from torch_geometric_ext.loader.dynamic_sampler import DynamicSampler
-from torch_geometric_ext.loader.feedback import (
-    Feedback,
-    average,
-    keep_last,
-)
+from torch_geometric_ext.loader.feedback import Feedback, average, keep_last
 from torch_geometric_ext.loader.paper_draw import PaperDraw
 from torch_geometric_ext.loader.trusted_draw import (
     TrustedDraw,
     measure_embeddings,
 )
 from torch_geometric_ext.nn.prototypes import HypersphericalPrototypes
+from torch_geometric_ext.ops.check_state_dict import Check
 
 # Embeddings of this many graphs are compared at once. More would take memory,
 # and the model would change in between:
@@ -175,20 +173,14 @@ class GDeRSampler(DynamicSampler):
                 self.size, num_epochs, retention, retention_decay, standardize
             )
         else:
-            self._policy = TrustedDraw(
-                self.size,
-                num_epochs,
-                fixed,
-                robust,
-            )
+            self._policy = TrustedDraw(self.size, num_epochs, fixed, robust)
         # Embeddings, the nearest prototype and the label of each graph:
         self._embeddings = Feedback(self.__class__.__name__, 0)
         self._learn_groups = self._group is None
         self._active = False  # The check of the first epoch has been done.
         self._initial = self._parameters()
         # The trusted draw needs the nearest prototype only:
-        module = getattr(prototypes, 'module', prototypes)
-        optional = isinstance(module, HypersphericalPrototypes)
+        optional = isinstance(self._module, HypersphericalPrototypes)
         self._options = {'nearest_only': True} if optional else {}
 
     def update(
@@ -285,6 +277,10 @@ class GDeRSampler(DynamicSampler):
             state['group'] = group
         return {**state, **self._policy.state()}
 
+    def _state_checks(self) -> Dict[str, Check]:
+        checks = gder_state_checks(self._module, self.draw)
+        return {**super()._state_checks(), **checks}
+
     def _load_extra_state(self, state: Dict[str, Any]) -> None:
         keys = self._policy.state()
         self._policy.load({key: state[key] for key in keys})
@@ -360,9 +356,12 @@ class GDeRSampler(DynamicSampler):
         }
 
     @property
+    def _module(self) -> torch.nn.Module:
+        return getattr(self.prototypes, 'module', self.prototypes)
+
+    @property
     def _num_prototypes(self) -> int:
-        module = getattr(self.prototypes, 'module', self.prototypes)
-        return getattr(module, 'num_prototypes', 1)
+        return getattr(self._module, 'num_prototypes', 1)
 
     def _check_first_epoch(self, num_graphs: int) -> None:
         """Warn after the first epoch if the prototypes were not trained, or

@@ -4,7 +4,7 @@ Import :class:`SamplerCallback` from this module. The package does not import
 it, as the import of :obj:`lightning` takes seconds.
 """
 
-from typing import TYPE_CHECKING, Any, Dict, List
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from torch_geometric_ext.loader.dynamic_sampler import DynamicSampler
 
@@ -29,7 +29,7 @@ class SamplerCallback(Callback):
     r"""Callback of :class:`lightning.pytorch.Trainer` for a sampler.
 
     * **Checkpoints** hold the state of the sampler. A resumed training draws
-      the same graphs.
+      the same graphs, and continues within an epoch.
     * **Distributed training.** The sampler draws for the rank and the number
       of ranks of the trainer. It need not be created on each rank.
     * **Logs.** In each epoch, the callback logs the last values of
@@ -81,6 +81,8 @@ class SamplerCallback(Callback):
                 f"'DynamicSampler' (got {type(sampler)})"
             )
         self.sampler = sampler
+        # Graphs of the epoch that the model was trained on, over all ranks:
+        self._consumed: Optional[int] = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Give the sampler the rank and the number of ranks of the trainer.
@@ -99,6 +101,12 @@ class SamplerCallback(Callback):
             )
         sampler.num_replicas = num_replicas
         sampler.rank = trainer.global_rank
+        # The trainer counts the mini-batches before a checkpoint itself:
+        sampler.whole_length = True
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let the length of the sampler count the rest of an epoch again."""
+        self.sampler.whole_length = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check that the trainer uses the sampler.
@@ -144,13 +152,33 @@ class SamplerCallback(Callback):
             rank_zero_only=True,
         )
 
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Count the graphs of the epoch."""
+        if hasattr(batch, 'num_graphs'):
+            num_graphs = batch.num_graphs * self.sampler.num_replicas
+            last = self.sampler.num_planned
+            self._consumed = min((self._consumed or 0) + num_graphs, last)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Forget the graphs of the epoch."""
+        self._consumed = None
+
     def state_dict(self) -> Dict[str, Any]:
         """Return the state of the sampler, for checkpoints of the trainer."""
-        return self.sampler.state_dict()
+        return self.sampler.state_dict(self._consumed)
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """Load the state of the sampler from a checkpoint."""
         self.sampler.load_state_dict(state_dict)
+        if not state_dict['started']:
+            self._consumed = state_dict.get('consumed')
 
 
 def _find_samplers(loaders: Any) -> List[Any]:

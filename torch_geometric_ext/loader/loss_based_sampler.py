@@ -6,6 +6,7 @@ from torch import Tensor
 
 from torch_geometric_ext.loader.check import require
 from torch_geometric_ext.loader.dynamic_sampler import DynamicSampler
+from torch_geometric_ext.ops.check_state_dict import Check
 
 
 class LossBasedSampler(DynamicSampler):
@@ -113,6 +114,12 @@ class LossBasedSampler(DynamicSampler):
 
     def _extra_state(self) -> Dict[str, Any]:
         return {'losses': self.losses.clone()}
+
+    def _state_checks(self) -> Dict[str, Check]:
+        return {
+            'feedback': lambda x: x.size(1) == 1 and x.dtype == torch.float,
+            'losses': lambda x: not bool(x.isinf().any()),
+        }
 
     def _load_extra_state(self, state: Dict[str, Any]) -> None:
         self.losses = state['losses'].cpu().clone()

@@ -1,5 +1,5 @@
 import heapq
-from typing import Any, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -8,6 +8,10 @@ from torch.utils.data import Sampler
 
 from torch_geometric_ext.data.graph_sizes import read_sizes
 from torch_geometric_ext.loader.check import require
+from torch_geometric_ext.ops.check_state_dict import (
+    check_state_dict,
+    is_integer,
+)
 
 MODES = ('node', 'edge')
 POLICIES = ('single', 'skip', 'error')
@@ -96,8 +100,8 @@ class NodeBudgetBatchSampler(Sampler[List[int]]):
         self.mode = mode
         self.too_big = too_big
         self._sizes = sizes
-        self._order: Optional[List[int]] = None  # Graphs of the last epoch.
-        self._batches: List[List[int]] = []  # And its mini-batches.
+        self._batches: Optional[List[List[int]]] = None  # Of the last epoch.
+        self._order: Optional[List[int]] = None  # The graphs in all of them.
 
     def __len__(self) -> int:
         r"""Return the number of mini-batches in the epoch that
@@ -107,7 +111,7 @@ class NodeBudgetBatchSampler(Sampler[List[int]]):
             TypeError: If there is none of both, as the number depends on the
                 graphs of the epoch.
         """
-        if self._order is None:
+        if self._batches is None:
             raise TypeError(
                 f"The length of '{self.__class__.__name__}' is not known "
                 f"before the epoch is planned. Call 'set_epoch' first"
@@ -115,8 +119,7 @@ class NodeBudgetBatchSampler(Sampler[List[int]]):
         return len(self._batches)
 
     def __iter__(self) -> Iterator[List[int]]:
-        self._split(list(self.sampler))
-        yield from self._batches
+        return BatchIterator(self)
 
     def set_epoch(self, epoch: int) -> None:
         r"""Set the epoch of the sampler, and plan its mini-batches.
@@ -129,12 +132,80 @@ class NodeBudgetBatchSampler(Sampler[List[int]]):
         """
         sampler: Any = self.sampler
         sampler.set_epoch(epoch)
-        self._split(list(sampler))
-        sampler.set_epoch(epoch)  # The next iterator repeats the order.
+        if hasattr(sampler, 'peek'):
+            self._split(sampler.peek())
+        else:
+            self._split(list(sampler))
+            sampler.set_epoch(epoch)  # The next iterator repeats the order.
 
-    def _split(self, order: List[int]) -> None:
-        if order == self._order:
-            return
+    def state_dict(self) -> Dict[str, Any]:
+        r"""Return the mini-batches of the last epoch, and the state of the
+        sampler if it has one. The state of the iterator has the position.
+
+        :class:`torchdata.stateful_dataloader.StatefulDataLoader` calls this
+        method. With other loaders, save the state of the sampler instead.
+        """
+        save = getattr(self.sampler, 'state_dict', None)
+        return {
+            'max_num': self.max_num,
+            'mode': self.mode,
+            'too_big': self.too_big,
+            'batches': self._batches,
+            'sampler': None if save is None else save(),
+        }
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        r"""Load the state of a batch sampler and of its sampler.
+
+        Args:
+            state_dict (dict): The result of :meth:`state_dict`.
+
+        Raises:
+            ValueError: If the state is incomplete or damaged, or is that of
+                another budget. Nothing is changed in this case.
+            TypeError: If the state is not a dictionary.
+        """
+        stateful = hasattr(self.sampler, 'load_state_dict')
+        same = {'max_num': self.max_num, 'mode': self.mode}
+        check_state_dict(
+            self,
+            state_dict,
+            {**same, 'too_big': self.too_big},
+            {
+                'batches': lambda x: x is None or self._are_batches(x),
+                'sampler': lambda x: stateful == (x is not None),
+            },
+        )
+        if stateful:
+            sampler: Any = self.sampler
+            sampler.load_state_dict(state_dict['sampler'])
+        self._batches, self._order = state_dict['batches'], None
+
+    def _are_batches(self, value: Any) -> bool:
+        last = self._sizes.numel() - 1
+        return isinstance(value, list) and all(
+            isinstance(batch, list)
+            and len(batch) > 0
+            and all(is_integer(x, 0, last) for x in batch)
+            for batch in value
+        )
+
+    def _load_iterator(self) -> List[List[int]]:
+        """Return the mini-batches for an iterator that loads its position."""
+        iterator = iter(self.sampler)
+        if hasattr(iterator, 'load_state_dict'):  # The sampler is at the end.
+            sampler: Any = self.sampler
+            end = {'epoch': sampler.epoch, 'position': sampler.num_planned}
+            iterator.load_state_dict(end)
+        return self._batches or []
+
+    def _plan(self) -> List[List[int]]:
+        """Return the mini-batches of the next epoch."""
+        return self._split(list(self.sampler))
+
+    def _split(self, order: List[int]) -> List[List[int]]:
+        if order == self._order and self._batches is not None:
+            return self._batches
         graphs, ends = self._fill(order)
         num_batches = len(ends)
         if getattr(self.sampler, 'num_replicas', 1) > 1:
@@ -144,6 +215,7 @@ class NodeBudgetBatchSampler(Sampler[List[int]]):
         for i in range(num_batches - len(batches)):
             batches.append(batches[i])
         self._order, self._batches = order, batches
+        return batches
 
     def _fill(self, order: List[int]) -> Tuple[List[int], List[int]]:
         """Return the graphs of all mini-batches, and the ends of these."""
@@ -182,6 +254,51 @@ class NodeBudgetBatchSampler(Sampler[List[int]]):
             f'{self.__class__.__name__}({self.sampler}, '
             f"max_num={self.max_num}, mode='{self.mode}')"
         )
+
+
+class BatchIterator(Iterator[List[int]]):
+    """Iterator over the mini-batches of an epoch.
+
+    The first mini-batch starts the epoch. The state is the one that
+    :class:`torchdata.stateful_dataloader.StatefulDataLoader` asks for.
+
+    Args:
+        batch_sampler (NodeBudgetBatchSampler): The batch sampler.
+    """
+
+    def __init__(self, batch_sampler: NodeBudgetBatchSampler) -> None:
+        self._batch_sampler = batch_sampler
+        self._batches: Optional[List[List[int]]] = None
+        self._position = 0
+
+    def __next__(self) -> List[int]:
+        if self._batches is None:
+            self._batches = self._batch_sampler._plan()
+        if self._position == len(self._batches):
+            raise StopIteration
+        self._position += 1
+        return self._batches[self._position - 1]
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Return the position in the epoch, if it has started."""
+        started = self._batches is not None
+        return {'position': self._position if started else None}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Continue at the position of a state. Load the state of the batch
+        sampler first.
+
+        Raises:
+            ValueError: If the state is damaged, or of another epoch than that
+                of the batch sampler.
+            TypeError: If the state is not a dictionary.
+        """
+        last = len(self._batch_sampler._batches or [])
+        checks = {'position': lambda x: x is None or is_integer(x, 0, last)}
+        check_state_dict(self, state_dict, {}, checks)
+        if state_dict['position'] is not None:
+            self._position = state_dict['position']
+            self._batches = self._batch_sampler._load_iterator()
 
 
 def _split_largest(ends: List[int], num_batches: int) -> List[int]:

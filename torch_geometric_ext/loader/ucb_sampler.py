@@ -7,6 +7,7 @@ from torch_geometric_ext.loader.check import require
 from torch_geometric_ext.loader.epsilon_greedy_sampler import (
     EpsilonGreedySampler,
 )
+from torch_geometric_ext.ops.check_state_dict import Check
 
 
 class UCBSampler(EpsilonGreedySampler):
@@ -95,6 +96,10 @@ class UCBSampler(EpsilonGreedySampler):
 
     def _extra_state(self) -> Dict[str, Any]:
         return {**super()._extra_state(), 'variance': self.variance.clone()}
+
+    def _state_checks(self) -> Dict[str, Check]:
+        valid = {'variance': lambda x: bool((x >= 0).all())}
+        return {**super()._state_checks(), **valid}
 
     def _load_extra_state(self, state: Dict[str, Any]) -> None:
         super()._load_extra_state(state)

@@ -5,6 +5,7 @@ import torch
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.ops.check_state_dict import Check, is_float
 from torch_geometric_ext.sparsity.optimizer_state import move_weights
 from torch_geometric_ext.sparsity.ranking import top_mask
 from torch_geometric_ext.sparsity.weight_scheduler import (
@@ -150,13 +151,20 @@ class GradualMagnitude(WeightScheduler):
         values = None if initial is None else list(initial.values())
         return {**super().state_dict(), 'initial': values}
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        r"""Load the state of a scheduler.
+    def _state_checks(self) -> Dict[str, Check]:
+        return {
+            **super()._state_checks(),
+            'initial': lambda x: x is None or self._are_sparsities(x),
+        }
 
-        See :meth:`WeightScheduler.load_state_dict`.
-        """
-        super().load_state_dict(state_dict)
-        values = state_dict['initial']
+    def _are_sparsities(self, value: Any) -> bool:
+        if not isinstance(value, list) or len(value) != len(self.layers):
+            return False
+        return all(is_float(x, 0, 1) for x in value)
+
+    def _load_state(self, state: Dict[str, Any]) -> None:
+        super()._load_state(state)
+        values = state['initial']
         self._initial = None
         if values is not None:
             self._initial = dict(zip(self.layers, values))

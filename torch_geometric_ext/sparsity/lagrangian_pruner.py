@@ -9,6 +9,14 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn.linear_layers import Ignored
+from torch_geometric_ext.ops.check_state_dict import (
+    Check,
+    check_state_dict,
+    is_finite,
+    is_integer,
+    is_records,
+    is_scalar,
+)
 from torch_geometric_ext.sparsity.magnitude_pruner import MagnitudePruner
 from torch_geometric_ext.sparsity.optimizer_state import (
     check_optimizer,
@@ -190,14 +198,13 @@ class LagrangianPruner(MagnitudePruner, ABC):
         return figure
 
     def state_dict(self) -> Dict[str, Any]:
-        r"""Return the state of the pruner, without its arguments.
+        r"""Return the state of the pruner.
 
         Save it with the states of the model and the optimizer. Training
         resumes bit for bit from these.
         """
         return {
-            'policy': self.__class__.__name__,
-            'sizes': self._sizes,
+            **self._settings(),
             'last_step': self.last_step,
             'loss_sum': self._loss_sum,
             'num_losses': self._num_losses,
@@ -213,20 +220,53 @@ class LagrangianPruner(MagnitudePruner, ABC):
             state_dict (dict): The result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If the state is incomplete, or is that of another
-                class or of layers of other sizes. The pruner is not changed
-                in these cases.
+            ValueError: If the state is incomplete or damaged, or is that of
+                another class, of layers of other sizes or of another
+                :obj:`rho`, :obj:`update_every`, :obj:`granularity`,
+                :obj:`block_size` or number of weights. The pruner is not
+                changed in these cases.
+            TypeError: If the state is not a dictionary.
             RuntimeError: If :meth:`finalize` was called before.
         """
         self._check_active('load_state_dict')
-        self._check_state(state_dict)
-        self.last_step = state_dict['last_step']
-        self._loss_sum = state_dict['loss_sum']
-        self._num_losses = state_dict['num_losses']
-        self._records = [dict(record) for record in state_dict['records']]
-        self.targets = self._like_weights(state_dict['targets'])
-        self.multipliers = self._like_weights(state_dict['multipliers'])
+        settings = self._settings()
+        optional = [x for x in settings if x not in ('policy', 'sizes')]
+        checks = self._state_checks(state_dict)
+        check_state_dict(self, state_dict, settings, checks, optional)
+        self._load_state(state_dict)
         self._shift_targets()
+
+    def _settings(self) -> Dict[str, Any]:
+        """Return the arguments without which a state has no meaning."""
+        return {
+            'policy': self.__class__.__name__,
+            'sizes': self._sizes,
+            'rho': self.rho,
+            'update_every': self.update_every,
+            **self._projection.settings(),
+        }
+
+    def _state_checks(self, state: Dict[str, Any]) -> Dict[str, Check]:
+        """Return checks of the values of a state, by their keys."""
+        return {
+            'last_step': is_integer,
+            'loss_sum': lambda x: x is None or is_scalar(x),
+            'num_losses': lambda x: (
+                is_integer(x) and (x == 0) == (state['loss_sum'] is None)
+            ),
+            'records': _are_records,
+            'targets': self._are_like_weights,
+            'multipliers': self._are_like_weights,
+        }
+
+    def _load_state(self, state: Dict[str, Any]) -> None:
+        """Load a checked state."""
+        self.last_step = state['last_step']
+        self._loss_sum = state['loss_sum']
+        self._num_losses = state['num_losses']
+        self._records = [dict(record) for record in state['records']]
+        self.targets = self._like_weights(state['targets'])
+        self.multipliers = self._like_weights(state['multipliers'])
 
     @abstractmethod
     def _update_targets(
@@ -281,31 +321,11 @@ class LagrangianPruner(MagnitudePruner, ABC):
         weights = self._trained_weights()
         return {k: tensors[k].to(x, copy=True) for k, x in weights.items()}
 
-    def _check_state(self, state: Dict[str, Any]) -> None:
-        owner, own = self.__class__.__name__, self.state_dict()
-        for key in ['policy', 'sizes']:
-            if state.get(key) != own[key]:
-                raise ValueError(
-                    f"'state_dict' of '{owner}' needs to have the same "
-                    f"'{key}' (expected {own[key]}, got {state.get(key)})"
-                )
-        missing = [key for key in own if key not in state]
-        wrong = [
-            key
-            for key, value in own.items()
-            if key in state and not _is_similar(value, state[key])
-        ]
-        wrong += [
-            key
-            for key, value in state.items()
-            if value is None and key not in ['loss_sum', 'previous_loss']
-        ]
-        if missing or wrong:
-            raise ValueError(
-                f"'state_dict' of '{owner}' needs to hold the tensors and "
-                f'numbers of a pruner of the same model (got a missing or '
-                f'wrong {(missing or wrong)[0]!r})'
-            )
+    def _are_like_weights(self, value: Any) -> bool:
+        weights = self._trained_weights()
+        if not isinstance(value, dict) or value.keys() != weights.keys():
+            return False
+        return all(is_finite(value[k], x.shape) for k, x in weights.items())
 
     def _check_trained(self) -> None:
         assert self.optimizer is not None
@@ -362,18 +382,7 @@ def _to_number(x: Any) -> Any:
     return x.item() if isinstance(x, Tensor) else x
 
 
-def _is_similar(value: Any, other: Any) -> bool:
-    """Return whether a value of a state can replace the current one."""
-    if isinstance(value, dict) and isinstance(other, dict):
-        return value.keys() == other.keys() and all(
-            _is_similar(x, other[key]) for key, x in value.items()
-        )
-    if isinstance(value, list) and isinstance(other, list):
-        return all(isinstance(x, (dict, list)) for x in other)
-    if isinstance(value, Tensor) or value is None:
-        if other is None:
-            return value is None or value.dim() == 0
-        if not isinstance(other, Tensor):
-            return False
-        return value is None or value.shape == other.shape
-    return isinstance(other, type(value))
+def _are_records(value: Any) -> bool:
+    return is_records(value, ('step', 'loss')) and all(
+        record.keys() == value[0].keys() for record in value
+    )

@@ -67,6 +67,17 @@ class Projection:
             )
             self.budgets = dict(zip(shapes, budgets))
 
+    def settings(self) -> Dict[str, Any]:
+        """Return the arguments that determine the masks."""
+        num_weights = list(self.budgets.values())
+        if self.global_budget is not None:
+            num_weights = [self.global_budget]
+        return {
+            'granularity': self.granularity,
+            'block_size': self.block_size,
+            'num_weights': num_weights,
+        }
+
     @torch.no_grad()
     def masks(self, weights: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         """Return the mask of the remaining weights of each layer."""

@@ -3,6 +3,11 @@ from typing import Any, Dict, Optional
 import torch
 from torch import Tensor
 
+from torch_geometric_ext.ops.check_state_dict import (
+    Check,
+    is_finite,
+    is_scalar,
+)
 from torch_geometric_ext.sparsity.lagrangian_pruner import (
     LagrangianPruner,
     Tensors,
@@ -151,7 +156,7 @@ class SLR(LagrangianPruner):
         self._step_size = self._norm_of_previous().new_tensor(step_size)
 
     def state_dict(self) -> Dict[str, Any]:
-        r"""Return the state of the pruner, without its arguments.
+        r"""Return the state of the pruner.
 
         Save it with the states of the model and the optimizer. Training
         resumes bit for bit from these.
@@ -163,15 +168,19 @@ class SLR(LagrangianPruner):
             'step_size': self._step_size,
         }
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        r"""Load the state of a pruner.
+    def _state_checks(self, state: Dict[str, Any]) -> Dict[str, Check]:
+        return {
+            **super()._state_checks(state),
+            'previous': self._are_like_weights,
+            'previous_loss': lambda x: x is None or is_scalar(x),
+            'step_size': lambda x: is_finite(x, ()) and bool(x > 0),
+        }
 
-        See :meth:`LagrangianPruner.load_state_dict`.
-        """
-        super().load_state_dict(state_dict)
-        self._previous = self._like_weights(state_dict['previous'])
-        self._previous_loss = state_dict['previous_loss']
-        self._step_size = state_dict['step_size'].to(self._step_size)
+    def _load_state(self, state: Dict[str, Any]) -> None:
+        super()._load_state(state)
+        self._previous = self._like_weights(state['previous'])
+        self._previous_loss = state['previous_loss']
+        self._step_size = state['step_size'].to(self._step_size)
 
     def history(self) -> Dict[str, Any]:
         r"""Return statistics of the updates, one list per statistic.

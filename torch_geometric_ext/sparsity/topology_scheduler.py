@@ -8,6 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.ops.check_state_dict import (
+    Check,
+    is_generator,
+    is_index,
+)
 from torch_geometric_ext.sparsity.optimizer_state import move_weights
 from torch_geometric_ext.sparsity.ranking import top_mask
 from torch_geometric_ext.sparsity.weight_scheduler import WeightScheduler
@@ -131,14 +136,26 @@ class TopologyScheduler(WeightScheduler):
             'explored': list(self._explored.values()),
         }
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        r"""Load the state of a scheduler.
+    def _state_checks(self) -> Dict[str, Check]:
+        return {
+            **super()._state_checks(),
+            'generator': is_generator,
+            'explored': self._are_positions,
+        }
 
-        See :meth:`WeightScheduler.load_state_dict`.
-        """
-        super().load_state_dict(state_dict)
-        self._generator.set_state(state_dict['generator'].cpu())
-        self._explored = dict(zip(self.layers, state_dict['explored']))
+    def _are_positions(self, value: Any) -> bool:
+        sizes = self._sizes()
+        if not isinstance(value, list) or len(value) != len(sizes):
+            return False
+        return all(
+            is_index(x, rows * cols) and bool((x.diff() > 0).all())
+            for x, (rows, cols) in zip(value, sizes)
+        )
+
+    def _load_state(self, state: Dict[str, Any]) -> None:
+        super()._load_state(state)
+        self._generator.set_state(state['generator'].cpu())
+        self._explored = dict(zip(self.layers, state['explored']))
 
     @abstractmethod
     def _grow(

@@ -7,6 +7,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.ops.check_state_dict import (
+    Check,
+    check_state_dict,
+    is_integer,
+)
 from torch_geometric_ext.sparsity.optimizer_state import (
     check_optimizer,
     check_state,
@@ -158,26 +163,23 @@ class WeightScheduler(ABC):
             state_dict (dict): The result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If the state is incomplete, or is that of another
-                class or of layers of other sizes. The scheduler is not
-                changed in these cases.
+            ValueError: If the state is incomplete or damaged, or is that of
+                another class or of layers of other sizes. The scheduler is
+                not changed in these cases.
+            TypeError: If the state is not a dictionary.
         """
-        name, own = self.__class__.__name__, self.state_dict()
-        for key in ['policy', 'sizes']:
-            if state_dict.get(key) != own[key]:
-                raise ValueError(
-                    f"'state_dict' of '{name}' needs to have the same "
-                    f"'{key}' (expected {own[key]}, got "
-                    f'{state_dict.get(key)})'
-                )
-        missing = [key for key in own if key not in state_dict]
-        if missing:
-            raise ValueError(
-                f"'state_dict' of '{name}' needs to have the keys "
-                f'{list(own)} (got none of {missing})'
-            )
-        self.last_step = state_dict['last_step']
+        same = {'policy': self.__class__.__name__, 'sizes': self._sizes()}
+        check_state_dict(self, state_dict, same, self._state_checks())
+        self._load_state(state_dict)
         self._prepare()
+
+    def _state_checks(self) -> Dict[str, Check]:
+        """Return checks of the values of a state, by their keys."""
+        return {'last_step': is_integer}
+
+    def _load_state(self, state: Dict[str, Any]) -> None:
+        """Load a checked state."""
+        self.last_step = state['last_step']
 
     @abstractmethod
     def _update(self, step: int, layers: Dict[str, SparseLinear]) -> None:

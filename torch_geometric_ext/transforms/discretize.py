@@ -7,6 +7,11 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
+from torch_geometric_ext.ops.check_state_dict import (
+    check_state_dict,
+    is_finite,
+    is_index,
+)
 from torch_geometric_ext.transforms.collated import read_chunks
 
 # Numbers that limit the time to fit; choices:
@@ -185,18 +190,42 @@ class Discretize(BaseTransform):
         """Return the bins."""
         return {'num_bins': self.num_bins, 'bins': dict(self._bins)}
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Restore the bins.
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Load the bins.
+
+        Args:
+            state_dict (dict): The result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If the state has another number of bins.
+            ValueError: If the state is incomplete or damaged, or has another
+                number of bins. The transform is not changed in these cases.
+            TypeError: If the state is not a dictionary.
         """
-        if state['num_bins'] != self.num_bins:
-            raise ValueError(
-                f"'state' needs to hold {self.num_bins} bins (got "
-                f'{state["num_bins"]})'
-            )
-        self._bins = dict(state['bins'])
+        same = {'num_bins': self.num_bins}
+        check_state_dict(self, state_dict, same, {'bins': self._are_bins})
+        bins = state_dict['bins']
+        self._bins = {key: (*value,) for key, value in bins.items()}
+
+    def _are_bins(self, value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            isinstance(key, str)
+            and isinstance(bins, (tuple, list))
+            and len(bins) == 3
+            and self._is_feature(*bins)
+            for key, bins in value.items()
+        )
+
+    def _is_feature(self, columns: Any, edges: Any, means: Any) -> bool:
+        if not is_index(columns, torch.iinfo(torch.int64).max):
+            return False
+        size = columns.numel()
+        return (
+            is_finite(means, (size, self.num_bins))
+            and isinstance(edges, Tensor)
+            and edges.dtype == means.dtype == torch.double
+            and edges.shape == (size, self.num_bins - 1)
+            and bool((edges[:, 1:] >= edges[:, :-1]).all())
+        )
 
     def __repr__(self) -> str:
         return (

@@ -4,6 +4,8 @@ from typing import Dict
 import torch
 from torch import Tensor
 
+from torch_geometric_ext.ops.check_state_dict import Check, check_state_dict
+
 
 class ForgettingCounter:
     r"""Counter of the forgetting events of each graph, from the `"An Empirical
@@ -76,9 +78,7 @@ class ForgettingCounter:
         if graph_idx.numel() == 0:
             return
         if self._count.device != graph_idx.device:
-            self.load_state_dict(
-                {k: v.to(graph_idx.device) for k, v in self._state().items()}
-            )
+            self._load(self._state(), graph_idx.device)
         graph_idx, perm = graph_idx.sort()
         # Number the distinct graphs of the mini-batch:
         segment = torch.zeros_like(graph_idx)
@@ -117,19 +117,18 @@ class ForgettingCounter:
             state_dict (dict): The result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If the state is incomplete, or is that of another
-                number of graphs. The counter is not changed in these cases.
+            ValueError: If the state is incomplete or damaged, or is that of
+                another number of graphs. The counter is not changed in these
+                cases.
+            TypeError: If the state is not a dictionary.
         """
-        for key, value in self._state().items():
-            other = state_dict.get(key)
-            if other is None or other.shape != value.shape:
-                shape = None if other is None else list(other.shape)
-                raise ValueError(
-                    f"'state_dict' of '{self.__class__.__name__}' needs to "
-                    f"hold '{key}' of shape {list(value.shape)} (got {shape})"
-                )
+        checks = {key: _is_like(x) for key, x in self._state().items()}
+        check_state_dict(self, state_dict, {}, checks)
+        self._load(state_dict, state_dict['count'].device)
+
+    def _load(self, state: Dict[str, Tensor], device: torch.device) -> None:
         for key in self._state():
-            setattr(self, f'_{key}', state_dict[key].clone())
+            setattr(self, f'_{key}', state[key].to(device, copy=True))
 
     def _state(self) -> Dict[str, Tensor]:
         return {
@@ -163,3 +162,13 @@ class ForgettingCounter:
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}({self.num_graphs})'
+
+
+def _is_like(own: Tensor) -> Check:
+    """Return the check of a tensor that replaces another one."""
+    return lambda x: (
+        isinstance(x, Tensor)
+        and x.shape == own.shape
+        and x.dtype == own.dtype
+        and bool((x >= 0).all())
+    )
