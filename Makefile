@@ -3,18 +3,19 @@
 # their own.
 PYTHON ?= python3
 WITH_EXT ?= 1
-VENV := .venv$(if $(filter 0,$(WITH_EXT)),-fallback)
+SANITIZE ?= 0
+VENV := .venv$(if $(filter 0,$(WITH_EXT)),-fallback)$(if $(filter 1,$(SANITIZE)),-sanitize)
 BIN := $(VENV)/bin
-# Kernels are built in place; without them, nothing may be found in place.
-EDITABLE := $(if $(filter 0,$(WITH_EXT)),,--editable)
+# Kernels are built in place, where other environments may not find them.
+EDITABLE := $(if $(filter .venv,$(VENV)),--editable)
 PIP := $(BIN)/pip --disable-pip-version-check -qq
 SOURCES := setup.py pyproject.toml .ci/constraints.txt \
 	$(shell find torch_geometric_ext/csrc -type f)
-ifeq ($(WITH_EXT),0)
+ifeq ($(EDITABLE),)
 SOURCES += $(shell find torch_geometric_ext -name '*.py')
 endif
 
-.PHONY: demo demo-fallback test test-fallback lint types doctest docs check format clean
+.PHONY: demo demo-fallback test test-fallback fuzz sanitize sanitized lint types doctest docs check format clean
 
 demo: $(VENV)/.examples
 	@$(BIN)/python examples/quickstart.py
@@ -27,6 +28,26 @@ demo-fallback:
 
 test-fallback:
 	$(MAKE) test WITH_EXT=0
+
+# Two minutes by default; `make fuzz MINUTES=60` takes an hour.
+MINUTES ?= 2
+fuzz: $(VENV)/.test
+	cd test && ../$(BIN)/python -W ignore -m fuzz.fuzz_operators --minutes $(MINUTES)
+	cd test && ../$(BIN)/python -m fuzz.fuzz_files \
+		--cases $$(($(MINUTES) * 25)) --kills $$(($(MINUTES) * 10))
+
+# Tests of operators and the fuzz campaigns, with kernels that check each
+# access to memory. PyTorch is not built for it, hence the libraries come first.
+sanitize:
+	$(MAKE) sanitized SANITIZE=1
+
+PRELOAD = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libstdc++.so)
+sanitized: export ASAN_OPTIONS = detect_leaks=0
+sanitized: export UBSAN_OPTIONS = print_stacktrace=1
+sanitized: $(VENV)/.test
+	LD_PRELOAD='$(PRELOAD)' $(BIN)/pytest test/ops -k 'not compile and not opcheck'
+	cd test && LD_PRELOAD='$(PRELOAD)' ../$(BIN)/python -W ignore \
+		-m fuzz.fuzz_operators --minutes $(MINUTES)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -51,7 +72,7 @@ format: $(VENV)/.dev
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
 
 clean:
-	rm -rf .venv .venv-fallback build docs/build torch_geometric_ext/*.so
+	rm -rf .venv .venv-fallback .venv-sanitize build docs/build torch_geometric_ext/*.so
 
 # Environments, one stamp for each extra. Torch comes first: the kernels are
 # built against it.
@@ -63,6 +84,6 @@ $(VENV)/.torch: .ci/constraints.txt
 
 $(VENV)/.%: $(VENV)/.torch $(SOURCES)
 	@echo 'Installing torch_geometric_ext[$*]$(if $(EDITABLE), and building its kernels) ...'
-	@WITH_EXT=$(WITH_EXT) $(PIP) install -c .ci/constraints.txt \
+	@WITH_EXT=$(WITH_EXT) SANITIZE=$(SANITIZE) $(PIP) install -c .ci/constraints.txt \
 		--no-build-isolation $(EDITABLE) '.[$*]'
 	@touch $@

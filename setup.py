@@ -3,7 +3,8 @@
 The build needs torch and a C++ compiler
 (`pip install --no-build-isolation .`). Without them, or if the build fails,
 the package is installed without kernels. `WITH_EXT=1` raises an error instead,
-and `WITH_EXT=0` skips the build.
+and `WITH_EXT=0` skips the build. `SANITIZE=1` adds the sanitizers of memory
+and of undefined behavior, see `make sanitize`.
 """
 
 import os
@@ -44,12 +45,17 @@ def get_kernels() -> dict:
 
     flags = ['-O3', '-g0', '-fvisibility=hidden', '-fopenmp']
     flags += ['-fno-math-errno', '-fno-trapping-math']  # As in PyTorch.
+    link_flags = ['-fopenmp', '-s']
+    if os.getenv('SANITIZE') == '1':
+        sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover']
+        flags += [*sanitizers, '-g1', '-O1', '-fno-omit-frame-pointer']
+        link_flags = ['-fopenmp', *sanitizers]
     extension = CppExtension(
         'torch_geometric_ext._C',
         sources=sorted(str(path) for path in CSRC.rglob('*.cpp')),
         depends=sorted(str(path) for path in CSRC.rglob('*.h')),
         extra_compile_args={'cxx': flags},
-        extra_link_args=['-fopenmp', '-s'],
+        extra_link_args=link_flags,
     )
     build = BuildKernels.with_options(no_python_abi_suffix=True)
     return dict(ext_modules=[extension], cmdclass={'build_ext': build})

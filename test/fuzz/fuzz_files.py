@@ -3,15 +3,17 @@
 Prints a line for each campaign. A damaged file that loads as something else
 than what was saved counts as silently wrong.
 
-    PYTHONPATH=.:test python test/fuzz/fuzz_files.py --cases 2000 --seed 0
+    cd test && python -m fuzz.fuzz_files --cases 2000 --kills 300
 """
 
 import argparse
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
 
@@ -205,12 +207,21 @@ def kill_writer(path: Path, tickets: list, seconds: float) -> None:
 
 
 def main(argv: Optional[list] = None) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cases', type=int, default=2000)
-    parser.add_argument('--kills', type=int, default=200)
-    parser.add_argument('--seed', type=int, default=0)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        '--cases', type=int, default=2000, help='files of each campaign'
+    )
+    parser.add_argument(
+        '--kills', type=int, default=200, help='writers to kill'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='random seed')
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    warnings.filterwarnings('ignore', 'Trees of depth')
+    failures = 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'file.pt'
         for name, kind in KINDS.items():
@@ -220,6 +231,8 @@ def main(argv: Optional[list] = None) -> None:
                 rng = random.Random(f'{args.seed} {name} {method.__name__}')
                 contents = (method(content, rng) for _ in range(args.cases))
                 counts = damage(kind, path, contents)
+                failures += counts['SILENTLY WRONG']
+                failures += counts['other exception']
                 text = ', '.join(f'{x} {key}' for key, x in counts.items())
                 campaign = f'{name}, {method.__name__}'
                 print(f'{campaign}: {args.cases} cases, {text}', flush=True)
@@ -227,8 +240,10 @@ def main(argv: Optional[list] = None) -> None:
         counts = kill_writers(
             Path(folder), args.kills, random.Random(args.seed)
         )
+        failures += counts['broken'] + counts['leftovers']
         text = ', '.join(f'{x} {key}' for key, x in counts.items())
         print(f'killed writers: {args.kills} kills, {text}')
+    sys.exit(failures > 0)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Compare each operator with its reference, on valid and on hostile inputs.
 
-    python test/fuzz/fuzz_operators.py --minutes 2
+    cd test && python -m fuzz.fuzz_operators --minutes 2
 
 Both have to return equal outputs and gradients, or both have to raise an
 error, and an error of a kernel has to name the operator. The script prints the
@@ -17,10 +17,10 @@ from unittest.mock import patch
 
 import hypothesis
 import torch
-from campaigns import CAMPAIGNS
-from hostile import is_plain, mutated
 
 import torch_geometric_ext.typing
+from fuzz.campaigns import CAMPAIGNS
+from fuzz.hostile import is_plain, mutated
 
 ERRORS = (ValueError, IndexError, TypeError, RuntimeError)
 
