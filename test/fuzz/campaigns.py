@@ -210,7 +210,8 @@ def frequent_itemsets(draw):
 
 @st.composite
 def prototype_loss(draw):
-    generator, dtype = draw(GENERATORS), draw(FLOATS)
+    # Angles between equal vectors are the square root of a rounding error.
+    generator, dtype = draw(GENERATORS), torch.double
     batch, channels, hidden = (draw(SIZES) for _ in range(3))
     dim = draw(st.integers(1, 6))
     num_classes, num_prototypes = (
@@ -379,7 +380,7 @@ CAMPAIGNS = [
         'prototype_loss',
         with_gradients(prototype_scores, 0, 2, 3, 4),
         prototype_loss,
-        ('squares', True),
+        ('moderate', True),
     ),
     (
         'prototype_loss_backward',
@@ -387,6 +388,6 @@ CAMPAIGNS = [
             'prototype_loss_backward', prototype_loss_backward_reference
         ),
         prototype_loss_backward,
-        ('squares', True),
+        ('moderate', True),
     ),
 ]

@@ -238,7 +238,7 @@ def _backward(
     grad_embedding = _normalize_backward(grad_cosine @ p, embedding, z)
     grad_p = grad_cosine.t() @ z + (grad_gram + grad_gram.t()) @ p
     grad_p = _normalize_backward(grad_p, prototypes.flatten(0, 1), p)
-    grad_hidden = (grad_embedding @ weight2) * (hidden > 0)
+    grad_hidden = (grad_embedding @ weight2).masked_fill(hidden <= 0, 0)
     return (
         grad_hidden @ weight1,
         grad_hidden.t() @ h,

@@ -73,7 +73,7 @@ void relu_backward_(Tensor& grad, const Tensor& out) {
   auto* g = grad.mutable_data_ptr<scalar_t>();
   const auto size = grad.numel();
 #pragma omp simd
-  for (int64_t i = 0; i < size; i++) g[i] = y[i] > 0 ? g[i] : 0;
+  for (int64_t i = 0; i < size; i++) g[i] = y[i] <= 0 ? 0 : g[i];
 }
 
 // Normalized prototypes and their pairwise cosines.
