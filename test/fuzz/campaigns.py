@@ -339,12 +339,17 @@ def prototype_scores(h, y, weight1, weight2, prototypes, *args):
     return out[0], risk, angles.bfloat16(), nearest < num_prototypes
 
 
+# An inactive weight times NaN or infinity is zero or NaN: the operators may
+# compute sparse or dense products.
+SPARSE = ('only_finite', True)
+
 # The name of an operator, the function, valid arguments, and options.
 CAMPAIGNS = [
     (
         'sparse_linear',
         with_gradients(checked(_sparse_linear), 0, 1, 2),
         sparse_linear,
+        SPARSE,
     ),
     (
         'sparse_linear_backward',
@@ -352,16 +357,19 @@ CAMPAIGNS = [
             'sparse_linear_backward', sparse_linear_backward_reference
         ),
         sparse_linear_backward,
+        SPARSE,
     ),
     (
         'csr_sparse_linear',
         with_gradients(of_csr(ops.csr_sparse_linear), 3, 4),
         csr_sparse_linear,
+        SPARSE,
     ),
     (
         'csr_sparse_linear_backward',
         as_tuple(checked(csr_sparse_linear_backward)),
         csr_sparse_linear_grad,
+        SPARSE,
     ),
     ('csr_matmul', with_gradients(ops.csr_matmul, 0, 1), csr_matmul),
     ('csr_dot_products', as_tuple(_dot_products), dot_products),

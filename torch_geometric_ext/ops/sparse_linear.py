@@ -45,7 +45,8 @@ def sparse_linear(
     instead and takes :math:`O(I \cdot O)` memory. The same holds under
     transforms of :mod:`torch.func` and forward-mode differentiation, which
     always use a dense product. The result is deterministic for a given number
-    of threads.
+    of threads. An inactive weight times a value that is not finite is zero or
+    NaN, depending on the product.
 
     Args:
         x (torch.Tensor): The input. The operator computes half precision in
