@@ -196,7 +196,9 @@ def test_callers_of_operators_run_without_kernels() -> None:
     missing = {
         name: sorted(find_tests(name))
         for name in callers
-        if not any(f'{x}/'.startswith(y) for x in find_tests(name) for y in listed)
+        if not any(
+            f'{x}/'.startswith(y) for x in find_tests(name) for y in listed
+        )
     }
     assert missing == {}
 
