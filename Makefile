@@ -15,13 +15,32 @@ ifeq ($(EDITABLE),)
 SOURCES += $(shell find torch_geometric_ext -name '*.py')
 endif
 
+# Without kernels, run the tests whose results depend on them: those of the
+# operators, of the modules that call an operator, and of the examples, which
+# run each part of the package end to end. The other tests compute the same in
+# both environments. `test/test_architecture.py` asserts that no module that
+# calls an operator is missing.
+FALLBACK_TESTS := test/ops test/examples test/test_typing.py \
+	test/data/test_shared_trees.py \
+	test/full_batch/conv test/full_batch/test_adjacency.py \
+	test/full_batch/test_plan.py test/full_batch/test_sparse_input.py \
+	test/loader/test_paper_draw.py test/loader/test_shared_tree_loader.py \
+	test/nn/dense/test_sparse_linear.py test/nn/test_prototypes.py \
+	test/nn/test_random_trees.py test/sparsity/test_rigl.py \
+	test/transforms/mirage test/transforms/test_share_computation_trees.py
+
 .PHONY: demo demo-fallback test test-fallback fuzz sanitize sanitized lint types doctest docs check format clean
 
 demo: $(VENV)/.examples
 	@$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.test
-	$(BIN)/pytest
+ifeq ($(WITH_EXT),0)
+	$(BIN)/pytest $(FALLBACK_TESTS)
+else
+	$(BIN)/coverage run $(BIN)/pytest
+	$(BIN)/coverage report
+endif
 
 demo-fallback:
 	$(MAKE) demo WITH_EXT=0

@@ -1,6 +1,7 @@
 """Assert the rules of the package's layout, by parsing its source."""
 
 import ast
+import re
 from pathlib import Path
 from typing import Dict, Iterator, List, Set, Tuple
 
@@ -149,6 +150,57 @@ def test_no_import_cycle() -> None:
             break
         remaining = {x: remaining[x] for x in names - leaves}
     assert sorted(remaining) == []  # Modules on or above a cycle.
+
+
+def find_callers() -> Set[str]:
+    """Return the modules outside of `ops` that may call an operator: they
+    import one, or read whether there are kernels.
+    """
+    ops = {name for name in MODULES if get_room(name) == 'ops'}
+    operators = {f'{PACKAGE}.typing', f'{PACKAGE}.ops.register'}
+    while True:  # Add modules that import an operator.
+        more = {x for x in ops - operators if IMPORTS[x] & operators}
+        if not more:
+            break
+        operators |= more
+    return {
+        name
+        for name in set(MODULES) - ops - {PACKAGE}
+        if IMPORTS[name] & operators
+    }
+
+
+def find_tests(name: str) -> Set[str]:
+    """Return the test file of a module. Without one, those of the modules
+    that import the module.
+    """
+    *packages, module = get_local(name).split('.')
+    path = '/'.join(['test', *packages, f'test_{module}.py'])
+    if (REPOSITORY / path).exists():
+        return {path}
+    importers = [x for x in MODULES if name in IMPORTS[x]]
+    return {path for x in importers for path in find_tests(x)}
+
+
+def test_callers_of_operators_run_without_kernels() -> None:
+    makefile = (REPOSITORY / 'Makefile').read_text()
+    match = re.search(r'^FALLBACK_TESTS :=((?:.*\\\n)*.*)', makefile, re.M)
+    assert match is not None
+    listed = match[1].replace('\\', ' ').split()
+    assert [x for x in listed if not (REPOSITORY / x).exists()] == []
+    listed = [f'{x}/' for x in listed]
+
+    callers = find_callers()
+    assert f'{PACKAGE}.loader.paper_draw' in callers
+    assert f'{PACKAGE}.loader.draw' not in callers
+    missing = {
+        name: sorted(find_tests(name))
+        for name in callers
+        if not any(
+            f'{x}/'.startswith(y) for x in find_tests(name) for y in listed
+        )
+    }
+    assert missing == {}
 
 
 def is_private(name: str) -> bool:

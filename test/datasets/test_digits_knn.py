@@ -3,6 +3,7 @@ import builtins
 import pytest
 import torch
 from torch_geometric.testing import withPackage
+from torch_geometric.transforms import AddSelfLoops
 
 from torch_geometric_ext.datasets import DigitsKNN
 
@@ -33,6 +34,10 @@ def test_digits_knn(tmp_path):
     other = DigitsKNN(str(tmp_path), k=3)
     assert other[0].num_edges < data.num_edges
     assert torch.equal(other[0].train_mask, data.train_mask)
+
+    root = str(tmp_path / 'transformed')
+    other = DigitsKNN(root, pre_transform=AddSelfLoops())
+    assert other[0].num_edges == data.num_edges + data.num_nodes
 
 
 def test_digits_knn_errors(tmp_path, monkeypatch):

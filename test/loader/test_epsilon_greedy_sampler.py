@@ -47,7 +47,7 @@ def test_draws_by_brute_force(device, epsilon, smoothing):
 
 @pytest.mark.parametrize('epsilon', [0.2, 0.5])
 def test_random_graphs_are_uniform(epsilon):
-    losses, num_epochs = torch.arange(30.0), 3000
+    losses, num_epochs = torch.arange(30.0), 1000
     sampler = EpsilonGreedySampler(
         30, 1 / 3, num_epochs, epsilon=epsilon, warmup_epochs=1
     )

@@ -11,6 +11,9 @@ from torch_geometric_ext.loader import (
     NodeBudgetBatchSampler,
     SoftRandomSampler,
 )
+from torch_geometric_ext.loader.node_budget_batch_sampler import (
+    _split_largest,
+)
 
 
 def fill(order, sizes, max_num):
@@ -122,6 +125,20 @@ def test_errors():
         NodeBudgetBatchSampler(range(3), sizes, 9, too_big='drop')
     with pytest.raises(ValueError, match=r"'dataset' .* \(got torch.float32"):
         NodeBudgetBatchSampler(range(3), sizes.float(), 9)
+
+
+@pytest.mark.parametrize(
+    'num_batches, ends',
+    [
+        (1, [3, 8]),  # Nothing is joined.
+        (2, [3, 8]),
+        (3, [3, 5, 8]),
+        (4, [1, 3, 5, 8]),
+        (99, [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_largest_batches_are_split(num_batches, ends):
+    assert _split_largest([3, 8], num_batches) == ends
 
 
 def run_rank(path):

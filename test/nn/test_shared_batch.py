@@ -251,7 +251,20 @@ LEVELWISE = [
     ),
     lambda: pyg.GAT(F, F, 2, heads=2, act='tanh'),
 ]
+
+
+class WithSize(Base):
+    def make(self):
+        return pyg.SAGEConv(F, F)
+
+    def forward(self, x, edge_index):
+        for conv in self.convs:
+            x = conv(x, edge_index, size=(x.size(0), x.size(0))).tanh()
+        return x
+
+
 FALLBACKS = [
+    (WithSize, "reads 'size'"),
     (Attention, 'other rows'),
     (Bipartite, "'x' to be a tensor"),
     (TwoHops, 'equivalence check'),

@@ -3,7 +3,10 @@ import torch
 from torch_geometric.testing import withCUDA
 
 from torch_geometric_ext.ops import csr_matmul as exported
-from torch_geometric_ext.ops.csr_matmul import csr_matmul
+from torch_geometric_ext.ops.csr_matmul import (
+    csr_dot_products_reference,
+    csr_matmul,
+)
 from torch_geometric_ext.ops.ragged import row_ptr
 
 NUM_ROWS, NUM_COLS, HEADS, CHANNELS = 7, 5, 2, 3
@@ -129,7 +132,7 @@ def test_compile(ext):
     torch.testing.assert_close(found, other)
 
 
-def test_errors(kernels):
+def test_errors(ext):
     value, x, edges, _, _ = inputs()
     value, x = value.detach(), x.detach()
 
@@ -151,6 +154,18 @@ def test_errors(kernels):
     check(ValueError, "'perm' needs 20 elements", row_perm=perm[1:])
     check(IndexError, r"'col' needs to be in \[0, 5\)", col=col + 1)
     check(IndexError, r"'col' needs to be in", col=col - 1)
-    check(IndexError, r"and 'perm' in \[0, 20\)", row_perm=perm + 1)
+    check(IndexError, r"'perm' .*in \[0, 20\)", row_perm=perm + 1)
     check((ValueError, IndexError), "'ptr'", rowptr=ptr + 1)
     check((ValueError, IndexError), "'ptr'", rowptr=ptr.flip(0))
+    check(ValueError, "'colptr' needs one element more", colptr=ptr)
+
+
+def test_dot_products_errors(ext):
+    _, x, edges, _, _ = inputs()
+    op = csr_dot_products_reference
+    if ext:
+        op = torch.ops.torch_geometric_ext.csr_dot_products
+    grad = torch.zeros(NUM_ROWS, HEADS, CHANNELS).double()
+    for bad in [grad[1:], grad[:, 1:], grad[..., 1:], grad.float()]:
+        with pytest.raises(ValueError, match=r"'grad' .* shape \[7, H, C\]"):
+            op(bad, x.detach(), *edges[:3])

@@ -113,8 +113,10 @@ def test_extract_trees_errors(ext):
         extract_trees(*args)  # A failed call resets its buffer.
 
 
-@withKernels
-def test_extract_trees_errors_of_kernel():
+def test_extract_trees_invalid_input(ext):
+    kernel = extract_trees
+    if ext:
+        kernel = torch.ops.torch_geometric_ext.extract_trees
     args = list(random_levels(0, 2))
     args[0] = torch.arange(5)
     for position, name in enumerate(['graph_idx', 'graph_ptr', 'tree']):

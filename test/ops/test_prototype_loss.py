@@ -219,9 +219,8 @@ def test_prototype_loss_opcheck():
     )
 
 
-@withKernels
-def test_prototype_loss_kernel_errors():
-    op = torch.ops.torch_geometric_ext.prototype_loss
+def test_prototype_loss_input_errors(ext):
+    op = kernel if ext else prototype_loss_reference
     h, y, weight1, weight2, prototypes = make_inputs()
     for inputs, message in [
         ((h, y[1:], weight1, weight2, prototypes), "'y' needs to be an int64"),
@@ -235,15 +234,22 @@ def test_prototype_loss_kernel_errors():
         ((h, y, weight1, weight2, prototypes[..., 1:]), 'need to lead from'),
         ((h, y, weight1, weight2[1:], prototypes), 'need to lead from'),
         ((h, y, weight1[:, 1:], weight2, prototypes), 'need to lead from'),
+        (
+            (h, y, weight1, weight2.float(), prototypes),
+            "'weight2' needs to be of the type of 'h'",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             op(*inputs, *LOSS)
+    with pytest.raises(ValueError, match="'temperature' needs to be positive"):
+        op(h, y, weight1, weight2, prototypes, 0.0, *LOSS[1:])
 
 
-@withKernels
 @torch.inference_mode()  # Autograd would call the reference.
-def test_prototype_loss_backward_kernel_errors():
-    op = torch.ops.torch_geometric_ext.prototype_loss_backward
+def test_prototype_loss_backward_errors(ext):
+    op = prototype_loss_backward_reference
+    if ext:
+        op = torch.ops.torch_geometric_ext.prototype_loss_backward
     inputs = [x.detach().clone() for x in make_inputs()]
     grad, hidden, embedding = (
         torch.ones(size, dtype=torch.double) for size in [(), (7, 6), (7, 4)]

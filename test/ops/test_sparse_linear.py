@@ -248,6 +248,18 @@ def test_sparse_linear_of_other_type(ext):
         sparse_linear(x.float(), *rest)
 
 
+@torch.inference_mode()  # Autograd would call the reference.
+def test_sparse_linear_invalid_gradient(ext):
+    _, (x, values, _, *pattern) = make_inputs()
+    op = sparse_linear_backward_reference
+    if ext:
+        op = torch.ops.torch_geometric_ext.sparse_linear_backward
+    for size in [(5, 7), (4, 6), (30,)]:
+        grad = torch.randn(size).double()
+        with pytest.raises(ValueError, match="'grad' needs to be"):
+            op(grad, x.clone(), values.clone(), *pattern, True, True)
+
+
 def test_sparse_linear_crossover(kernels):
     large = sparse_linear_crossover(4096, 2048, 512)
     assert 0 < large < 1

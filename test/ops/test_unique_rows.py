@@ -108,6 +108,8 @@ def test_unique_rows_errors(ext):
     x = torch.tensor([[1.0], [1.0]])
     with pytest.raises(ValueError, match="'x' needs to be two-dimensional"):
         unique_rows(x[0])
+    with pytest.raises(ValueError, match="'x' needs to be real"):
+        unique_rows(x * 1j)
     with pytest.raises(ValueError, match="'x' contains NaN"):
         unique_rows(x / 0 - x / 0)
     with pytest.raises(

@@ -224,6 +224,7 @@ def test_errors(Pruner):
         ('rho', float('inf')),
         ('update_every', 0),
         ('update_every', 2.5),
+        ('block_size', 0),
     ]:
         with pytest.raises(ValueError, match=f"'{key}' of '{name}'"):
             Pruner(model, optimizer, **{key: value})

@@ -1,6 +1,7 @@
 """Load damaged states of schedulers and pruners."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -51,11 +52,18 @@ class Training:
         return self
 
 
+@cache
+def make_state(cls):
+    """Return the state of a scheduler after five steps."""
+    return Training(cls).train(5).scheduler.state_dict()
+
+
 def make(cls):
     """Return a scheduler that belongs to a training, and a later state."""
+    state = make_state(cls)
     training = Training(cls).train(3)
     training.scheduler.training = training
-    return training.scheduler, Training(cls).train(5).scheduler.state_dict()
+    return training.scheduler, state
 
 
 def behave(scheduler):

@@ -41,6 +41,7 @@ def test_state():
     counter, other = ForgettingCounter(3), ForgettingCounter(3)
     idx = torch.arange(3)
     counter.update(torch.tensor([True, True, False]), idx)
+    counter.update(torch.empty(0).bool(), idx[:0])  # Changes nothing.
     state = counter.state_dict()
     counter.update(torch.tensor([False, True, False]), idx)
     assert counter.scores().tolist() == [1, 0, math.inf]
