@@ -326,7 +326,9 @@ class _SparseLinear(torch.autograd.Function):
 
 def _double_backward(*args: Any) -> Tuple[Tensor, Tensor]:
     # A check would stop tracing, and PyTorch checks indices itself.
-    return sparse_linear_backward_reference(*args[:10], check_invariants=False)
+    backward: Callable[..., Tuple[Tensor, Tensor]]
+    backward = sparse_linear_backward_reference
+    return backward(*args[:10], False)
 
 
 def _fake(
