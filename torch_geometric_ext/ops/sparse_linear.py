@@ -324,11 +324,24 @@ class _SparseLinear(torch.autograd.Function):
         )
 
 
-def _double_backward(*args: Any) -> Tuple[Tensor, Tensor]:
+def _double_backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    needs_x: bool,
+    needs_values: bool,
+    check_invariants: bool = True,
+) -> Tuple[Tensor, Tensor]:
     # A check would stop tracing, and PyTorch checks indices itself.
-    backward: Callable[..., Tuple[Tensor, Tensor]]
-    backward = sparse_linear_backward_reference
-    return backward(*args[:10], False)
+    pattern = (rowptr, col, colptr, row, perm)
+    return sparse_linear_backward_reference(
+        grad, x, values, *pattern, needs_x, needs_values, False
+    )
 
 
 def _fake(
