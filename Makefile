@@ -14,7 +14,8 @@ ifeq ($(WITH_EXT),0)
 SOURCES += $(shell find torch_geometric_ext -name '*.py')
 endif
 
-.PHONY: demo demo-fallback test test-fallback lint types doctest docs check format clean
+.PHONY: demo demo-fallback test test-fallback mutants lint types \
+	doctest docs check format clean
 
 demo: $(VENV)/.examples
 	@$(BIN)/python examples/quickstart.py
@@ -27,6 +28,11 @@ demo-fallback:
 
 test-fallback:
 	$(MAKE) test WITH_EXT=0
+
+# For example, `make mutants MODULE=loader/draw.py SAMPLE=40 SEED=1`.
+mutants: $(VENV)/.test
+	$(BIN)/python test/mutants/run.py $(MODULE) $(if $(SAMPLE),--sample $(SAMPLE)) \
+		$(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
