@@ -26,7 +26,6 @@ MORE = {
         'nn/test_shared_batch.py',
     ],
     'data/shared_trees.py': ['transforms/test_share_computation_trees.py'],
-    'data/sharing_report.py': ['transforms/test_share_computation_trees.py'],
     'data/storage.py': ['data/test_trees_to_graphs.py'],
     'data/tree_bytes.py': ['transforms/mirage/test_budget.py'],
     'data/tree_gcn_norm.py': ['nn/test_exact_sharing.py'],
