@@ -1,6 +1,6 @@
 """Count how many small faults of a module its tests find.
 
-    python test/mutants/run.py ops check_exact loader/draw.py --sample 60
+    python test/mutants/run.py ops check_exact loader/draw.py --sample 50
 
 Each mutant is the module with one fault. Mutants are drawn with a seed, and
 run in a copy of the package, each in a fork of a process that has imported
@@ -10,7 +10,7 @@ count.
 """
 
 import argparse
-import importlib
+import importlib.util
 import os
 import random
 import shutil
@@ -123,7 +123,7 @@ def run_group(name, folder, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('modules', nargs='*', default=list(GROUPS))
-    parser.add_argument('--sample', type=int, default=60)
+    parser.add_argument('--sample', type=int, default=50)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--verbose', action='store_true')
     args = parser.parse_args()
