@@ -3,6 +3,8 @@
 # their own.
 PYTHON ?= python3
 WITH_EXT ?= 1
+SAMPLE ?= 50
+SEED ?= 0
 VENV := .venv$(if $(filter 0,$(WITH_EXT)),-fallback)
 BIN := $(VENV)/bin
 # Kernels are built in place; without them, nothing may be found in place.
@@ -31,8 +33,7 @@ test-fallback:
 
 # For example, `make mutants MODULE=loader/draw.py SAMPLE=40 SEED=1`.
 mutants: $(VENV)/.test
-	$(BIN)/python test/mutants/run.py $(MODULE) $(if $(SAMPLE),--sample $(SAMPLE)) \
-		$(if $(SEED),--seed $(SEED))
+	$(BIN)/python test/mutants/run.py $(MODULE) --sample $(SAMPLE) --seed $(SEED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
