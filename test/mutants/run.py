@@ -4,9 +4,10 @@
 
 Each mutant is the module with one fault. Mutants are drawn with a seed, and
 run in a copy of the package, each in a fork of a process that has imported
-PyTorch. A mutant is killed if a test fails or exceeds its time. Survivors are
-listed as in `equivalent.txt`, the mutants that no test can find, which do not
-count.
+PyTorch: a new process for each would take longer than most tests. A mutant is
+killed if a test fails or exceeds its time. Survivors are printed in the format
+of `equivalent.txt`, which lists mutants that do not count: they change no
+result, or only one on CUDA or with an optional dependency.
 """
 
 import argparse
