@@ -37,8 +37,8 @@ IMPORTS += ['torch_geometric.nn', 'torch_geometric.testing']
 
 def copy_repository(folder):
     """Mutants change a copy, which needs the kernels, too."""
-    for name in [PACKAGE, 'test', 'examples', 'benchmark']:
-        skip = shutil.ignore_patterns('__pycache__', 'csrc')
+    for name in [PACKAGE, 'test', 'docs', 'examples', 'benchmark']:
+        skip = shutil.ignore_patterns('__pycache__', 'build', 'csrc')
         shutil.copytree(REPOSITORY / name, folder / name, ignore=skip)
     shutil.copy(REPOSITORY / 'pyproject.toml', folder)
     os.environ.update(PYTHONPATH=str(folder), OMP_NUM_THREADS='1')
