@@ -115,7 +115,7 @@ def run_rank(path):
     torch.save(copy.deepcopy(out), f'{path}/{rank}.pt')
 
 
-def test_gather_of_three_ranks(monkeypatch):
+def test_gather_without_processes(monkeypatch):
     feedback = Feedback('Sampler', 1)
     feedback.add(torch.tensor([7, 3]), torch.tensor([[70.0], [30.0]]))
     others = [
