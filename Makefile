@@ -4,6 +4,8 @@
 PYTHON ?= python3
 WITH_EXT ?= 1
 SANITIZE ?= 0
+SAMPLE ?= 50
+SEED ?= 0
 VENV := .venv$(if $(filter 0,$(WITH_EXT)),-fallback)$(if $(filter 1,$(SANITIZE)),-sanitize)
 BIN := $(VENV)/bin
 # Kernels are built in place, where other environments may not find them.
@@ -29,7 +31,8 @@ FALLBACK_TESTS := test/ops test/examples test/test_typing.py \
 	test/nn/test_random_trees.py test/sparsity/test_rigl.py \
 	test/transforms/mirage test/transforms/test_share_computation_trees.py
 
-.PHONY: demo demo-fallback test test-fallback fuzz sanitize sanitized lint types doctest docs check format clean
+.PHONY: demo demo-fallback test test-fallback fuzz sanitize sanitized \
+	mutants lint types doctest docs check format clean
 
 demo: $(VENV)/.examples
 	@$(BIN)/python examples/quickstart.py
@@ -67,6 +70,10 @@ sanitized: $(VENV)/.test
 	LD_PRELOAD='$(PRELOAD)' $(BIN)/pytest test/ops -k 'not compile and not opcheck'
 	cd test && LD_PRELOAD='$(PRELOAD)' ../$(BIN)/python -W ignore \
 		-m fuzz.fuzz_operators --minutes $(MINUTES)
+
+# For example, `make mutants MODULE=loader/draw.py SAMPLE=40 SEED=1`.
+mutants: $(VENV)/.test
+	$(BIN)/python test/mutants/run.py $(MODULE) --sample $(SAMPLE) --seed $(SEED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -30,6 +30,19 @@ def test_atomic_write(tmp_path):
     assert path.read_bytes() == b'new' and names(tmp_path) == ['file.pt']
 
 
+def test_content_is_on_disk_before_the_old_file_is_gone(tmp_path, monkeypatch):
+    path, sizes = tmp_path / 'file.pt', []
+    path.write_bytes(b'old')
+
+    def fsync(file):
+        sizes.append(os.fstat(file).st_size)
+        assert path.read_bytes() == b'old'
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    write(path, b'longer')
+    assert sizes == [6] and path.read_bytes() == b'longer'
+
+
 @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
 def test_failed_write_leaves_the_old_file(error, tmp_path):
     path = tmp_path / 'file.pt'

@@ -27,7 +27,13 @@ def test_digest():
     assert len(set(found)) == len(values)
     assert found == [digest(value) for value in values]
     assert digest(x, 1) == digest(x, 1) != digest(1, x)
-    assert digest(iter([x, x])) == digest([x, x])
+    assert digest(iter([x, x])) == digest([x, x]) == digest((x, x))
+
+
+def test_digest_of_dictionaries():
+    assert digest({'x': 1}) != digest({'y': 1})
+    assert digest({'x': 1, 'y': 2}) == digest({'y': 2, 'x': 1})
+    assert digest({'x': 1, 2: 3}) == digest({2: 3, 'x': 1})
 
 
 @pytest.mark.filterwarnings('ignore:Sparse')

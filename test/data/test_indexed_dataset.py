@@ -106,6 +106,7 @@ def test_indexed_dataset(name, tmp_path):
         assert isinstance(part, IndexedDataset) and len(part) == 2
         assert [data.graph_idx.item() for data in part] == [0, 1]
         assert [data.x[0, 0] for data in part] == identity[1:3]
+    assert len(indexed[:1][[True]]) == 1
 
     if 'disk' not in name:  # Database connections cannot be pickled.
         other = pickle.loads(pickle.dumps(indexed))

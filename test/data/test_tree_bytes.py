@@ -42,3 +42,16 @@ def test_bytes_of_prefixes(seed, num_layers, gcn_norm, edge_attr):
     for self_loops in [False, True]:
         size = graph_bytes(trees_to_graphs(shared, self_loops))
         assert bool((min_graph_bytes(shared) <= size).all())
+
+
+def test_bytes_of_graphs_without_edges():
+    empty = torch.empty(2, 0, dtype=torch.long)
+    graphs = [
+        Data(x=torch.ones(k, 3), edge_index=empty, y=torch.zeros(1, 2))
+        for k in [1, 2]
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Small graphs share little.
+        shared = ShareComputationTrees(1)(graphs)
+    size = graph_bytes(trees_to_graphs(shared, False))
+    assert min_graph_bytes(shared).tolist() == size.tolist()

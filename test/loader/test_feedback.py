@@ -115,6 +115,24 @@ def run_rank(path):
     torch.save(copy.deepcopy(out), f'{path}/{rank}.pt')
 
 
+def test_gather_without_processes(monkeypatch):
+    feedback = Feedback('Sampler', 1)
+    feedback.add(torch.tensor([7, 3]), torch.tensor([[70.0], [30.0]]))
+    others = [
+        (torch.empty(0, dtype=torch.long), torch.empty(0, 1)),
+        (torch.tensor([0, 5]), torch.tensor([[0.0], [50.0]])),
+    ]
+
+    def all_gather_object(out, own):
+        out[:] = [own, *others]
+
+    monkeypatch.setattr(dist, 'is_initialized', lambda: True)
+    monkeypatch.setattr(dist, 'all_gather_object', all_gather_object)
+    graph_idx, values = feedback.gather(num_replicas=3)
+    assert graph_idx.tolist() == [0, 3, 5, 7]
+    assert values.tolist() == [[0], [30], [50], [70]]
+
+
 def test_two_ranks(run_ranks, tmp_path):
     run_ranks(__file__)
     for rank in range(2):

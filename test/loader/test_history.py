@@ -117,6 +117,7 @@ def test_plot(plt):
         expected = [row[i] for row in history['per_class']]
         assert lines[f'class {i}'] == expected
     assert len(lines) == 7
+    assert all(ax.get_legend() is not None for ax in figure.axes)
     assert [ax.get_ylabel() for ax in figure.axes] == [
         'Graphs',
         'Fraction',

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch_geometric import nn
 from torch_geometric.testing import withCUDA
 
@@ -36,3 +37,17 @@ def test_layers_that_fail_on_isolated_nodes():
 def test_compiled_models():
     model = torch.compile(nn.GIN(4, 8, 2), backend='eager')
     assert compare_on_trees(model, None, 2) is None
+
+
+def test_models_of_one_parameter():
+    model = torch.nn.Linear(4, 8, bias=False)
+    assert compare_on_trees(model, None, 1) is None
+
+
+def test_dropout():
+    class Net(torch.nn.Linear):
+        def forward(self, x):
+            return F.dropout(super().forward(x), training=self.training)
+
+    assert 'draws dropout' in compare_on_trees(Net(4, 8), None, 1)
+    assert compare_on_trees(Net(4, 8), None, 1, dropout=True) is None

@@ -41,6 +41,12 @@ def test_random_features(shared):
     assert call.node['x'].size(1) == 5 and out.shape == (42, 8)
 
 
+def test_random_features_of_edges():
+    model = nn.GINEConv(torch.nn.Linear(4, 8), edge_dim=3)
+    call, _ = find(model)
+    assert call.edge['edge_attr'].size(1) == 3
+
+
 def test_precision_of_the_model():
     class Cast(torch.nn.Linear):
         def forward(self, x):
@@ -69,6 +75,8 @@ def test_given_forward():
         (lambda model, batch: batch.missing, 'missing'),
         (lambda model, batch: batch.edge_index, 'no floating-point'),
         (lambda model, batch: model(batch.x) / 0, 'not finite'),
+        (lambda model, batch: model(batch.x) / model.training, 'not finite'),
+        (lambda model, batch: model(batch.x) / (1 - model.training), 'finite'),
     ],
 )
 def test_not_runnable(forward, match):

@@ -47,6 +47,9 @@ def test_draw_trees(num_layers, seed, loops, edge_labels, normalize, ext):
     source, target = plain.edge_index
     assert bool((source == target).any()) == (loops or normalize)
     assert (plain.edge_label.unique().numel() > 1) == edge_labels
+    edges, count = plain.edge_index.unique(dim=1, return_counts=True)
+    repeated = plain.batch[edges[0, count > 1]]  # Each graph has multi-edges.
+    assert repeated.unique().numel() == plain.num_graphs
     degree = target[source != target].bincount(minlength=plain.num_nodes)
     assert (int(degree.min()) == 0) == (seed > 0)
 

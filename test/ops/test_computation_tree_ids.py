@@ -132,6 +132,9 @@ def test_errors(ext):
         computation_tree_ids(x, edge_index, -1)
     with pytest.raises(ValueError, match="'x' is continuous.*Discretize"):
         computation_tree_ids(torch.rand(50, 2), edge_index, 1)
+    ring = torch.stack([torch.arange(50), torch.arange(50).roll(1)])
+    with pytest.raises(ValueError, match="'edge_attr' is continuous"):
+        computation_tree_ids(torch.zeros(50, 1), ring, 1, torch.rand(50, 2))
     few = torch.tensor([[0.5], [1.5], [0.5]])  # Not continuous.
     assert computation_tree_ids(few, edge_index, 0).ids[0].tolist() == [
         0,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch_geometric.testing import withCUDA
 
@@ -219,6 +220,11 @@ def test_csr_sparse_linear_opcheck(kernels):
         (grad, *rows, *pattern),
         test_utils=tests,
     )
+    rows = [y.clone() for y in rows]  # Views of sparse tensors fail.
+    with FakeTensorMode(allow_non_fake_inputs=True):  # Also finds `None`.
+        out = ops.csr_sparse_linear(*rows, *inputs[3:])
+        grad_values = ops.csr_sparse_linear_backward(grad, *rows, *pattern)
+    assert out.shape == grad.shape and grad_values.shape == values.shape
 
 
 def test_csr_sparse_linear_invalid_input(ext):

@@ -113,6 +113,15 @@ def test_extract_trees_errors(ext):
         extract_trees(*args)  # A failed call resets its buffer.
 
 
+def test_extract_trees_checks_types(ext):
+    args = random_levels(0, 2)
+    names = ['graph_idx', 'graph_ptr', 'tree', 'ptr', 'child', 'own']
+    for i, name in enumerate(names):
+        bad = [*args[:i], args[i].float(), *args[i + 1 :]]
+        with pytest.raises(ValueError, match=f"'{name}' needs to be a .* int"):
+            extract_trees(*bad)
+
+
 def test_extract_trees_invalid_input(ext):
     kernel = extract_trees
     if ext:
