@@ -109,3 +109,25 @@ def test_file_systems_without_locks(tmp_path, monkeypatch):
     make_old(old)
     write(tmp_path / 'file.pt')
     assert old.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='Needs pipes')
+def test_pipes_and_devices_stay(tmp_path):
+    path = tmp_path / 'pipe'
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="pipe' needs to be a regular file"):
+        write(path)
+    assert path.is_fifo() and names(tmp_path) == ['pipe']
+
+
+@pytest.mark.parametrize('exists', [True, False])
+def test_symbolic_links_stay(exists, tmp_path):
+    folder = tmp_path / 'large_disk'
+    folder.mkdir()
+    if exists:
+        (folder / 'file.pt').write_bytes(b'old')
+    link = tmp_path / 'link.pt'
+    link.symlink_to(folder / 'file.pt')
+    write(link)
+    assert link.is_symlink() and link.read_bytes() == b'new'
+    assert names(folder) == ['file.pt'] and len(names(tmp_path)) == 2

@@ -185,6 +185,21 @@ def test_set_epoch_after_the_iterator(name):
 
 
 @pytest.mark.parametrize('name', LEARNS)
+def test_feedback_before_the_iterator(name):
+    # Such as the losses of the initial model:
+    sampler, other = SAMPLERS[name](), SAMPLERS[name]()
+    for x in (sampler, other):
+        x.set_epoch(0)
+    graphs = sampler.peek()
+    update(sampler, torch.tensor(graphs))
+    assert sampler.next_epoch == 0 and len(sampler) == len(graphs)
+    assert list(sampler) == list(other) == graphs
+    update(other, torch.tensor(graphs))
+    assert_same(sampler.state_dict(), other.state_dict())
+    assert list(sampler) == list(other)
+
+
+@pytest.mark.parametrize('name', LEARNS)
 def test_end_of_an_epoch_with_drop_last(name):
     sampler, other = SAMPLERS[name](), SAMPLERS[name]()
     for _ in range(2):

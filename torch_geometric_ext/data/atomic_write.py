@@ -24,12 +24,15 @@ def check_target(path: Union[str, Path]) -> None:
     Raises:
         FileNotFoundError: If the folder does not exist.
         IsADirectoryError: If the path is that of a folder.
+        OSError: If the path is that of a device, a pipe or a socket.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder '{path.parent}' does not exist")
     if path.is_dir():
         raise IsADirectoryError(f"'{path}' is a folder")
+    if path.exists() and not path.is_file():  # A rename would replace it.
+        raise OSError(f"'{path}' needs to be a regular file, if it exists")
 
 
 @contextlib.contextmanager
@@ -38,13 +41,15 @@ def atomic_write(path: Union[str, Path]) -> Iterator[IO[bytes]]:
 
     If the block raises an error, the temporary file is removed. If the
     process is killed, the temporary file stays until the next writer of the
-    same file removes it, at least an hour later.
+    same file removes it, at least an hour later. A symbolic link stays, and
+    the file that it points to is replaced.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
         IsADirectoryError: If the path is that of a folder.
+        OSError: If the path is that of a device, a pipe or a socket.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     check_target(path)
     temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
     try:

@@ -355,7 +355,7 @@ class DynamicSampler(EpochSampler):
         else:
             feedback.unchecked = True
         feedback.add(graph_idx, *values)
-        self._started = True  # Also if `set_epoch` followed the iterator.
+        self._started |= self._running  # If `set_epoch` followed the iterator.
         self._batch_size = max(self._batch_size, graph_idx.size(0))
 
     def _collect(self) -> Tuple[Tensor, Tensor]:

@@ -62,6 +62,7 @@ class EpochSampler(Sampler[int]):
         self._order = torch.empty(0, dtype=torch.long)  # Graphs of the epoch.
         self._drawn = torch.zeros(size, dtype=torch.bool)  # As a mask.
         self._started = True  # The next iterator plans the next epoch.
+        self._running = False  # An iterator has started the planned epoch.
         self._finished = False  # An iterator has finished the epoch.
         self._ended = False  # A loaded state is of the end of its epoch.
         # The first graph of the next iterator in the order of all ranks, if a
@@ -185,7 +186,8 @@ class EpochSampler(Sampler[int]):
         self._drawn[self._order] = False
         self._drawn[order] = True
         self._order = order
-        self._ended, self._position, self._batch_size = False, 0, 0
+        self._running, self._ended = False, False
+        self._position, self._batch_size = 0, 0
 
     def _start(self, position: Optional[int]) -> Tuple[int, Iterator[int]]:
         """Start an epoch, or its rest from a position.
@@ -197,9 +199,10 @@ class EpochSampler(Sampler[int]):
             if self._started:
                 self._plan(self.next_epoch)
             position = self._position
-            if position == 0:
+            if position == 0 and self._running:
                 self._restart()
-        self._started, self._finished, self._ended = True, False, False
+        self._started, self._running = True, True
+        self._finished, self._ended = False, False
         return position, self._yield(position)
 
     def _yield(self, position: int) -> Iterator[int]:

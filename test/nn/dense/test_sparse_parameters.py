@@ -131,3 +131,16 @@ def test_states_without_data():
         with pytest.raises(RuntimeError, match='to_empty.* the meta device'):
             layer.load_state_dict(state, assign=True)
         assert layer.in_channels == in_channels
+
+
+@pytest.mark.parametrize('in_channels', [8, -1])
+@pytest.mark.parametrize('layout', [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings('ignore:Sparse CSR tensor support')
+def test_weights_of_other_layouts(layout, in_channels):
+    model = torch.nn.Sequential(SparseLinear(in_channels, 4, sparsity=0.5))
+    old = str(model.state_dict())
+    weight = torch.rand(4, 8).to_sparse(layout=layout)
+    state = {'0.weight': weight, '0.bias': torch.rand(4)}
+    with pytest.raises(RuntimeError, match="0: 'weight' needs to be a dense"):
+        model.load_state_dict(state)
+    assert str(model.state_dict()) == old

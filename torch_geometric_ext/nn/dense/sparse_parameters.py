@@ -207,6 +207,10 @@ class SparseParameters(torch.nn.Module):
         """Return the state of the layer with the values of a dense weight."""
         check_materialized('weight', {'weight': weight})
         check_materialized('values', {'values': self.col})
+        if weight.layout != torch.strided:
+            raise ValueError(
+                f"'weight' needs to be a dense tensor (got {weight.layout})"
+            )
         if is_lazy(self.values):
             self._materialize(weight.size(1))
             self.reset_mask(self.seed)
