@@ -85,3 +85,8 @@ def test_single_layer_and_none():
     out = sparsity_summary(torch.nn.ReLU())
     assert out.layers == [] and out.sparsity == 0 and out.num_weights == 0
     assert 'Total' in str(out)
+
+
+def test_other_arguments():
+    with pytest.raises(TypeError, match="'model' .* module .*got 'int'"):
+        sparsity_summary(3)

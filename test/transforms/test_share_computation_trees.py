@@ -419,6 +419,10 @@ def test_attributes_that_belong_to_nothing(value, match, stored):
 def test_attributes_of_nodes_and_edges_are_left_out():
     graphs = make_graphs(6, edge_attr=False)
     for i, data in enumerate(graphs):
+        data.edge_label = torch.ones(4)
+        data.edge_label_index = torch.zeros(2, 4).long()
+        data.pairs = torch.ones(5 + i)
+        data.nothing = torch.empty(0)
         data.pos = torch.rand(data.num_nodes, 3)
         data.length = torch.rand(data.num_edges)
         data.ring_index = torch.zeros(2, 7 + i).long()

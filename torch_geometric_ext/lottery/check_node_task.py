@@ -53,7 +53,7 @@ def check_node_task(data: Any, model: Module, weight_sparsity: float) -> None:
                 f"'{key}' of 'data' needs to have a row for each of the "
                 f'{data.num_edges} edges (got shape {list(data[key].shape)})'
             )
-    for key in ['x', *kwargs]:
+    for key in {'x', 'edge_weight'} & {'x', *kwargs}:
         _check_finite(data[key], f"'{key}' of 'data'")
 
 

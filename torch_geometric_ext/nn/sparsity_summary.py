@@ -115,6 +115,9 @@ def sparsity_summary(model: Module) -> SparsitySummary:
           :obj:`sparsity` and :obj:`reason` (:obj:`None` if sparse). Layers
           that are not initialized have no weights.
 
+    Raises:
+        TypeError: If :obj:`model` is no module.
+
     Example:
         >>> from torch_geometric.nn import GCN
         >>> from torch_geometric_ext.nn import sparsify
@@ -130,6 +133,11 @@ def sparsity_summary(model: Module) -> SparsitySummary:
         >>> summary.skipped
         {'convs.1.lin': 'ignored or not sparsified'}
     """
+    if not isinstance(model, Module):
+        raise TypeError(
+            f"'model' of 'sparsity_summary' needs to be a module (got "
+            f"'{type(model).__name__}')"
+        )
     names = find_layers(model, (*LINEARS, SparseLinear))
     reasons = obstacles(
         model, [x for x in names if not isinstance(x, SparseLinear)]

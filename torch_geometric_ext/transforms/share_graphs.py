@@ -258,7 +258,7 @@ def _graph_attrs(chunk: Collated) -> Dict[str, Any]:
                 f"'y' needs one row for each graph (got {value.size(0)} rows "
                 f'in {num_graphs} graphs)'
             )
-        elif not _is_of_nodes_or_edges(chunk, key):
+        elif _lacks_dimension(chunk, key):
             raise ValueError(
                 f"'{key}' of 'dataset' needs one row for each graph, node or "
                 f'edge (got {int(ptr[-1])} rows in {num_graphs} graphs: add a '
@@ -268,13 +268,18 @@ def _graph_attrs(chunk: Collated) -> Dict[str, Any]:
     return {**out, **chunk.texts}
 
 
-def _is_of_nodes_or_edges(chunk: Collated, key: str) -> bool:
-    """Return whether a tensor has one row for each node or edge, or holds
-    indices (of edges, faces, …), as PyG tells by the name.
+def _lacks_dimension(chunk: Collated, key: str) -> bool:
+    """Return whether a tensor has equally many rows in each graph, but neither
+    one for each node or edge, nor indices or labels of edges by its name.
     """
     ptr, edge_ptr = chunk.ptrs[key], chunk.ptrs.get('edge_index')
-    return (
-        Data().__cat_dim__(key, chunk.attrs[key]) != 0
-        or torch.equal(ptr, chunk.node_ptr)
-        or (edge_ptr is not None and torch.equal(ptr, edge_ptr))
+    size = ptr.diff()
+    return bool(
+        size.numel() > 1  # One graph tells nothing.
+        and size[0] > 0
+        and (size == size[0]).all()
+        and Data().__cat_dim__(key, chunk.attrs[key]) == 0
+        and not key.startswith('edge_label')
+        and not torch.equal(ptr, chunk.node_ptr)
+        and (edge_ptr is None or not torch.equal(ptr, edge_ptr))
     )

@@ -220,6 +220,7 @@ def test_no_warning_of_batch_norm():
         with shared_batch(batch):
             Normalized(TreeBatchNorm(4))(batch)
         Normalized(None)(batch)
+        Normalized(torch.nn.InstanceNorm1d(batch.x.size(0)))(batch)
         Normalized(torch.nn.BatchNorm1d(4))(plain)
         # Of graphs, after pooling:
         head = torch.nn.BatchNorm1d(4)

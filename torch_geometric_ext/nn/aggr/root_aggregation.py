@@ -238,7 +238,10 @@ def _norm_modes(node: Any) -> Iterator[bool]:
             continue
         seen.add(node)
         stack += [parent for parent, _ in node.next_functions]
-        if 'BatchNorm' in node.name():
+        if 'BatchNorm' not in node.name():
+            continue
+        # An instance normalization is computed as a batch of one example.
+        if node._input_metadata[0].shape[0] != 1:
             yield getattr(node, '_saved_training', True)
 
 
