@@ -248,6 +248,20 @@ def test_csr_sparse_linear_invalid_input(ext):
         csr_sparse_linear(x.detach().requires_grad_(), *rest)
 
 
+@pytest.mark.parametrize('dtype', [torch.int, torch.long])
+def test_csr_sparse_linear_of_strided_features(ext, dtype):
+    _, (x, *rest) = make_inputs()
+    rows = x.crow_indices().to(dtype), x.col_indices().to(dtype), x.values()
+    strided = [torch.stack([y, y + 1], dim=-1)[..., 0] for y in rows]
+    out = [
+        csr_sparse_linear(
+            torch.sparse_csr_tensor(*y, x.shape, check_invariants=False), *rest
+        )
+        for y in [rows, strided]
+    ]
+    torch.testing.assert_close(*out)
+
+
 @pytest.mark.parametrize(
     'ptr,index,error',
     [

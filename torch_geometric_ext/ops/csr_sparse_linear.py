@@ -283,8 +283,10 @@ def csr_transpose(
 def _csr(
     ptr: Tensor, index: Tensor, x: Tensor, size: Tuple[int, int]
 ) -> Tensor:
+    # Products of PyTorch read strided tensors as if they were contiguous.
+    rows = (ptr.contiguous(), index.contiguous(), x.contiguous())
     # Checks wait for the device, and PyTorch warns if they are not refused.
-    return torch.sparse_csr_tensor(ptr, index, x, size, check_invariants=False)
+    return torch.sparse_csr_tensor(*rows, size, check_invariants=False)
 
 
 def _check_rows(
