@@ -2,7 +2,6 @@
 messages.
 """
 
-import warnings
 from functools import cached_property
 from typing import Any, Dict, Optional, Tuple
 
@@ -10,12 +9,14 @@ import torch
 from torch import Tensor
 
 from torch_geometric_ext.ops.csr_matmul import csr_matmul
-from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
+from torch_geometric_ext.ops.csr_product import (
+    CSRPair,
+    compress,
+    csr_matrix,
+)
+from torch_geometric_ext.ops.ragged import row_index, take_rows
 
-DTYPES = [torch.float, torch.double]  # Of sparse matrices on all devices.
 REDUCTIONS = ['add', 'sum', 'mean']
-
-Matrices = Tuple[Tensor, Tensor]
 
 
 class Adjacency:
@@ -35,19 +36,21 @@ class Adjacency:
         self.edge_index = edge_index
         self.weight = weight
         self.num_nodes = num_nodes
-        self._matrices: Dict[Any, Matrices] = {}
+        self._matrices: Dict[Any, CSRPair] = {}
 
     @cached_property
     def rows(self) -> Tuple[Tensor, Tensor, Tensor]:
         """The boundaries of the edges into each target, their sources, and
         their positions in :obj:`edge_index`.
         """
-        return _compress(self.edge_index[1], self.edge_index[0], self)
+        target, source = self.edge_index[1], self.edge_index[0]
+        return compress(target, source, self.num_nodes)
 
     @cached_property
     def cols(self) -> Tuple[Tensor, Tensor, Tensor]:
         """The same of the edges out of each source."""
-        return _compress(self.edge_index[0], self.edge_index[1], self)
+        source, target = self.edge_index[0], self.edge_index[1]
+        return compress(source, target, self.num_nodes)
 
     def matmul(self, x: Tensor, aggr: str = 'sum') -> Tensor:
         """Aggregate the features of neighbors, times the edge weights.
@@ -57,8 +60,7 @@ class Adjacency:
             aggr (str, optional): :obj:`"add"`, :obj:`"sum"` or
                 :obj:`"mean"`. (default: :obj:`"sum"`)
         """
-        out: Tensor = _Product.apply(x, *self.matrices(x.dtype, aggr))
-        return out
+        return self.matrices(x.dtype, aggr).matmul(x)
 
     def weighted_matmul(
         self, value: Tensor, x: Tensor, aggr: str = 'sum'
@@ -77,7 +79,7 @@ class Adjacency:
             out = out / degree.to(x.dtype).view(-1, 1, 1)
         return out
 
-    def matrices(self, dtype: torch.dtype, aggr: str) -> Matrices:
+    def matrices(self, dtype: torch.dtype, aggr: str) -> CSRPair:
         """Return the adjacency matrix of shape :obj:`[N, N]`, row by target,
         and its transpose.
         """
@@ -85,10 +87,10 @@ class Adjacency:
         if key not in self._matrices:
             value = self._values(dtype, aggr)
             pair = [
-                _csr(ptr, index, value[perm], self.num_nodes)
+                csr_matrix(ptr, index, value[perm], self.num_nodes)
                 for ptr, index, perm in [self.rows, self.cols]
             ]
-            self._matrices[key] = pair[0], pair[1]
+            self._matrices[key] = CSRPair(*pair)
         return self._matrices[key]
 
     def aggregate(
@@ -107,7 +109,7 @@ class Adjacency:
         if nodes is not None:
             ptr, index = take_rows(ptr, nodes)
             source, perm = source[index], perm[index]
-        return _csr(ptr, source, value[perm], x.size(0)) @ x
+        return csr_matrix(ptr, source, value[perm], x.size(0)) @ x
 
     def sources(self, nodes: Tensor) -> Tensor:
         """Return the sources of all edges into some nodes."""
@@ -156,33 +158,3 @@ class Adjacency:
             degree = torch.bincount(target, minlength=self.num_nodes)
             value = value / degree[target].to(dtype)
         return value
-
-
-class _Product(torch.autograd.Function):
-    """Multiply by a constant sparse matrix, of any order of derivatives."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Any:
-        ctx.matrices = matrix, transpose
-        return matrix @ x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        matrix, transpose = ctx.matrices
-        return _Product.apply(grad, transpose, matrix), None, None
-
-
-def _compress(
-    row: Tensor, col: Tensor, adj: Adjacency
-) -> Tuple[Tensor, Tensor, Tensor]:
-    perm = row.argsort(stable=True)
-    size = torch.bincount(row, minlength=adj.num_nodes)
-    return row_ptr(size), col[perm], perm
-
-
-def _csr(ptr: Tensor, col: Tensor, value: Tensor, num_cols: int) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # PyTorch calls CSR a beta feature.
-        return torch.sparse_csr_tensor(
-            ptr, col, value, (ptr.numel() - 1, num_cols)
-        )

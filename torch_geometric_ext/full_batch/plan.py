@@ -13,7 +13,6 @@ from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.full_batch.adjacency import DTYPES
 from torch_geometric_ext.full_batch.conv.find_static_convs import obstacle
 from torch_geometric_ext.full_batch.conv.static_conv import CACHED, MESSAGES
 from torch_geometric_ext.full_batch.static_graph import StaticGraph
@@ -25,6 +24,7 @@ from torch_geometric_ext.nn.equivalence import (
     perturb_parameters,
     run,
 )
+from torch_geometric_ext.ops.csr_product import DTYPES
 
 Forward = Callable[[Module, Data], Tensor]
 # Runs a model on a static graph by a plan, for the outputs of some nodes:

@@ -11,11 +11,11 @@ from torch.overrides import TorchFunctionMode
 
 import torch_geometric_ext.typing
 from torch_geometric_ext.nn.dense.pattern import flatten
+from torch_geometric_ext.ops.csr_product import DTYPES
 from torch_geometric_ext.ops.csr_sparse_linear import csr_sparse_linear
 from torch_geometric_ext.ops.ragged import take_rows
 from torch_geometric_ext.ops.sparse_linear import sparse_linear
 
-DTYPES = [torch.float, torch.double]  # Of sparse matrices on all devices.
 # Both were measured by `benchmark/full_batch/sparse_input.py`. Dense products
 # catch up at 15 to 20 %, or below where they are faster:
 MAX_DENSITY = 0.125

@@ -29,6 +29,7 @@ from torch_geometric_ext.nn.dense.sparse_linear import (
     DenseLinear,
     SparseLinear,
 )
+from torch_geometric_ext.nn.hooks import is_hooked
 
 T = TypeVar('T', bound=Module)
 
@@ -40,13 +41,6 @@ FORWARDS = [cls.forward for cls in LINEARS]
 
 # Modules that read the weights of their layers instead of calling them:
 READERS: Tuple[Type[Module], ...] = (PMLP,)
-
-HOOKS = [
-    '_forward_hooks',
-    '_forward_pre_hooks',
-    '_backward_hooks',
-    '_backward_pre_hooks',
-]
 
 Ignored = Union[str, Module, Type[Module]]
 
@@ -180,7 +174,7 @@ def _obstacle(linear: DenseLinear, is_read: bool) -> Optional[str]:
         return 'its weight is parametrized'
     if is_lazy(linear.weight):  # Removes its own hook once initialized.
         return None
-    if any(getattr(linear, name) for name in HOOKS):
+    if is_hooked(linear):
         return 'has hooks'
     if linear.weight.numel() == 0:
         return 'has no weights'

@@ -1,14 +1,17 @@
 import copy
+import pickle
 
 import pytest
 import torch
 from torch_geometric import EdgeIndex
+from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.nn import GCNConv
 from torch_geometric.testing import withCUDA, withPackage
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import to_dense_adj, to_torch_csr_tensor
 
 from torch_geometric_ext.nn import MaskedGCNConv, densify
+from torch_geometric_ext.nn.conv import masked_gcn_conv
 
 # With a self-loop at node 2:
 EDGE_INDEX = torch.tensor(
@@ -73,6 +76,172 @@ def test_equals_gcn_conv(x, kwargs, sparsity):
         (other,) = torch.autograd.grad(expected.sum(), dense.lin.weight)
         other = other[conv.lin.mask]
         torch.testing.assert_close(grad, other, atol=1e-5, rtol=1e-5)
+
+
+def make_grads(conv, x, *args, **kwargs):
+    """Outputs, gradients and gradients of gradients."""
+    x = x.clone().requires_grad_()
+    params = [x, *conv.parameters()]
+    out = conv(x, *args, **kwargs)
+    grads = torch.autograd.grad(out.sin().sum(), params, create_graph=True)
+    return out, *grads, *torch.autograd.grad(grads[0].square().sum(), params)
+
+
+@pytest.fixture
+def messages(monkeypatch):
+    """The layers that pass messages, a call each."""
+    calls = []
+    check = MaskedGCNConv._check_input
+
+    def count(self, *args):
+        calls.append(self)
+        return check(self, *args)
+
+    monkeypatch.setattr(MaskedGCNConv, '_check_input', count)
+    return calls
+
+
+@pytest.mark.parametrize('mode', ['cached', 'large'])
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('sizes', [(16, 8), (4, 16), (8, 8), (6, 4)])
+@pytest.mark.parametrize('kwargs', [*OPTIONS[:3], *OPTIONS[4:]])
+def test_products(kwargs, sizes, masked, mode, messages, monkeypatch):
+    if mode == 'large':
+        monkeypatch.setattr(masked_gcn_conv, 'MIN_CHANNELS', 1)
+        least = {True: 1, False: 1}
+        monkeypatch.setattr(masked_gcn_conv, 'MIN_MESSAGES', least)
+    cached = mode == 'cached'
+    conv = MaskedGCNConv(*sizes, cached=cached, sparsity=0.3, **kwargs)
+    plain = MaskedGCNConv(*sizes, sparsity=0.3, **kwargs)
+    plain.register_message_forward_hook(lambda *args: None)
+    plain.load_state_dict(conv.state_dict())
+    conv, plain = conv.double(), plain.double()
+    x, weight = torch.randn(6, sizes[0]).double(), torch.rand(10).double()
+    args, mask = (EDGE_INDEX, weight), EDGE_MASK if masked else None
+    expected = make_grads(plain, x, *args, edge_mask=mask)
+    assert plain in messages
+    messages.clear()
+    for _ in range(2):
+        found = make_grads(conv, x, *args, edge_mask=mask)
+        torch.testing.assert_close(found, expected)
+    out = conv(x, *args, edge_mask=mask)  # Without gradients of features.
+    torch.testing.assert_close(out, expected[0])
+    with torch.no_grad():
+        out = conv(x, *args, edge_mask=mask)
+    torch.testing.assert_close(out, expected[0])
+    assert messages == []
+
+
+def test_products_are_not_messages(x, messages):
+    conv, dense = make_pair(cached=True)
+    expected = dense(x, EDGE_INDEX)
+    mask = torch.ones(EDGE_INDEX.size(1) + 5)
+
+    def check(other, num_calls):
+        torch.testing.assert_close(other(x, EDGE_INDEX), expected)
+        assert len(messages) == num_calls
+        messages.clear()
+
+    check(conv, 0)
+    handle = conv.register_propagate_forward_hook(lambda *args: None)
+    check(conv, 1)
+    handle.remove()
+    check(conv, 0)
+    set_masks(conv, mask, EDGE_INDEX, apply_sigmoid=False)
+    check(conv, 1)
+    clear_masks(conv)
+    check(conv, 0)
+    conv.message = lambda x_j, edge_weight: MaskedGCNConv.message(
+        conv, x_j, edge_weight
+    )
+    check(conv, 1)
+    del conv.message
+    conv.aggr = 'mean'  # Outside of the cache:
+    conv._cached_edge_index = None
+    assert not torch.equal(conv(x, EDGE_INDEX), expected)
+    assert messages == []
+
+
+def test_subclass_passes_messages(x):
+    class Doubled(MaskedGCNConv):
+        def message(self, x_j, edge_weight):
+            return 2 * super().message(x_j, edge_weight)
+
+    conv = Doubled(16, 8, cached=True, sparsity=0.5, bias=False)
+    plain = MaskedGCNConv(16, 8, cached=True, sparsity=0.5, bias=False)
+    plain.load_state_dict(conv.state_dict())
+    expected = 2 * plain(x, EDGE_INDEX)
+    torch.testing.assert_close(conv(x, EDGE_INDEX), expected)
+
+
+def test_products_in_other_modes(x, messages):
+    conv, dense = make_pair(cached=True)
+    params = dict(conv.named_parameters())
+
+    def loss(values):
+        new = {**params, 'lin.values': values}
+        out = torch.func.functional_call(conv, new, (x, EDGE_INDEX))
+        return out.square().sum()
+
+    conv(x, EDGE_INDEX).square().sum().backward()
+    grad = torch.func.grad(loss)(conv.lin.values.detach())
+    torch.testing.assert_close(grad, conv.lin.values.grad)
+    assert len(messages) == 1
+
+    with torch.autocast('cpu', torch.bfloat16):
+        out, expected = conv(x, EDGE_INDEX), dense(x, EDGE_INDEX)
+        assert out.dtype == expected.dtype == torch.float
+        torch.testing.assert_close(out, expected, rtol=0.03, atol=0.03)
+        out.sum().backward()
+    assert len(messages) == 1
+
+    traced = torch.jit.trace(conv, (x, EDGE_INDEX), check_trace=False)
+    torch.testing.assert_close(traced(x, EDGE_INDEX), dense(x, EDGE_INDEX))
+
+    stack = torch.stack([x, 2 * x])
+    torch.testing.assert_close(conv(stack, EDGE_INDEX)[0], conv(x, EDGE_INDEX))
+    for dtype in [torch.double, torch.bfloat16]:
+        conv, dense = conv.to(dtype), dense.to(dtype)
+        out = conv(x.to(dtype), EDGE_INDEX)
+        expected = GCNConv.forward(dense, x.to(dtype), EDGE_INDEX)
+        torch.testing.assert_close(
+            out.double(), expected.double(), rtol=0.05, atol=0.05
+        )
+
+
+def test_copies_of_cached_layers(x):
+    conv, _ = make_pair(cached=True)
+    keys = list(conv.state_dict())
+    expected = conv(x, EDGE_INDEX)
+    assert conv._cached_matrix is not None
+    assert list(conv.state_dict()) == keys
+    for other in [copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))]:
+        assert other._cached_matrix is None
+        assert torch.equal(other(x, EDGE_INDEX), expected)
+        assert other._cached_matrix is not None
+
+
+def test_edge_weights_with_gradients(x, messages):
+    conv, dense = make_pair(cached=True)
+    weight = torch.rand(10, requires_grad=True)
+    grads = [
+        torch.autograd.grad(layer(x, EDGE_INDEX, weight).sum(), weight)[0]
+        for layer in [conv, dense]
+    ]
+    torch.testing.assert_close(*grads)
+    assert len(messages) == 1
+
+
+def test_cache_of_another_size(x):
+    conv, _ = make_pair(cached=True)
+    handle = conv.register_message_forward_hook(lambda *args: None)
+    conv(x, EDGE_INDEX)
+    handle.remove()
+    with pytest.raises(IndexError, match=r'\[0, 3\) \(got 5\)'):
+        conv(x[:3], EDGE_INDEX)
+    conv(x, EDGE_INDEX)
+    with pytest.raises(RuntimeError, match='size|shape'):
+        conv(x[:3], EDGE_INDEX)
 
 
 @pytest.mark.parametrize('cached', [False, True])
@@ -264,9 +433,10 @@ def test_errors(x):
 
 
 @withCUDA
+@pytest.mark.parametrize('cached', [False, True])
 @pytest.mark.parametrize('normalize_masked', [False, True])
-def test_device(x, device, normalize_masked):
-    conv, _ = make_pair(normalize_masked=normalize_masked)
+def test_device(x, device, normalize_masked, cached):
+    conv, _ = make_pair(normalize_masked=normalize_masked, cached=cached)
     expected = conv(x, EDGE_INDEX, edge_mask=EDGE_MASK)
     conv, x, mask = conv.to(device), x.to(device), EDGE_MASK.to(device)
     out = conv(x, EDGE_INDEX.to(device), edge_mask=mask)

@@ -4,17 +4,15 @@ from typing import Any, Hashable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.full_batch.adjacency import DTYPES, Adjacency
+from torch_geometric_ext.full_batch.adjacency import Adjacency
 from torch_geometric_ext.full_batch.check_static import EDGE_KEYS
 from torch_geometric_ext.full_batch.static_graph import StaticGraph
 from torch_geometric_ext.full_batch.subgraph import Subgraph
-from torch_geometric_ext.nn.linear_layers import HOOKS
-
-STEPS = ('_propagate', '_message', '_aggregate', '_edge_update')
+from torch_geometric_ext.nn.hooks import STEPS, is_hooked
+from torch_geometric_ext.ops.csr_product import DTYPES
 
 CACHED = 'cached aggregation of features'
 PRODUCT = 'sparse matrix product'
@@ -136,15 +134,3 @@ def first_tensor(x: Any) -> Tensor:
 def autocasts(x: Tensor) -> bool:
     """Return whether products of a tensor are cast to another type."""
     return torch.is_autocast_enabled(x.device.type)
-
-
-def is_hooked(module: Module, steps: Tuple[str, ...] = ()) -> bool:
-    """Return whether a module has hooks, or hooks of some steps of message
-    passing.
-    """
-    names = [name for name in vars(module) if name.endswith('hooks')]
-    if steps:
-        names = [name for name in names if name.startswith(steps)]
-    else:
-        names = [name for name in names if name in HOOKS]
-    return any(getattr(module, name) for name in names)

@@ -17,9 +17,9 @@ from torch_geometric_ext.full_batch.conv.static_conv import (
     PRODUCT,
     StaticConv,
     autocasts,
-    is_hooked,
 )
 from torch_geometric_ext.full_batch.shallow_copy import with_child
+from torch_geometric_ext.nn.hooks import is_hooked
 
 
 class StaticSumConv(StaticConv):

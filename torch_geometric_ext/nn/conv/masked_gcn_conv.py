@@ -1,7 +1,8 @@
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch_geometric.nn import GCNConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.typing import Adj, OptTensor
@@ -10,7 +11,19 @@ from torch_geometric.utils import (
     is_torch_sparse_tensor,
 )
 
+from torch_geometric_ext.nn.conv.multiply import (
+    aggregates_first,
+    can_multiply,
+)
 from torch_geometric_ext.nn.dense import SparseLinear
+from torch_geometric_ext.ops.csr_product import CSRPair
+
+# Sizes from which sorting the edges in each call is faster than messages, with
+# a margin (benchmark/nn/propagation.py). The forward pass alone gains less.
+MIN_CHANNELS = 32
+MIN_MESSAGES = {True: 1 << 20, False: 1 << 22}  # By whether gradients follow.
+
+Graph = Tuple[Tensor, OptTensor]
 
 
 class MaskedGCNConv(GCNConv):
@@ -43,11 +56,23 @@ class MaskedGCNConv(GCNConv):
         prune self-loops of the input graph if :obj:`add_self_loops` is set.
 
     .. note::
-        With :obj:`cached=True`, the normalized masked graph is cached. The
-        cache is valid as long as :obj:`edge_mask` is the same, unmodified
-        tensor. Otherwise, the call renews it from its own edges. Masked
-        graphs are not cached under :func:`torch.compile` and for masks
-        created in inference mode.
+        With :obj:`cached=True`, the normalized masked graph is cached, and
+        its sparse matrix in both directions: forward and backward pass are
+        sparse products that write no messages. The cache is valid as long as
+        :obj:`edge_mask` is the same, unmodified tensor. Otherwise, the call
+        renews it from its own edges. Masked graphs are not cached under
+        :func:`torch.compile` and for masks created in inference mode.
+        Large graphs that are not cached are sorted in each call on CPU, and
+        multiply, too.
+
+    .. note::
+        The layer passes messages, as
+        :class:`~torch_geometric.nn.conv.GCNConv` does, if hooks, an explainer
+        or a subclass may read them, if edge weights need gradients, for other
+        aggregations than sum and mean, in half precision, and under
+        :func:`torch.compile` and :mod:`torch.func`.
+
+    .. note::
         On CUDA, masking edges synchronizes with the host. If the mask never
         changes, cache the graph or mask it once before training.
 
@@ -105,8 +130,10 @@ class MaskedGCNConv(GCNConv):
         True
     """
 
-    _cached_edge_index: Optional[Tuple[Tensor, OptTensor]]
+    _cached_edge_index: Optional[Graph]
     _cached_edge_mask: Optional[Tuple[Tensor, int]]
+    # The edges that a matrix stands for, and the matrix:
+    _cached_matrix: Optional[Tuple[Graph, CSRPair]] = None
 
     def __init__(
         self,
@@ -149,7 +176,11 @@ class MaskedGCNConv(GCNConv):
         change.
         """
         super().reset_parameters()
-        self._cached_edge_mask = None
+        self._cached_edge_mask = self._cached_matrix = None
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """Leave out the cached matrix, which a copy makes anew."""
+        return {**vars(self), '_cached_matrix': None}
 
     def forward(
         self,
@@ -175,54 +206,119 @@ class MaskedGCNConv(GCNConv):
             ValueError: If :obj:`edge_mask` is of the wrong type or shape, or
                 given with a sparse matrix.
         """
-        if edge_mask is None or isinstance(x, (tuple, list)):
-            if self._cached_edge_mask is not None:
-                self._cached_edge_index = self._cached_edge_mask = None
+        if isinstance(x, (tuple, list)) or not (
+            edge_mask is not None or isinstance(edge_index, Tensor)
+        ):
             return super().forward(x, edge_index, edge_weight)
-        edge_index, edge_weight = self._cached_graph(
-            edge_index, edge_weight, edge_mask, x
-        )
-        x = self.lin(x)
-
-        # propagate_type: (x: Tensor, edge_weight: OptTensor)
-        out = self.propagate(edge_index, x=x, edge_weight=edge_weight)
+        graph = self._graph(edge_index, edge_weight, edge_mask, x)
+        if self._multiplies(graph, x):
+            out = self._multiply(graph, x)
+        else:
+            x, (edge_index, edge_weight) = self.lin(x), graph
+            # propagate_type: (x: Tensor, edge_weight: OptTensor)
+            out = self.propagate(edge_index, x=x, edge_weight=edge_weight)
         return out if self.bias is None else out + self.bias
 
-    def _cached_graph(
+    def _graph(
         self,
         edge_index: Tensor,
         edge_weight: OptTensor,
-        edge_mask: Tensor,
+        edge_mask: OptTensor,
         x: Tensor,
-    ) -> Tuple[Tensor, OptTensor]:
-        # Tensors have a version counter in eager mode only:
-        if (
-            not (self.cached and self.normalize)
-            or torch.compiler.is_compiling()
-            or edge_mask.is_inference()
-        ):
-            return self._masked_graph(edge_index, edge_weight, edge_mask, x)
-        version, old = edge_mask._version, self._cached_edge_mask
-        graph = self._cached_edge_index
+    ) -> Graph:
+        """Return the edges to propagate along, from the cache if it is
+        valid.
+        """
+        graph, old = self._cached_edge_index, self._cached_edge_mask
+        key, args = None, (edge_index, edge_weight, edge_mask, x)
+        if not (self.cached and self.normalize):
+            return self._masked_graph(*args)
+        if edge_mask is not None:
+            # Tensors have a version counter in eager mode only:
+            if is_compiling() or edge_mask.is_inference():
+                return self._masked_graph(*args)
+            key = edge_mask, edge_mask._version
         if (
             graph is None
-            or old is None
-            or old[0] is not edge_mask
-            or old[1] != version
+            or graph[0].device != x.device
+            or (old is None) != (key is None)
+            or (old and key and (old[0] is not key[0] or old[1] != key[1]))
         ):
-            graph = self._masked_graph(edge_index, edge_weight, edge_mask, x)
-            self._cached_edge_index = graph
-            self._cached_edge_mask = (edge_mask, version)
+            graph = self._masked_graph(*args)
+            self._cached_edge_index, self._cached_edge_mask = graph, key
         return graph
+
+    def _multiplies(self, graph: Graph, x: Tensor) -> bool:
+        """Return whether to propagate by a product with a matrix."""
+        weight = graph[1]
+        return (
+            not is_compiling()
+            and type(self) is MaskedGCNConv
+            and weight is not None  # Of sparse matrices, which multiply.
+            and (graph is self._cached_edge_index or self._pays_once(weight))
+            and can_multiply(self, x, weight)
+        )
+
+    def _pays_once(self, weight: Tensor) -> bool:
+        """Return whether to make a matrix for a single product."""
+        num_messages = weight.numel() * self.out_channels
+        return (
+            weight.is_cpu  # Waits for other devices.
+            and self.out_channels >= MIN_CHANNELS
+            and num_messages >= MIN_MESSAGES[torch.is_grad_enabled()]
+        )
+
+    def _multiply(self, graph: Graph, x: Tensor) -> Tensor:
+        """Propagate by a sparse matrix and multiply by the weights."""
+        dtype = torch.promote_types(graph[1].dtype, x.dtype)
+        matrix = self._matrix(graph, dtype, x.size(0))
+        if aggregates_first(self.lin, x, self.out_channels):
+            return self.lin(matrix.matmul(x))
+        return matrix.matmul(self.lin(x).to(dtype))
+
+    def _matrix(
+        self, graph: Graph, dtype: torch.dtype, num_nodes: int
+    ) -> CSRPair:
+        """Return the matrix of a graph, from the cache if it is valid."""
+        if graph is not self._cached_edge_index:
+            return self._make_matrix(*graph, dtype, num_nodes)
+        cache = self._cached_matrix
+        if (
+            cache is None
+            or cache[0] is not graph
+            or cache[1].matrix.dtype != dtype
+        ):
+            cache = graph, self._make_matrix(*graph, dtype, num_nodes)
+            self._cached_matrix = cache
+        return cache[1]
+
+    def _make_matrix(
+        self,
+        edge_index: Tensor,
+        weight: OptTensor,
+        dtype: torch.dtype,
+        num_nodes: int,
+    ) -> CSRPair:
+        source, target = edge_index[0], edge_index[1]
+        if self.flow == 'target_to_source':
+            source, target = target, source
+        weight = weight.to(dtype)
+        if self.aggr == 'mean':
+            degree = torch.bincount(target, minlength=num_nodes)
+            weight = weight / degree[target].to(dtype)
+        return CSRPair.from_edges(source, target, weight, num_nodes)
 
     def _masked_graph(
         self,
         edge_index: Tensor,
         edge_weight: OptTensor,
-        edge_mask: Tensor,
+        edge_mask: OptTensor,
         x: Tensor,
-    ) -> Tuple[Tensor, OptTensor]:
+    ) -> Graph:
         """Return the remaining edges, normalized if :obj:`normalize`."""
+        if edge_mask is None:
+            graph = edge_index, edge_weight
+            return self._norm(*graph, x) if self.normalize else graph
         self._check_mask(edge_index, edge_mask)
         if self.normalize_masked or not self.normalize:
             graph = _select(edge_index, edge_weight, edge_mask)
@@ -238,7 +334,7 @@ class MaskedGCNConv(GCNConv):
 
     def _norm(
         self, edge_index: Tensor, edge_weight: OptTensor, x: Tensor
-    ) -> Tuple[Tensor, OptTensor]:
+    ) -> Graph:
         return gcn_norm(
             edge_index,
             edge_weight,
@@ -277,7 +373,7 @@ class MaskedGCNConv(GCNConv):
 
 def _select(
     edge_index: Tensor, edge_weight: OptTensor, edge_mask: Tensor
-) -> Tuple[Tensor, OptTensor]:
+) -> Graph:
     if edge_weight is not None:
         edge_weight = edge_weight[edge_mask]
     return edge_index[:, edge_mask], edge_weight
