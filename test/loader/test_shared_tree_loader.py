@@ -167,7 +167,25 @@ def test_report(shared, shuffle):
     assert report.inner_ratio == report.num_nodes / report.num_inner_rows
     assert report.node_ratio == 2 * report.num_nodes / report.num_rows
     assert report.edge_ratio == 2 * report.num_edges / report.num_shared_edges
-    assert f'{report.node_ratio:.1f}x' in str(report)
+    for ratio in [
+        report.node_ratio,
+        report.edge_ratio,
+        report.work_ratio,
+        report.all_levels_ratio,
+    ]:
+        assert f'{ratio:.1f}x' in str(report)
+    if not shuffle:
+        nodes = torch.tensor([b.num_sampled_nodes for b in batches])
+        edges = torch.tensor([b.num_sampled_edges for b in batches])
+        inner = (nodes[:, :2].sum() + edges[:, 0].sum() / 2) / 4
+        work = report.num_nodes + report.num_edges / 2
+        assert report.work_ratio == pytest.approx(
+            float(work / inner), rel=0.02
+        )
+        total = (nodes.sum() + edges.sum() / 2) / 4
+        assert report.all_levels_ratio == pytest.approx(
+            float(work / total), rel=0.02
+        )
     full = SharedTreeLoader(shared, 20).report()
     assert full.num_cached_bytes == 0
     assert full.num_nodes == shared.num_nodes
@@ -178,17 +196,23 @@ def test_report(shared, shuffle):
 
 
 def test_warning():
-    shared = ShareComputationTrees(num_layers=2)(make_graphs(200))
+    graphs = make_graphs(200)
+    shared = ShareComputationTrees(num_layers=3)(graphs)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         SharedTreeLoader(shared, 8)
         loader = SharedTreeLoader(shared, 1, cached=True)
-    assert 1 <= loader.report().inner_ratio < 1.25  # Extraction takes time.
+    # Edges repeat more often than rows, and extraction takes time:
+    assert loader.report().inner_ratio < 1
+    assert 1.15 <= loader.report().work_ratio < 1.3
     with pytest.warns(UserWarning, match='of 1 graphs .*cached=True'):
         SharedTreeLoader(shared, 1)
-    other = ShareComputationTrees(num_layers=3)(make_graphs(200))
-    assert SharedTreeLoader(other, 1).report().inner_ratio < 1
-    with pytest.warns(UserWarning, match='of 1 graphs .* fewer layers$'):
+    for i, graph in enumerate(graphs):  # No tree repeats.
+        graph.x = torch.arange(graph.num_nodes).view(-1, 1) + 10 * i
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        other = ShareComputationTrees(num_layers=3)(graphs)
+    with pytest.warns(UserWarning, match=r': 0.67\).* fewer layers$'):
         SharedTreeLoader(other, 1, cached=True)
 
 

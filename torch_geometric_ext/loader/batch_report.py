@@ -4,6 +4,12 @@ import torch
 from torch import Tensor
 
 
+# Work of an edge in units of the work of a row, in forward and backward pass.
+# Fits the steps of GAT, GCN and GIN with 128 channels on NCI1, PROTEINS and
+# random threads best (benchmark/loader/shared_trees.py).
+EDGE_WORK = 0.5
+
+
 class BatchReport(NamedTuple):
     r"""The work of layers on mini-batches; prints as a table.
 
@@ -18,7 +24,12 @@ class BatchReport(NamedTuple):
             the trees of each level, and the trees of the level below.
         num_inner_rows (int): The rows of all layers but the first one, which
             often has narrow inputs. With one layer, the rows of that layer.
+        num_all_rows (int): The trees of all levels. Layers that do not run
+            level by level update each of them.
         num_shared_edges (int): The edges that all layers read on trees.
+            Layers that do not run level by level read each of them.
+        num_inner_edges (int): The edges of all layers but the first one. With
+            one layer, the edges of that layer.
         num_bytes (int): The bytes of a mini-batch of trees.
         num_cached_bytes (int): The bytes of all mini-batches if they are
             cached, otherwise zero.
@@ -30,7 +41,9 @@ class BatchReport(NamedTuple):
     num_edges: int
     num_rows: int
     num_inner_rows: int
+    num_all_rows: int
     num_shared_edges: int
+    num_inner_edges: int
     num_bytes: int
     num_cached_bytes: int
 
@@ -50,6 +63,29 @@ class BatchReport(NamedTuple):
         """Edges of all layers on plain graphs to edges on trees."""
         num_edges = self.num_edges * self.num_layers
         return num_edges / max(self.num_shared_edges, 1)
+
+    @property
+    def work_ratio(self) -> float:
+        """Work of layers after the first, on plain graphs to on trees.
+
+        The work of a convolution is in proportion to its rows and edges. An
+        edge counts half a row.
+        """
+        num_layers = max(self.num_layers - 1, 1)
+        shared = self.num_inner_rows + EDGE_WORK * self.num_inner_edges
+        return num_layers * self._plain_work / max(shared, 1)
+
+    @property
+    def all_levels_ratio(self) -> float:
+        """Work of a layer on plain graphs to one that runs on all levels, as
+        those that :func:`~torch_geometric_ext.nn.shared_batch` lists.
+        """
+        shared = self.num_all_rows + EDGE_WORK * self.num_shared_edges
+        return self._plain_work / max(shared, 1)
+
+    @property
+    def _plain_work(self) -> float:
+        return self.num_nodes + EDGE_WORK * self.num_edges
 
     @classmethod
     def from_batches(
@@ -78,6 +114,11 @@ class BatchReport(NamedTuple):
                 f'{f"{name} of all layers":<32}{plain:>14,}{shared:>14,}'
                 f'{plain / max(shared, 1):>8.1f}x'
             )
+        for name, ratio in [
+            ('work after the first layer', self.work_ratio),
+            ('work if layers run on all levels', self.all_levels_ratio),
+        ]:
+            lines.append(f'{name:<60}{ratio:>8.1f}x')
         lines.append(f'{"bytes":<46}{self.num_bytes:>14,}')
         if self.num_cached_bytes > 0:
             lines.append(f'{"cached bytes":<46}{self.num_cached_bytes:>14,}')
@@ -86,14 +127,16 @@ class BatchReport(NamedTuple):
 
 def _sizes(batch: Any) -> List[int]:
     """Return the numbers of a report, in its order."""
-    levels = batch.num_sampled_nodes
+    levels, edges = batch.num_sampled_nodes, batch.num_sampled_edges
     rows = [above + below for above, below in zip(levels, levels[1:])]
     return [
         batch.num_roots,
         _num_plain_edges(batch),
         sum(rows),
         sum(rows[:-1] or rows),
+        sum(levels),
         batch.num_edges,
+        sum(edges[:-1] or edges),
         sum(x.nbytes for _, x in batch if isinstance(x, Tensor)),
     ]
 
