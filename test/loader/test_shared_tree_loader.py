@@ -216,6 +216,26 @@ def test_warning():
         SharedTreeLoader(other, 1, cached=True)
 
 
+@pytest.mark.parametrize('gcn_norm', [False, True])
+@pytest.mark.parametrize('batch_size', [6, 20])
+def test_edges_are_sorted_by_target(batch_size, gcn_norm):
+    transform = ShareComputationTrees(
+        num_layers=3, gcn_norm=gcn_norm, edge_attr=False
+    )
+    loader = SharedTreeLoader(
+        transform(make_graphs()), batch_size, shuffle=True
+    )
+    for batch in loader:
+        target = batch.edge_index[1]
+        assert target.numel() > 0
+        assert (target.diff() >= 0).all()
+        start = 0  # Edges of each level end in its rows.
+        edges = target.split([*batch.num_sampled_edges])
+        for part, size in zip(edges, batch.num_sampled_nodes):
+            assert start <= part.min() and part.max() < start + size
+            start += size
+
+
 def test_workers(shared):
     loader = SharedTreeLoader(shared, batch_size=6)
     parallel = SharedTreeLoader(shared, batch_size=6, num_workers=2)

@@ -3,7 +3,6 @@ from typing import Any, List, NamedTuple
 import torch
 from torch import Tensor
 
-
 # Work of an edge in units of the work of a row, in forward and backward pass.
 # Fits the steps of GAT, GCN and GIN with 128 channels on NCI1, PROTEINS and
 # random threads best (benchmark/loader/shared_trees.py).

@@ -21,9 +21,8 @@ from torch_geometric_ext.ops.tree_union import TreeUnion, unite_levels
 
 NUM_SAMPLES = 8  # Mini-batches in a report, a choice.
 
-# Least ratios of work that pay on all data sets which
-# benchmark/loader/shared_trees.py measured. Kept mini-batches are compared with
-# mini-batches of plain graphs that are collated once.
+# Least ratios of work that paid on all data sets in
+# benchmark/loader/shared_trees.py, against plain mini-batches that are kept.
 MIN_RATIO = 1.15
 # Extraction takes a part of each step.
 MIN_FRESH_RATIO = 1.3
@@ -173,8 +172,8 @@ class SharedTreeLoader(DataLoader):
         warnings.warn(
             f'Mini-batches of {report.num_graphs} graphs share so little that '
             f'training hardly pays (work on plain graphs to work on trees, '
-            f'after the first layer: {report.work_ratio:.2f}). It helps to use larger mini-batches '
-            f'or fewer layers{advice}',
+            f'after the first layer: {report.work_ratio:.2f}). It helps to '
+            f'use larger mini-batches or fewer layers{advice}',
             stacklevel=3,
         )
 
