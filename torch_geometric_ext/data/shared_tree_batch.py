@@ -10,8 +10,9 @@ class SharedTreeBatch(Data):
 
     Nodes are sorted by level. The first nodes are the trees of the highest
     level, which are the trees of the nodes of the graphs. The last nodes are
-    the trees of level 0. Edges are sorted by target. The attributes are :obj:`x`, :obj:`edge_index`, the
-    attributes of edges and graphs (:obj:`y`, …), and
+    the trees of level 0. Edges are sorted by target. The attributes are
+    :obj:`x`, :obj:`edge_index`, the attributes of edges and graphs (:obj:`y`,
+    …), and
 
     * :obj:`graph_idx` :math:`(B)`: the positions of the graphs in the data
       set,
