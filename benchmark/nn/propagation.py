@@ -124,7 +124,7 @@ def compare_sizes(num_rounds: int) -> None:
     columns = [16, 32, 64, 128]
     print(f'{"edges":>8}' + ''.join(f'{x:>18}' for x in columns))
     chosen = masked_gcn_conv.MIN_CHANNELS, masked_gcn_conv.MIN_MESSAGES
-    for num_edges in [1000, 10000, 100000]:
+    for num_edges in [1000, 10000, 100000, 1000000]:
         num_nodes = num_edges // 4
         edge_index = torch.randint(num_nodes, (2, num_edges))
         cells = ''
