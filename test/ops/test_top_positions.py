@@ -34,8 +34,9 @@ VALUES = st.sampled_from(
 
 
 @given(
-    score=st.lists(VALUES | st.floats(width=32), max_size=70),
-    size=st.integers(0, 80),
+    score=st.lists(VALUES, max_size=20)
+    | st.lists(st.floats(width=32), max_size=70),
+    size=st.integers(0, 25),
     bound=st.none() | VALUES.filter(lambda x: not math.isnan(x)),
     dtype=st.sampled_from([torch.float, torch.double]),
 )
@@ -48,15 +49,28 @@ def test_top_positions_equals_brute_force(score, size, bound, dtype):
     assert top_positions(score, size, bound).tolist() == expected
 
 
+@given(
+    score=st.lists(st.sampled_from([1.0, math.inf, math.nan]), max_size=6),
+    size=st.integers(0, 6),
+    bound=st.sampled_from([None, 0.0, 1.0, math.inf]),
+)
+def test_top_positions_of_infinite_scores(score, size, bound):
+    score = torch.tensor(score)
+    expected = brute_force(score, size, bound)
+    assert top_positions_reference(score, size, bound).tolist() == expected
+    assert top_positions(score, size, bound).tolist() == expected
+
+
 @withKernels
 @pytest.mark.parametrize('num_threads', [1, 2, 3])
-@pytest.mark.parametrize('size', [0, 1, 70_000, 299_999, 300_000, 400_000])
+@pytest.mark.parametrize('size', [0, 1, 9_000, 70_000, 299_999, 300_000, 400_000])
 @pytest.mark.parametrize('dtype', [torch.float, torch.double])
 def test_top_positions_of_large_input(num_threads, size, dtype):
     generator = torch.Generator().manual_seed(12345)
     score = torch.randn(300_000, generator=generator).to(dtype)
     score[::5] = 0.5  # Ties across chunks.
     score[::1001] = float('nan')
+    score[::1003] = float('inf')
     default = torch.get_num_threads()
     try:
         for bound in [None, -1.0, 0.5, 10.0]:
@@ -68,6 +82,20 @@ def test_top_positions_of_large_input(num_threads, size, dtype):
             assert torch.equal(kernel(pair[:, 1], size, bound), expected)
     finally:
         torch.set_num_threads(default)
+
+
+@withKernels
+@pytest.mark.parametrize('period', [2, 97, 292, 1024])
+@pytest.mark.parametrize('value', [5.0, -5.0, float('nan'), float('inf')])
+def test_top_positions_of_an_unusual_sample(period, value):
+    # The kernel samples scores at equal distances, here of 292 positions:
+    generator = torch.Generator().manual_seed(12345)
+    score = torch.randn(300_000, generator=generator)
+    score[::period] = value
+    for size in [1, 500, 30_000]:
+        for bound in [None, -5.0, 3.0]:
+            expected = top_positions_reference(score, size, bound)
+            assert torch.equal(kernel(score, size, bound), expected)
 
 
 @withCUDA

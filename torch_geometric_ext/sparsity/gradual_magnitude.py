@@ -205,7 +205,8 @@ class GradualMagnitude(WeightScheduler):
         )
         for layer, mask in zip(layers, masks):
             kept = mask.to(layer.values.device).nonzero().flatten()
-            move_weights(layer, self.optimizer, kept, kept.new_empty(0))
+            nothing = kept.new_empty(0)
+            move_weights(layer, self.optimizer, layer.index, kept, nothing)
 
     def _check_distributed(self) -> None:
         if is_distributed():

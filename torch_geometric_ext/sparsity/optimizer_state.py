@@ -96,7 +96,11 @@ def check_state(optimizer: Optimizer, layer: SparseLinear, name: str) -> None:
 
 @torch.no_grad()
 def move_weights(
-    layer: SparseLinear, optimizer: Optimizer, kept: Tensor, grown: Tensor
+    layer: SparseLinear,
+    optimizer: Optimizer,
+    index: Tensor,
+    kept: Tensor,
+    grown: Tensor,
 ) -> Tensor:
     r"""Change the active weights of a layer.
 
@@ -108,6 +112,7 @@ def move_weights(
     Args:
         layer (SparseLinear): The layer.
         optimizer (torch.optim.Optimizer): The optimizer that trains it.
+        index (torch.Tensor): The active positions, :obj:`layer.index`.
         kept (torch.Tensor): The positions in :obj:`layer.values` of the
             weights that remain active, ascending (int64).
         grown (torch.Tensor): The positions of new weights in the flattened
@@ -116,13 +121,14 @@ def move_weights(
     Returns:
         torch.Tensor: The new active positions, ascending (int64).
     """
-    values, old = layer.values, layer.index
+    values = layer.values
     grad, shape = values.grad, values.shape
-    index, rank = merge_positions(old[kept], grown)
-    source = F.pad(kept, (0, 1), value=old.numel())[rank]
+    new, rank = merge_positions(index.index_select(0, kept), grown)
+    source = F.pad(kept, (0, 1), value=index.numel()).index_select(0, rank)
 
     def move(x: Tensor) -> Tensor:
-        return F.pad(x, (0, 1))[source]  # New weights read the zero.
+        # New weights read the zero at the end:
+        return F.pad(x, (0, 1)).index_select(0, source)
 
     state = optimizer.state.get(values, {})
     keys: List[str] = [
@@ -130,7 +136,7 @@ def move_weights(
         for key, x in state.items()
         if isinstance(x, Tensor) and x.shape == shape
     ]
-    layer.set_weights(index, move(values))
+    layer.set_weights(new, move(values))
     in_place = values.shape == shape
     for key in keys:
         if in_place:
@@ -142,4 +148,4 @@ def move_weights(
             grad.copy_(move(grad))
         else:
             values.grad = move(grad)
-    return index
+    return new

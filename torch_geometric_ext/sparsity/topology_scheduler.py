@@ -197,7 +197,7 @@ class TopologyScheduler(WeightScheduler):
                 continue
             magnitude = layer.values.detach().abs()
             kept = top_positions(magnitude, index.numel() - num_dropped)
-            new = move_weights(layer, self.optimizer, kept, grown)
+            new = move_weights(layer, self.optimizer, index, kept, grown)
             self._explored[key].update(index, grown, new)
 
     def _num_explored(self) -> Dict[str, int]:

@@ -60,28 +60,34 @@ inline std::pair<uint64_t, int64_t> find_bin(
   TORCH_INTERNAL_ASSERT(false, "fewer keys than the rank");
 }
 
+// Calls `f(chunk, key, end)` for each chunk. Copies of `key` and of the end
+// stay in registers: what a loop writes could change what a reference reads.
+template <typename F, typename G>
+void for_each_key(std::vector<Chunk>& chunks, const G& key, const F& f) {
+  for_each_chunk(
+      chunks, [&](Chunk& chunk) { f(chunk, G(key), int64_t(chunk.end)); });
+}
+
 // Returns the last of the `num_selected` > 0 smallest candidates, for keys
 // `key(i)` below 2^`key_bits`.
-template <typename F>
+template <typename G>
 Candidate find_threshold(
     std::vector<Chunk>& chunks, int64_t num_selected, int key_bits,
-    const F& key) {
+    const G& key) {
   const bool single = chunks.back().end < kMinChunk;
   const int shift = key_bits - kBinBits;
   std::pair<uint64_t, int64_t> found{0, num_selected};
   if (!single) {
-    for_each_chunk(chunks, [&](Chunk& chunk) {
+    for_each_key(chunks, key, [=](Chunk& chunk, G key, int64_t end) {
       chunk.histogram.assign(int64_t(1) << kBinBits, 0);
       auto* histogram = chunk.histogram.data();
-      for (auto i = chunk.begin; i < chunk.end; i++) {
-        histogram[key(i) >> shift]++;
-      }
+      for (auto i = chunk.begin; i < end; i++) histogram[key(i) >> shift]++;
     });
     found = find_bin(chunks, num_selected);
   }
   const auto [bin, rank] = found;
-  for_each_chunk(chunks, [&, bin = bin](Chunk& chunk) {
-    for (auto i = chunk.begin; i < chunk.end; i++) {
+  for_each_key(chunks, key, [=, bin = bin](Chunk& chunk, G key, int64_t end) {
+    for (auto i = chunk.begin; i < end; i++) {
       const uint64_t x = key(i);
       if (single || x >> shift == bin) chunk.candidates.emplace_back(x, i);
     }
@@ -97,29 +103,33 @@ Candidate find_threshold(
 }
 
 // Writes `position(i)` of each selected `i`, in ascending order of `i`.
-template <typename F, typename G>
+template <typename G, typename H>
 void write_selected(
-    std::vector<Chunk>& chunks, Candidate threshold, const F& key,
-    const G& position, int64_t* out) {
-  const auto selected = [&](int64_t i) {
+    std::vector<Chunk>& chunks, Candidate threshold, const G& key,
+    const H& position, int64_t* out) {
+  const auto [highest, last] = threshold;
+  const auto selected = [=, highest = highest, last = last](int64_t i) {
     const uint64_t x = key(i);
-    return x < threshold.first ||
-           (x == threshold.first && i <= threshold.second);
+    return (x < highest) | ((x == highest) & (i <= last));
   };
-  for_each_chunk(chunks, [&](Chunk& chunk) {
-    for (auto i = chunk.begin; i < chunk.end; i++) {
-      chunk.num_selected += selected(i);
-    }
+  using S = decltype(selected);
+  for_each_key(chunks, selected, [](Chunk& chunk, S selected, int64_t end) {
+    int64_t count = 0;
+    for (auto i = chunk.begin; i < end; i++) count += selected(i);
+    chunk.num_selected = count;
   });
   std::vector<int64_t*> starts;
   for (const auto& chunk : chunks) {
     starts.push_back(out);
     out += chunk.num_selected;
   }
-  for_each_chunk(chunks, [&](Chunk& chunk) {
+  for_each_key(chunks, selected, [&](Chunk& chunk, S selected, int64_t) {
     auto* cursor = starts[&chunk - chunks.data()];
-    for (auto i = chunk.begin; i < chunk.end; i++) {
-      if (selected(i)) *cursor++ = position(i);
+    const auto* stop = cursor + chunk.num_selected;
+    // A branch would be mispredicted often.
+    for (auto i = chunk.begin; cursor != stop; i++) {
+      *cursor = position(i);
+      cursor += selected(i);
     }
   });
 }

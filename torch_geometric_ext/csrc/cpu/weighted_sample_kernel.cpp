@@ -80,7 +80,7 @@ at::Tensor weighted_sample_cpu(
   const auto options = weight.options().dtype(at::kLong);
   auto out = at::empty({num_samples}, options);
   if (num_samples > 0) {
-    const auto key_at = [&](int64_t i) { return key[i]; };
+    const auto key_at = [=](int64_t i) { return key[i]; };
     const auto last = find_threshold(chunks, num_samples, kKeyBits, key_at);
     const auto position = [](int64_t i) { return i; };
     write_selected(

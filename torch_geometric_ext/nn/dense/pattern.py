@@ -8,6 +8,7 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from torch_geometric_ext.ops.merge_positions import missing_positions
 from torch_geometric_ext.ops.sparse_pattern import MAX_INDEX, sparse_pattern
 from torch_geometric_ext.ops.top_positions import top_positions
 
@@ -68,9 +69,9 @@ def random_index(
         index = torch.cat([index, draw]).unique()
     surplus = index.numel() - size
     if surplus > 0:
-        mask = index.new_ones(index.numel(), dtype=torch.bool)
-        mask[random_index(index.numel(), surplus, generator)] = False
-        index = index[mask]
+        dropped = random_index(index.numel(), surplus, generator)
+        rank = torch.arange(size, device='cpu')
+        index = index[missing_positions(dropped, rank)]
     return index
 
 
