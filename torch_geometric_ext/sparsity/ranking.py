@@ -47,7 +47,7 @@ class RunningTop:
             begin (int): The position of the first score.
         """
         index = top_positions(score, self.size, self._bound)
-        self._scores.append(score[index])
+        self._scores.append(score.index_select(0, index))
         self._index.append(index + begin)
         self._num_candidates += index.numel()
         if self._num_candidates > self._limit:
@@ -62,7 +62,7 @@ class RunningTop:
         score, index = torch.cat(self._scores), torch.cat(self._index)
         if score.numel() > self.size:
             top = top_positions(score, self.size)
-            score, index = score[top], index[top]
+            score, index = (x.index_select(0, top) for x in (score, index))
         if 0 < score.numel() == self.size:
             self._bound = float(score.min())
             self._limit = 2 * self.size  # Takes linear time in all.

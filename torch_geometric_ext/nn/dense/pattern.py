@@ -56,7 +56,7 @@ def random_index(
     """
     if 4 * size > numel:
         index = torch.randperm(numel, generator=generator, device='cpu')
-        return index[:size].sort().values
+        return _sort_distinct(index[:size], numel)
     index = torch.empty(0, dtype=torch.long, device='cpu')
     while index.numel() < size:  # Repeats once or twice in most cases.
         missing = size - index.numel()
@@ -66,13 +66,25 @@ def random_index(
             generator=generator,
             device='cpu',
         )
-        index = torch.cat([index, draw]).unique()
+        index = _sort_distinct(torch.cat([index, draw]), numel)
     surplus = index.numel() - size
     if surplus > 0:
         dropped = random_index(index.numel(), surplus, generator)
         rank = torch.arange(size, device='cpu')
-        index = index[missing_positions(dropped, rank)]
+        index = index.index_select(0, missing_positions(dropped, rank))
     return index
+
+
+def _sort_distinct(index: Tensor, numel: int) -> Tensor:
+    """Return the distinct positions of :obj:`range(numel)`, ascending."""
+    # A mask of few positions is faster than a sort. A choice, as the sort
+    # takes time in proportion to `index` only.
+    if numel > 8 * index.numel():
+        # A radix sort takes half of the time for 32 bits.
+        return (index.int() if numel < MAX_INDEX else index).unique().long()
+    mask = torch.zeros(numel, dtype=torch.bool, device='cpu')
+    mask[index] = True
+    return mask.nonzero().flatten()
 
 
 def select_index(
@@ -125,9 +137,9 @@ def compress(index: Tensor, size: Tuple[int, int]) -> Pattern:
 
 def flatten(rowptr: Tensor, col: Tensor, num_cols: int) -> Tensor:
     """Return the ascending flat positions of a CSR matrix (int64)."""
-    row = torch.arange(rowptr.numel() - 1, device=col.device)
-    row = row.repeat_interleave(rowptr.diff(), output_size=col.numel())
-    return row * num_cols + col
+    start = torch.arange(rowptr.numel() - 1, device=col.device) * num_cols
+    start = start.repeat_interleave(rowptr.diff(), output_size=col.numel())
+    return start.add_(col)
 
 
 def check_index(index: Tensor, numel: int) -> None:
@@ -140,7 +152,7 @@ def check_index(index: Tensor, numel: int) -> None:
             f'{index.dim()} dimensions of {index.dtype})'
         )
     if index.numel() > 0 and (
-        index[0] < 0 or index[-1] >= numel or (index.diff() <= 0).any()
+        index[0] < 0 or index[-1] >= numel or (index[1:] <= index[:-1]).any()
     ):
         raise ValueError(
             f"'index' needs to be ascending in [0, {numel}), without "
