@@ -34,14 +34,14 @@ def sparse_pattern(index: Tensor, num_rows: int, num_cols: int) -> Tensors:
           :obj:`torch.int32`
 
     Raises:
-        ValueError: If positions do not ascend within the matrix (checked on
-            CPU only), or if a size exceeds 32-bit indices.
+        ValueError: If positions do not ascend within the matrix, or if a size
+            exceeds 32-bit indices.
 
     .. code-block:: python
 
         >>> rowptr, col, *_ = sparse_pattern(torch.tensor([1, 3, 4]), 2, 3)
-        >>> rowptr, col
-        (tensor([0, 1, 3], dtype=torch.int32), tensor([1, 0, 1], dtype=torch.int32))
+        >>> rowptr.tolist(), col.tolist()
+        ([0, 1, 3], [1, 0, 1])
     """
     out: Tensors = _sparse_pattern(index, num_rows, num_cols)
     return out
@@ -60,9 +60,9 @@ def sparse_pattern_reference(
             f'{index.numel()})'
         )
     numel = num_rows * num_cols
-    if index.device.type == 'cpu' and index.numel() > 0:
+    if index.numel() > 0:
         ascends = bool((index[1:] > index[:-1]).all())
-        if not ascends or index[0] < 0 or index[-1] >= numel:
+        if not ascends or int(index[0]) < 0 or int(index[-1]) >= numel:
             raise ValueError(
                 f"sparse_pattern: 'index' needs to be ascending in "
                 f'[0, {numel}), without duplicates'

@@ -12,7 +12,7 @@ class Explored:
     Sets of positions are merged when their sizes are similar, as in a
     log-structured merge tree. An update takes time in proportion to the
     weights that it moves, times the logarithm of all positions, on average.
-    The sets take 16 bytes for each position, at most.
+    The sets take at most 16 bytes for each position.
 
     Args:
         index (torch.Tensor): The first positions, ascending (int64).

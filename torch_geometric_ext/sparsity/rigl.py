@@ -13,8 +13,8 @@ from torch_geometric_ext.sparsity.recorder import Recorder
 from torch_geometric_ext.sparsity.topology_scheduler import TopologyScheduler
 from torch_geometric_ext.sparsity.weight_scheduler import is_distributed
 
-# Elements of the dense gradient at a time. `benchmark/sparsity/
-# topology_updates.py` is fastest if they stay in cache.
+# Elements of the dense gradient at a time. A choice: they stay in cache, where
+# `benchmark/sparsity/topology_updates.py` reads them four times.
 BLOCK_SIZE = 1 << 19
 # A block of fewer rows reads all inputs to compute little. A choice.
 MIN_ROWS = 64
@@ -50,13 +50,15 @@ class RigL(TopologyScheduler):
     The dense gradient never exists as a whole. In the steps that lead to an
     update, and only then, hooks on the layers keep inputs :math:`\mathbf{X}`
     and gradients of outputs :math:`\mathbf{Y}`; :meth:`step` multiplies them
-    in blocks of rows, keeps the best positions so far, and frees them. An
-    update takes :math:`O(N I O)` time for :math:`N` inputs, and
+    in blocks of rows, keeps the best positions so far, and frees them. Only
+    scores above the smallest of these are compared any further. An update
+    takes :math:`O(N I O)` time for :math:`N` inputs, and
     :math:`O(N (I + O) + \textrm{nnz} + I)` memory. Inputs in CSR format remain
     sparse, and the update skips their zeros.
 
     A layer keeps the positions of its weights if no backward pass reached it,
-    or if its gradient is not finite, as it may be under
+    or if a gradient (of its output, or of a position where weights may grow)
+    is NaN or infinite, as it may be under
     :class:`torch.amp.GradScaler`. Scaled gradients give the same choice, since
     only their order matters.
 

@@ -25,8 +25,8 @@ class SET(TopologyScheduler):
             optimizer.step()
             scheduler.step()
 
-    An update takes :math:`O(\textrm{nnz} \log \textrm{nnz})` time and
-    :math:`O(\textrm{nnz})` memory.
+    An update takes :math:`O(\textrm{nnz} + I + O)` time on CPU, besides a sort
+    of the drawn positions, and :math:`O(\textrm{nnz} + I + O)` memory.
 
     .. note::
         Deviations from the paper: the paper drops a constant fraction
