@@ -65,14 +65,16 @@ class Masked(Training):
     """A dense layer with a mask, and RigL by hand."""
 
     def __init__(self, pattern: Tensor, x: Tensor, grad: Tensor) -> None:
-        super().__init__(torch.nn.Linear(*pattern.t().shape), x, grad)
+        self.linear = torch.nn.Linear(*pattern.t().shape)
+        super().__init__(self.linear, x, grad)
         self.mask = pattern.clone()
         self.size = round(FRACTION * int(pattern.sum()))
         self.update = self.move
 
     @torch.no_grad()
     def move(self) -> None:
-        weight, mask = self.layer.weight, self.mask
+        weight, mask = self.linear.weight, self.mask
+        assert weight.grad is not None
         magnitude = weight.abs().masked_fill_(~mask, float('inf')).flatten()
         dropped = magnitude.topk(self.size, largest=False, sorted=False)
         score = weight.grad.abs().masked_fill_(mask, -1).flatten()
@@ -90,12 +92,13 @@ class ByHand(Training):
 
     def __init__(self, layer: SparseLinear, x: Tensor, grad: Tensor) -> None:
         super().__init__(layer, x, grad)
+        self.sparse = layer
         self.size = round(FRACTION * layer.values.numel())
         self.update = self.move
 
     @torch.no_grad()
     def move(self) -> None:
-        layer, old = self.layer, self.layer.index
+        layer, old = self.sparse, self.sparse.index
         score = (self.grad.t() @ self.x).abs_().flatten()
         score[old] = -1
         grown = score.topk(self.size, sorted=False).indices
@@ -134,11 +137,14 @@ def make_runs(
         'masked': Masked(layer().mask, x, grad),
         'by hand': ByHand(layer(), x, grad),
     }
-    options = dict(num_steps=NUM_STEPS, update_every=1)
     for cls in [RigL, SET]:
         run = runs[cls.__name__] = Training(layer(), x, grad)
         run.update = cls(
-            run.layer, run.optimizer, drop_fraction=FRACTION, **options
+            run.layer,
+            run.optimizer,
+            num_steps=NUM_STEPS,
+            update_every=1,
+            drop_fraction=FRACTION,
         ).step
     # Each update prunes 0.1 % of the weights:
     run = runs['GradualMagnitude'] = Training(layer(), x, grad)

@@ -56,6 +56,7 @@ class SET(TopologyScheduler):
         NotImplementedError: If the state of the optimizer is not elementwise.
 
     Example:
+        >>> import torch
         >>> from torch_geometric_ext.nn import SparseLinear
         >>> lin = SparseLinear(100, 100, sparsity=0.9, seed=0)
         >>> optimizer = torch.optim.SGD(lin.parameters(), lr=0.1)
