@@ -22,15 +22,19 @@ endif
 # run each part of the package end to end. The other tests compute the same in
 # both environments. `test/test_architecture.py` asserts that no module that
 # calls an operator is missing.
-FALLBACK_TESTS := test/ops test/examples test/test_typing.py \
-	test/data/test_shared_trees.py \
+FALLBACK_TESTS := test/data/test_shared_trees.py test/examples \
 	test/full_batch/conv test/full_batch/test_adjacency.py \
 	test/full_batch/test_plan.py test/full_batch/test_sparse_input.py \
-	test/loader/test_paper_draw.py test/loader/test_shared_tree_loader.py \
-	test/nn/conv/test_masked_gcn_conv.py \
+	test/loader/test_paper_draw.py \
+	test/loader/test_shared_tree_loader.py \
+	test/nn/conv/test_masked_gcn_conv.py test/nn/dense/test_pattern.py \
 	test/nn/dense/test_sparse_linear.py test/nn/test_prototypes.py \
-	test/nn/test_random_trees.py test/sparsity/test_rigl.py \
-	test/transforms/mirage test/transforms/test_share_computation_trees.py
+	test/nn/test_random_trees.py test/ops test/sparsity/test_explored.py \
+	test/sparsity/test_optimizer_state.py test/sparsity/test_ranking.py \
+	test/sparsity/test_rigl.py test/sparsity/test_set.py \
+	test/sparsity/test_topology_scheduler.py test/test_typing.py \
+	test/transforms/mirage \
+	test/transforms/test_share_computation_trees.py
 
 .PHONY: demo demo-fallback test test-fallback fuzz sanitize sanitized \
 	mutants lint types doctest docs check format clean

@@ -200,6 +200,45 @@ def test_topology_scheduler_dense_layer(policy):
 
 
 @pytest.mark.parametrize('policy', POLICIES)
+def test_topology_scheduler_is_equal_on_all_threads(ext, policy):
+    generator = torch.Generator().manual_seed(0)
+    # Small integers: sums are exact, and many scores are equal.
+    x, grad = (
+        torch.randint(-2, 3, (8, size), generator=generator).float()
+        for size in [1500, 1000]
+    )
+    default, outs = torch.get_num_threads(), []
+    try:
+        for num_threads in [1, 2]:
+            torch.set_num_threads(num_threads)
+            layer = SparseLinear(1500, 1000, sparsity=0.85, seed=0)
+            layer.values.data.copy_(layer.index % 7)
+            optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+            scheduler = policy(layer, optimizer, num_steps=9, update_every=1)
+            for _ in range(2):
+                layer(x).backward(grad)
+                scheduler.step()
+            outs.append(layer.index)
+    finally:
+        torch.set_num_threads(default)
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('policy', POLICIES)
+def test_topology_scheduler_keeps_infinite_weights(policy, value):
+    layer = SparseLinear(16, 8, sparsity=0.5, seed=0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    scheduler = policy(layer, optimizer, num_steps=9, update_every=1)
+    old, position = layer.index, int(layer.index[5])
+    layer(torch.ones(2, 16)).sum().backward()
+    layer.values.data[5] = value
+    scheduler.step()
+    assert not torch.equal(layer.index, old)
+    assert not layer.weight[position // 16, position % 16].isfinite()
+
+
+@pytest.mark.parametrize('policy', POLICIES)
 @pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.double])
 def test_topology_scheduler_other_types(policy, dtype):
     trainer = Trainer(policy, torch.optim.SGD, update_every=1)

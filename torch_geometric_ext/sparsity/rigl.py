@@ -13,7 +13,12 @@ from torch_geometric_ext.sparsity.recorder import Recorder
 from torch_geometric_ext.sparsity.topology_scheduler import TopologyScheduler
 from torch_geometric_ext.sparsity.weight_scheduler import is_distributed
 
-BLOCK_SIZE = 1 << 22  # A bound: elements of the dense gradient at a time.
+# Elements of the dense gradient at a time. A choice: they stay in cache, where
+# `benchmark/sparsity/topology_updates.py` reads them four times.
+BLOCK_SIZE = 1 << 19
+# A block of fewer rows reads all inputs to compute little. A choice.
+MIN_ROWS = 64
+MAX_BLOCK_SIZE = 1 << 22  # A bound on the memory that these rows take.
 
 
 class RigL(TopologyScheduler):
@@ -45,13 +50,15 @@ class RigL(TopologyScheduler):
     The dense gradient never exists as a whole. In the steps that lead to an
     update, and only then, hooks on the layers keep inputs :math:`\mathbf{X}`
     and gradients of outputs :math:`\mathbf{Y}`; :meth:`step` multiplies them
-    in blocks of rows, keeps the best positions so far, and frees them. An
-    update takes :math:`O(N I O)` time for :math:`N` inputs, and
+    in blocks of rows, keeps the best positions so far, and frees them. Only
+    scores above the smallest of these are compared any further. An update
+    takes :math:`O(N I O)` time for :math:`N` inputs, and
     :math:`O(N (I + O) + \textrm{nnz} + I)` memory. Inputs in CSR format remain
     sparse, and the update skips their zeros.
 
     A layer keeps the positions of its weights if no backward pass reached it,
-    or if its gradient is not finite, as it may be under
+    or if a gradient (of its output, or of a position where weights may grow)
+    is NaN or infinite, as it may be under
     :class:`torch.amp.GradScaler`. Scaled gradients give the same choice, since
     only their order matters.
 
@@ -203,7 +210,8 @@ class RigL(TopologyScheduler):
         pairs = self._recorders[name].pairs
         finite = index.new_ones(())
         for _, grad in pairs:
-            finite *= grad.isfinite().all()
+            if grad.numel() > 0:  # One pass is faster than `isfinite(grad)`.
+                finite *= torch.stack(grad.aminmax()).isfinite().all()
         if is_distributed():
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         top, allowed = RunningTop(num_weights), self.allowed.get(name)
@@ -231,7 +239,8 @@ class RigL(TopologyScheduler):
             (_as_operand(x, dtype), grad.to(dtype))
             for x, grad in self._recorders[name].pairs
         ]
-        step = min(max(BLOCK_SIZE // num_cols, 1), num_rows)
+        min_rows = min(MIN_ROWS, MAX_BLOCK_SIZE // num_cols)
+        step = min(max(BLOCK_SIZE // num_cols, min_rows, 1), num_rows)
         buffer = layer.values.new_empty((step, num_cols), dtype=dtype)
         for begin in range(0, num_rows, step):
             rows = slice(begin, min(begin + step, num_rows))

@@ -1,9 +1,9 @@
 from typing import Optional
 
-import torch
 from torch import Tensor
 
 from torch_geometric_ext.nn.dense.pattern import random_index
+from torch_geometric_ext.ops.merge_positions import missing_positions
 from torch_geometric_ext.sparsity.topology_scheduler import TopologyScheduler
 
 
@@ -25,8 +25,8 @@ class SET(TopologyScheduler):
             optimizer.step()
             scheduler.step()
 
-    An update takes :math:`O(\textrm{nnz} \log \textrm{nnz})` time and
-    :math:`O(\textrm{nnz})` memory.
+    An update takes :math:`O(\textrm{nnz} + I + O)` time on CPU, besides a sort
+    of the drawn positions, and :math:`O(\textrm{nnz} + I + O)` memory.
 
     .. note::
         Deviations from the paper: the paper drops a constant fraction
@@ -56,6 +56,7 @@ class SET(TopologyScheduler):
         NotImplementedError: If the state of the optimizer is not elementwise.
 
     Example:
+        >>> import torch
         >>> from torch_geometric_ext.nn import SparseLinear
         >>> lin = SparseLinear(100, 100, sparsity=0.9, seed=0)
         >>> optimizer = torch.optim.SGD(lin.parameters(), lr=0.1)
@@ -73,10 +74,8 @@ class SET(TopologyScheduler):
     ) -> Optional[Tensor]:
         layer = self.layers[name]
         numel = layer.out_channels * layer.in_channels
-        # Draw ranks among the inactive positions. `num_before` counts the
-        # inactive positions before each active one.
+        # Draw ranks among the inactive positions:
         rank = random_index(
             numel - index.numel(), num_weights, self._generator
-        ).to(index.device)
-        num_before = index - torch.arange(index.numel(), device=index.device)
-        return rank + torch.searchsorted(num_before, rank, right=True)
+        )
+        return missing_positions(index, rank.to(index.device))

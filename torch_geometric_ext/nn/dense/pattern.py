@@ -8,7 +8,9 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-MAX_INDEX = 2**31 - 1  # The bound of `torch.int32`.
+from torch_geometric_ext.ops.merge_positions import missing_positions
+from torch_geometric_ext.ops.sparse_pattern import MAX_INDEX, sparse_pattern
+from torch_geometric_ext.ops.top_positions import top_positions
 
 
 class Pattern(NamedTuple):
@@ -54,7 +56,7 @@ def random_index(
     """
     if 4 * size > numel:
         index = torch.randperm(numel, generator=generator, device='cpu')
-        return index[:size].sort().values
+        return _sort_distinct(index[:size], numel)
     index = torch.empty(0, dtype=torch.long, device='cpu')
     while index.numel() < size:  # Repeats once or twice in most cases.
         missing = size - index.numel()
@@ -64,13 +66,25 @@ def random_index(
             generator=generator,
             device='cpu',
         )
-        index = torch.cat([index, draw]).unique()
+        index = _sort_distinct(torch.cat([index, draw]), numel)
     surplus = index.numel() - size
     if surplus > 0:
-        mask = index.new_ones(index.numel(), dtype=torch.bool)
-        mask[random_index(index.numel(), surplus, generator)] = False
-        index = index[mask]
+        dropped = random_index(index.numel(), surplus, generator)
+        rank = torch.arange(size, device='cpu')
+        index = index.index_select(0, missing_positions(dropped, rank))
     return index
+
+
+def _sort_distinct(index: Tensor, numel: int) -> Tensor:
+    """Return the distinct positions of :obj:`range(numel)`, ascending."""
+    # A mask of few positions is faster than a sort. A choice, as the sort
+    # takes time in proportion to `index` only.
+    if numel > 8 * index.numel():
+        # A radix sort takes half of the time for 32 bits.
+        return (index.int() if numel < MAX_INDEX else index).unique().long()
+    mask = torch.zeros(numel, dtype=torch.bool, device='cpu')
+    mask[index] = True
+    return mask.nonzero().flatten()
 
 
 def select_index(
@@ -80,7 +94,8 @@ def select_index(
     index: Optional[Tensor] = None,
 ) -> Tensor:
     """Return the ascending flat positions of a weight that a mask, a sparsity
-    (by magnitude) or positions select, or else of all elements but zeros.
+    (by magnitude, the first among equals) or positions select, or else of all
+    elements but zeros.
 
     Raises:
         ValueError: If several of them are given, or one is invalid.
@@ -95,7 +110,7 @@ def select_index(
     flat = weight.flatten()
     if sparsity is not None:
         size = round((1 - sparsity) * flat.numel())
-        return flat.abs().topk(size, sorted=False).indices.sort().values
+        return top_positions(flat.abs(), size)
     if mask is None:
         return flat.nonzero().flatten()
     if mask.dtype != torch.bool or mask.shape != weight.shape:
@@ -116,25 +131,15 @@ def compress(index: Tensor, size: Tuple[int, int]) -> Pattern:
     Raises:
         ValueError: If the pattern exceeds 32-bit indices.
     """
-    num_rows, num_cols = size
     check_size(index.numel(), size)
-    row = torch.div(index, max(num_cols, 1), rounding_mode='floor')
-    col = index - row * num_cols
-    perm = torch.sort(col, stable=True).indices
-    return Pattern(
-        rowptr=_pointer(row, num_rows),
-        col=col.int(),
-        colptr=_pointer(col, num_cols),
-        row=row[perm].int(),
-        perm=perm.int(),
-    )
+    return Pattern(*sparse_pattern(index, *size))
 
 
 def flatten(rowptr: Tensor, col: Tensor, num_cols: int) -> Tensor:
     """Return the ascending flat positions of a CSR matrix (int64)."""
-    row = torch.arange(rowptr.numel() - 1, device=col.device)
-    row = row.repeat_interleave(rowptr.diff(), output_size=col.numel())
-    return row * num_cols + col
+    start = torch.arange(rowptr.numel() - 1, device=col.device) * num_cols
+    start = start.repeat_interleave(rowptr.diff(), output_size=col.numel())
+    return start.add_(col)
 
 
 def check_index(index: Tensor, numel: int) -> None:
@@ -147,7 +152,7 @@ def check_index(index: Tensor, numel: int) -> None:
             f'{index.dim()} dimensions of {index.dtype})'
         )
     if index.numel() > 0 and (
-        index[0] < 0 or index[-1] >= numel or (index.diff() <= 0).any()
+        index[0] < 0 or index[-1] >= numel or (index[1:] <= index[:-1]).any()
     ):
         raise ValueError(
             f"'index' needs to be ascending in [0, {numel}), without "
@@ -231,9 +236,3 @@ def _check_rows(rowptr: Tensor, col: Tensor, size: Tuple[int, int]) -> None:
             "'col' of 'SparseLinear' needs to be ascending within each row, "
             'without duplicates'
         )
-
-
-def _pointer(index: Tensor, size: int) -> Tensor:
-    count = torch.zeros(size + 1, dtype=torch.long, device=index.device)
-    count.scatter_add_(0, index + 1, torch.ones_like(index))
-    return count.cumsum(0).int()

@@ -8,7 +8,6 @@ from torch.nn.parameter import Parameter, is_lazy
 
 from torch_geometric_ext.nn.dense.check_weights import check_materialized
 from torch_geometric_ext.nn.dense.pattern import (
-    check_index,
     check_size,
     compress,
     flatten,
@@ -285,7 +284,7 @@ class SparseLinear(SparseParameters):
             ValueError: If a tensor is of the wrong shape or type, or
                 positions do not ascend within the weight.
         """
-        check_index(index, self._size())
+        self._size()  # Raises an error if the layer is not initialized.
         if index.shape != values.shape:
             raise ValueError(
                 f"'index' and 'values' need to be vectors of one length (got "
