@@ -41,10 +41,11 @@ OPS = torch.ops.torch_geometric_ext
 
 # Replaces the measurement, which takes a second, by a count of its calls.
 PRELUDE = """
-import sys, torch
+import sys, torch, warnings
 import torch_geometric_ext.ops.calibration as calibration
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.ops.crossovers import SIZE
+warnings.simplefilter('error')
 torch.set_num_threads(1)
 calls = []
 def measure(dtype):
@@ -59,7 +60,7 @@ x = torch.randn(10, 64)
 def start(code, place, density=0.5):
     """Starts a script that measures a given density."""
     return subprocess.Popen(
-        [sys.executable, '-W', 'error', '-c']
+        [sys.executable, '-c']
         + [PRELUDE + textwrap.dedent(code), str(density)],
         env={**os.environ, VARIABLE: str(place)},
         stdout=subprocess.PIPE,
@@ -121,24 +122,29 @@ def test_later_processes_read_the_file(kernels, tmp_path):
         b'\xff\xfe\x00',
         b'{"version": 2, "crossovers": [], "machine": {}}',
         b'{"version": 1, "crossovers": [0.5], "machine": {}}',
+        b'{"version": 1, "crossovers": 5, "machine": {}}',
+        b'{"version": 1, "crossovers": [%b NaN]}' % ((SIZE - 1) * b'0.5,'),
         b'[' * 100_000,
     ],
 )
-def test_damaged_files_are_replaced(kernels, tmp_path, content):
-    assert run(USE, tmp_path, 0.5) == ['1', '0.5']
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(content)
-    assert run(USE, tmp_path, 0.75) == ['1', '0.75']
-    assert run(USE, tmp_path, 0.5) == ['0', '0.75']
+def test_damaged_files_are_not_read(tmp_path, content):
+    place = Place(tmp_path / 'x.json', False)
+    place.path.write_bytes(content)
+    assert read(place, 1, torch.float) is None
+    with pytest.warns(UserWarning, match='x.json'):
+        assert read(Place(place.path, True), 1, torch.float) is None
 
 
-def test_files_of_other_machines_are_ignored(kernels, tmp_path):
+def test_files_of_others_are_replaced(kernels, tmp_path):
     assert run(USE, tmp_path, 0.5) == ['1', '0.5']
     (path,) = tmp_path.iterdir()
     content = json.loads(path.read_text())
     content['machine']['cpu'] = 'another'
     path.write_text(json.dumps(content))
     assert run(USE, tmp_path, 0.75) == ['1', '0.75']
+    path.write_bytes(b'damaged')
+    assert run(USE, tmp_path, 0.25) == ['1', '0.25']
+    assert json.loads(path.read_text())['crossovers'] == SIZE * [0.25]
 
 
 def test_folders_that_cannot_be_written(kernels, tmp_path):
@@ -166,14 +172,12 @@ def test_concurrent_processes_agree(kernels, tmp_path):
     assert crossovers == SIZE * [float(outs[0][1])]
 
 
-def test_explicit_file(kernels, tmp_path):
+def test_explicit_file(kernels, tmp_path, monkeypatch):
     path = tmp_path / 'node.json'
-    code = """
-    report = calibration.calibrate()
-    assert report.path == sys.argv[2], report
-    """
-    code = f'sys.argv.append({str(path)!r})\n' + textwrap.dedent(code)
-    run(code, path, 0.5)
+    code = 'print(calibration.calibrate().path)'
+    with_warning = PRELUDE.replace("('error')", "('ignore')")
+    monkeypatch.setitem(globals(), 'PRELUDE', with_warning)
+    assert run(code, path, 0.5) == [str(path)]
     # It holds for all machines, numbers of threads and dtypes:
     content = json.loads(path.read_text())
     content['machine'] = {}
@@ -188,31 +192,24 @@ def test_explicit_file(kernels, tmp_path):
 
 
 @pytest.mark.parametrize('content', [None, '{}'])
-def test_explicit_file_that_is_invalid(kernels, tmp_path, content):
+def test_explicit_file_that_is_invalid(
+    kernels, tmp_path, monkeypatch, content
+):
     path = tmp_path / 'node.json'
     if content is not None:
         path.write_text(content)
     code = """
-    import warnings
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter('always')
-        calibration._loaded.clear()
+        torch.set_num_threads(2)
         lin(x)
         lin(x)
         print(lin.crossover(), len(calls), len(found))
         assert 'node.json' in str(found[0].message)
     """
-    code = f'import warnings\nwarnings.simplefilter("ignore")\n{PRELUDE}' + (
-        textwrap.dedent(code)
-    )
-    out = subprocess.run(
-        [sys.executable, '-c', code, '0.5'],
-        env={**os.environ, VARIABLE: str(path)},
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    assert out.stdout.split() == [str(DEFAULT), '0', '1']
+    with_warning = PRELUDE.replace("('error')", "('ignore')")
+    monkeypatch.setitem(globals(), 'PRELUDE', with_warning)
+    assert run(code, path) == [str(DEFAULT), '0', '1']
 
 
 def test_tests_run_with_a_fixed_setting():
@@ -356,15 +353,14 @@ def test_patterns_are_valid(kernels):
 
 
 def test_find_crossovers():
-    # Products at densities of 0.1 and 0.5. Dense ones take 1:
-    sparse = torch.tensor([[0.1, 0.2, 2.0, 0.01], [0.5, 1.0, 3.0, 0.02]])
-    out = _find_crossovers(sparse / MARGIN, torch.ones(2, 4))
-    assert torch.allclose(out, torch.tensor([1, 0.5, 0, 1]))
-    # The difference does not change:
-    out = _find_crossovers(torch.ones(2, 1), torch.full((2, 1), 3.0))
-    assert out.tolist() == [1]
-    out = _find_crossovers(torch.ones(2, 1), torch.full((2, 1), 0.3))
-    assert out.tolist() == [0]
+    # Sparse products at densities of 0.1 and 0.5, and dense ones:
+    low = torch.tensor([0.1, 0.2, 2.0, 0.01]) / MARGIN
+    high = torch.tensor([0.5, 1.0, 10.0, 0.02]) / MARGIN
+    out = _find_crossovers(low, high, torch.ones(4))
+    assert torch.allclose(out, torch.tensor([1, 0.5, 0.05, 1]))
+    # The density does not matter:
+    out = _find_crossovers(high, high, torch.ones(4))
+    assert out.tolist() == [1, 0, 0, 1]
 
 
 def test_fill():

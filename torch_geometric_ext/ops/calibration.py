@@ -57,7 +57,7 @@ def calibrate(dtype: torch.dtype = torch.float) -> Calibration:
     that is idle. Products may then change their choice, hence their results
     up to rounding.
 
-    Takes one to two seconds with the current number of threads
+    Takes about two seconds with the current number of threads
     (:func:`torch.set_num_threads`). It multiplies matrices of 1 to 4,096 rows
     and widths of 16 to 4,096, and derives, for each size, the density above
     which the dense product is faster.
