@@ -70,6 +70,7 @@ def make_runs(
     }
 
 
+@torch.inference_mode()  # As in a backward pass, without autograd.
 def measure(
     shape: Tuple[int, int, int], density: float, dtype: torch.dtype
 ) -> List[Dict[str, Any]]:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.ops import calibrate
 from torch_geometric_ext.ops.calibration_file import (
     VARIABLE,
+    Choices,
     Place,
     find_place,
     read,
@@ -27,16 +29,17 @@ from torch_geometric_ext.ops.crossovers import (
     WIDTHS,
     _fill,
     _find_crossovers,
-    _make_pattern,
+    make_pattern,
     measure_crossovers,
 )
+from torch_geometric_ext.ops.csr_costs import measure_csr_costs
 from torch_geometric_ext.ops.machine import (
     cpu_model,
     describe_machine,
     machine_slug,
 )
 
-DEFAULT = 0.25  # Without a calibration.
+DEFAULT, COSTS = 0.25, [9.0, 60.0, 4.0]  # Without a calibration.
 OPS = torch.ops.torch_geometric_ext
 
 # Replaces the measurement, which takes a second, by a count of its calls.
@@ -52,6 +55,7 @@ def measure(dtype):
     calls.append(dtype)
     return SIZE * [float(sys.argv[1])]
 calibration.measure_crossovers = measure
+calibration.measure_csr_costs = lambda dtype: [9.0, 60.0, 4.0]
 lin = SparseLinear(64, 64, sparsity=0.9)
 x = torch.randn(10, 64)
 """
@@ -123,7 +127,10 @@ def test_later_processes_read_the_file(kernels, tmp_path):
         b'{"version": 2, "crossovers": [], "machine": {}}',
         b'{"version": 1, "crossovers": [0.5], "machine": {}}',
         b'{"version": 1, "crossovers": 5, "machine": {}}',
-        b'{"version": 1, "crossovers": [%b NaN]}' % ((SIZE - 1) * b'0.5,'),
+        b'{"version": 1, "crossovers": [%b NaN], "csr_costs": [9, 60, 4]}'
+        % ((SIZE - 1) * b'0.5,'),
+        b'{"version": 1, "crossovers": [%b 0], "csr_costs": [9, 60, Infinity]}'
+        % ((SIZE - 1) * b'0.5,'),
         b'[' * 100_000,
     ],
 )
@@ -340,10 +347,17 @@ def test_measured_crossovers(kernels):
     assert ((table >= 0) & (table <= 1)).all() and table.unique().numel() > 9
 
 
+def test_measured_csr_costs(kernels):
+    scattered, feature, element = measure_csr_costs(torch.double)
+    assert scattered > 1  # A vectorized loop takes less for each.
+    assert 0 <= feature < math.inf and 0 <= element < math.inf
+    OPS.sparse_linear_force_dense(None)
+
+
 def test_patterns_are_valid(kernels):
     torch.manual_seed(0)
     mask = torch.rand(13, 7) < 0.4
-    rowptr, col, colptr, row, perm = _make_pattern(mask)
+    rowptr, col, colptr, row, perm = make_pattern(mask)
     x, values = torch.randn(5, 7), torch.randn(int(mask.sum()))
     weight = torch.zeros(13, 7)
     weight[mask] = values
@@ -383,11 +397,17 @@ def test_set_crossovers_invalid(values, num_threads, dtype):
     if not calibration.torch_geometric_ext.typing.WITH_EXT:
         pytest.skip('the kernels are not installed')
     with pytest.raises(ValueError, match='sparse_linear_set_crossovers'):
-        OPS.sparse_linear_set_crossovers(values, num_threads, dtype)
+        OPS.sparse_linear_set_crossovers(values, COSTS, num_threads, dtype)
+    with pytest.raises(ValueError, match='sparse_linear_set_crossovers'):
+        OPS.sparse_linear_set_crossovers(SIZE * [0.5], COSTS[:2], 99, dtype)
     for value in [-0.1, 1.1, float('nan'), float('inf')]:
         invalid = [*(SIZE - 1) * [0.5], value]
         with pytest.raises(ValueError, match=r'needs to be in \[0, 1\]'):
-            OPS.sparse_linear_set_crossovers(invalid, 99, dtype)
+            OPS.sparse_linear_set_crossovers(invalid, COSTS, 99, dtype)
+    for value in [-0.1, float('nan'), float('inf')]:
+        args = (SIZE * [0.5], [9.0, value, 4.0], 99, dtype)
+        with pytest.raises(ValueError, match="'costs' needs to be in"):
+            OPS.sparse_linear_set_crossovers(*args)
 
 
 @given(st.integers(-5, 2**40), st.integers(-5, 2**40), st.integers(-5, 2**40))
@@ -403,7 +423,7 @@ def test_crossovers_are_interpolated(num_rows, in_channels, out_channels):
         outs = torch.tensor(WIDTHS).log2() / 12
         table = (rows + 2 * ins + 3 * outs) / 6
         values = table.expand(3, -1, -1, -1).flatten().tolist()
-        OPS.sparse_linear_set_crossovers(values, 5, torch.float)
+        OPS.sparse_linear_set_crossovers(values, COSTS, 5, torch.float)
         found = OPS.sparse_linear_crossover(
             num_rows, in_channels, out_channels
         )
@@ -427,12 +447,13 @@ def test_calibrate_invalid(kernels, monkeypatch):
 
 def test_write_keeps_the_first(tmp_path):
     place, key = Place(tmp_path / 'x.json', False), (1, torch.float)
-    assert write(place, SIZE * [0.5], *key, replace=False)
-    assert not write(place, SIZE * [0.7], *key, replace=False)
-    assert read(place, *key) == SIZE * [0.5]
+    first, second = (Choices(SIZE * [x], [9, 60, 4]) for x in [0.5, 0.7])
+    assert write(place, first, *key, replace=False)
+    assert not write(place, second, *key, replace=False)
+    assert read(place, *key) == first
     assert read(place, 2, torch.float) is None  # Another key.
-    assert write(place, SIZE * [0.7], *key, replace=True)
-    assert read(place, *key) == SIZE * [0.7]
+    assert write(place, second, *key, replace=True)
+    assert read(place, *key) == second
     assert [x.name for x in tmp_path.iterdir()] == ['x.json']
 
 

@@ -1,8 +1,9 @@
 """Measure from which density on dense products are faster than sparse ones."""
 
 import itertools
+import math
 import time
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ def measure_crossovers(dtype: torch.dtype, budget: float = 2.0) -> List[float]:
         list: The densities by product (the forward pass, the gradient of the
         weights, both gradients), number of rows, input and output width.
     """
-    clock = _get_clock()
+    clock = get_clock()
     end = clock() + 0.75 * budget  # The last sizes take longest.
     shape = (NUM_PRODUCTS, len(ROWS), len(WIDTHS), len(WIDTHS))
     out = torch.full(shape, torch.inf, device='cpu', dtype=torch.double)
@@ -62,15 +63,18 @@ def measure_crossovers(dtype: torch.dtype, budget: float = 2.0) -> List[float]:
         if size > MAX_WEIGHTS:
             continue
         mask = noise[:size].view(WIDTHS[o], WIDTHS[i])
-        patterns = [_make_pattern(mask < density) for density in DENSITIES]
+        patterns = [make_pattern(mask < density) for density in DENSITIES]
         for r, num_rows in enumerate(ROWS):
             if num_rows <= 512 or size <= MAX_WEIGHTS_OF_MANY_ROWS:
-                runs = [_make_runs(data, num_rows, x) for x in patterns]
-                out[:, r, i, o] = _find_crossovers(*_time_runs(*runs, end))
+                low, high = (_make_runs(data, num_rows, x) for x in patterns)
+                runs = [(False, run) for run in [*low, *high]]
+                times = time_runs([*runs, *((True, run) for run in high)], end)
+                seconds = torch.tensor(times, dtype=torch.double).view(3, -1)
+                out[:, r, i, o] = _find_crossovers(*seconds)
     return _fill(out).flatten().tolist()
 
 
-def _make_pattern(mask: Tensor) -> Pattern:
+def make_pattern(mask: Tensor) -> Pattern:
     """Return a mask in CSR and CSC format."""
     rowptr, colptr = (F.pad(mask.sum(x).cumsum(0), (1, 0)) for x in [1, 0])
     col, row = mask.nonzero()[:, 1], mask.t().nonzero()[:, 1]
@@ -98,7 +102,7 @@ def _make_runs(data: Tensor, num_rows: int, pattern: Pattern) -> List[Run]:
     ]
 
 
-def _get_clock() -> Callable[[], float]:
+def get_clock() -> Callable[[], float]:
     """Return a clock that does not count the time of other processes, if
     products run on this thread only.
     """
@@ -106,16 +110,19 @@ def _get_clock() -> Callable[[], float]:
     return time.thread_time if single else time.perf_counter
 
 
-def _time_runs(
-    low: List[Run], high: List[Run], end: float
-) -> Tuple[Tensor, Tensor, Tensor]:
-    """Return the least seconds of sparse products at the low and at the high
-    density, and of dense products.
+def time_runs(
+    runs: Sequence[Tuple[bool, Run]], end: float = math.inf
+) -> List[float]:
+    """Return the least seconds of each run, by a dense or a sparse product.
+
+    Args:
+        runs (list): Whether the product is dense, and a function that computes
+            it.
+        end (float, optional): The time after which nothing is repeated.
+            (default: :obj:`math.inf`)
     """
-    clock = _get_clock()
+    clock = get_clock()
     force = torch.ops.torch_geometric_ext.sparse_linear_force_dense.default
-    runs = [(False, run) for run in [*low, *high]]
-    runs += [(True, run) for run in high]
     least = [float('inf')] * len(runs)
     repeated, stop = 0, min(clock() + MIN_SECONDS, end)
     while repeated < MIN_REPETITIONS or clock() < stop:
@@ -127,10 +134,7 @@ def _time_runs(
         repeated += 1
         if clock() > end:
             break
-    sparse_low, sparse_high, dense_high = torch.tensor(
-        least, dtype=torch.double
-    ).view(3, -1)
-    return sparse_low, sparse_high, dense_high
+    return least
 
 
 def _find_crossovers(low: Tensor, high: Tensor, dense: Tensor) -> Tensor:
