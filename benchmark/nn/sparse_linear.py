@@ -22,6 +22,7 @@ minutes with `--quick`.
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import time
 from pathlib import Path
@@ -148,13 +149,13 @@ class Bench:
         budget: float,
     ) -> Dict[str, Tensor]:
         """Time steps of ours, dense and rivals in turn."""
-        num_rows, *size = shape
+        num_rows, inp, out = shape
         torch.manual_seed(0)
-        x, grad = (torch.randn(num_rows, width) for width in size)
-        layer = SparseLinear(*size, sparsity=sparsity)
+        x, grad = torch.randn(num_rows, inp), torch.randn(num_rows, out)
+        layer = SparseLinear(inp, out, sparsity=sparsity)
         layers: Dict[str, Callable] = {
-            'dense': lambda: torch.nn.Linear(*size),
-            'bf16': lambda: torch.nn.Linear(*size).bfloat16(),
+            'dense': lambda: torch.nn.Linear(inp, out),
+            'bf16': lambda: torch.nn.Linear(inp, out).bfloat16(),
             'ours': lambda: layer,
             'masked': lambda: Masked(layer),
             'CSR': lambda: CSR(layer),
@@ -306,9 +307,11 @@ def main() -> None:
     parser.add_argument('--only', choices=['steps', 'sweep', 'memory'])
     parser.add_argument('--quick', action='store_true', help='fewer steps')
     path = RESULTS / f'{machine_slug()}.jsonl'
-    parser.add_argument('--output', type=Path, default=path)
+    parser.add_argument('--output', type=Path, help=f'default: {path}')
     args = parser.parse_args()
     only: Optional[str] = args.only
+    if args.output is None:  # Results of a part do not replace all results.
+        args.output = Path(os.devnull) if args.quick or only else path
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.open('w') as file:
         bench = Bench(file, 0.2 if args.quick else args.budget)
