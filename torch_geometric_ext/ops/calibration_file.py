@@ -25,7 +25,7 @@ VERSION = 1
 
 
 class Choices(NamedTuple):
-    """All that kernels choose by.
+    """Hold all that kernels choose by.
 
     Args:
         crossovers (List[float]): The result of
@@ -39,7 +39,7 @@ class Choices(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A file of a calibration.
+    """Locate a file of a calibration.
 
     Args:
         path (Path): The file.

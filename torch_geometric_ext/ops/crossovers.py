@@ -16,8 +16,8 @@ NUM_PRODUCTS = 3  # Forward pass, gradient of the weights, both gradients.
 # The number of elements of a table.
 SIZE = NUM_PRODUCTS * len(ROWS) * len(WIDTHS) ** 2
 
-# The largest weights that are measured with up to 512 rows and with more. A
-# choice: a table of them takes about a second.
+# The largest weights that are measured with up to 512 rows, and with more if
+# both widths exceed 16. A choice: all take about two seconds.
 MAX_WEIGHTS, MAX_WEIGHTS_OF_MANY_ROWS = 2**20, 2**14
 # Times of sparse products are interpolated linearly between these densities,
 # and extrapolated. Dense products are timed at the last one. A choice.
@@ -54,7 +54,7 @@ def measure_crossovers(dtype: torch.dtype, budget: float = 3.0) -> List[float]:
     noise = torch.rand(
         MAX_WEIGHTS, generator=torch.Generator(), dtype=torch.float
     )
-    size = max(ROWS[-2] * WIDTHS[-1], ROWS[-1] * 1024)
+    size = ROWS[-1] * WIDTHS[-1]
     data = torch.linspace(0.5, 1.5, size, dtype=torch.float).to(dtype)
     widths = itertools.product(range(len(WIDTHS)), repeat=2)
     for i, o in sorted(widths, key=sum):
@@ -63,13 +63,13 @@ def measure_crossovers(dtype: torch.dtype, budget: float = 3.0) -> List[float]:
             continue
         mask = noise[:size].view(WIDTHS[o], WIDTHS[i])
         patterns = [make_pattern(mask < density) for density in DENSITIES]
-        for r, num_rows in enumerate(ROWS):
-            if num_rows <= 512 or size <= MAX_WEIGHTS_OF_MANY_ROWS:
-                low, high = (_make_runs(data, num_rows, x) for x in patterns)
-                runs = [(False, run) for run in [*low, *high]]
-                times = time_runs([*runs, *((True, run) for run in high)], end)
-                seconds = torch.tensor(times, dtype=torch.double).view(3, -1)
-                out[:, r, i, o] = _find_crossovers(*seconds)
+        few = size <= MAX_WEIGHTS_OF_MANY_ROWS or min(i, o) == 0
+        for r, num_rows in enumerate(ROWS if few else ROWS[:-1]):
+            low, high = (_make_runs(data, num_rows, x) for x in patterns)
+            runs = [(False, run) for run in [*low, *high]]
+            times = time_runs([*runs, *((True, run) for run in high)], end)
+            seconds = torch.tensor(times, dtype=torch.double).view(3, -1)
+            out[:, r, i, o] = _find_crossovers(*seconds)
     return _fill(out).flatten().tolist()
 
 
