@@ -48,7 +48,7 @@ import sys, torch, warnings
 import torch_geometric_ext.ops.calibration as calibration
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.ops.crossovers import SIZE
-warnings.simplefilter('error')
+warnings.simplefilter('error', UserWarning)
 torch.set_num_threads(1)
 calls = []
 def measure(dtype):
@@ -182,7 +182,7 @@ def test_concurrent_processes_agree(kernels, tmp_path):
 def test_explicit_file(kernels, tmp_path, monkeypatch):
     path = tmp_path / 'node.json'
     code = 'print(calibration.calibrate().path)'
-    with_warning = PRELUDE.replace("('error')", "('ignore')")
+    with_warning = PRELUDE.replace("'error'", "'ignore'")
     monkeypatch.setitem(globals(), 'PRELUDE', with_warning)
     assert run(code, path, 0.5) == [str(path)]
     # It holds for all machines, numbers of threads and dtypes:
@@ -214,7 +214,7 @@ def test_explicit_file_that_is_invalid(
         print(lin.crossover(), len(calls), len(found))
         assert 'node.json' in str(found[0].message)
     """
-    with_warning = PRELUDE.replace("('error')", "('ignore')")
+    with_warning = PRELUDE.replace("'error'", "'ignore'")
     monkeypatch.setitem(globals(), 'PRELUDE', with_warning)
     assert run(code, path) == [str(DEFAULT), '0', '1']
 
