@@ -117,6 +117,8 @@ def ensure_calibration(x: Tensor, dtype: torch.dtype) -> None:
         x (torch.Tensor): The input of a product on the CPU.
         dtype (torch.dtype): The dtype that the product is computed in.
     """
+    if torch.compiler.is_compiling():  # First: graphs hold no other line.
+        return
     key = (torch.get_num_threads(), dtype)
     if key in _settled or isinstance(x, FakeTensor) or not _is_eager():
         return
@@ -134,6 +136,8 @@ def load_calibration(dtype: torch.dtype) -> None:
     """Read the choices for the current number of threads and a dtype from
     their file, if there is one, once.
     """
+    if torch.compiler.is_compiling():
+        return
     key = (torch.get_num_threads(), dtype)
     with_kernels = torch_geometric_ext.typing.WITH_EXT
     if key in _loaded or not with_kernels or not _is_eager():
@@ -150,8 +154,7 @@ def load_calibration(dtype: torch.dtype) -> None:
 def _is_eager() -> bool:
     """Check that no transform and no mode of PyTorch is active."""
     return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        torch.jit.is_tracing()
         or is_transformed()
         or torch._C._len_torch_dispatch_stack() > 0
     )
