@@ -28,7 +28,8 @@ FALLBACK_TESTS := test/data/test_shared_trees.py test/examples \
 	test/loader/test_paper_draw.py \
 	test/loader/test_shared_tree_loader.py \
 	test/nn/conv/test_masked_gcn_conv.py test/nn/dense/test_pattern.py \
-	test/nn/dense/test_sparse_linear.py test/nn/test_prototypes.py \
+	test/nn/dense/test_sparse_linear.py \
+	test/nn/dense/test_sparse_parameters.py test/nn/test_prototypes.py \
 	test/nn/test_random_trees.py test/ops test/sparsity/test_explored.py \
 	test/sparsity/test_optimizer_state.py test/sparsity/test_ranking.py \
 	test/sparsity/test_rigl.py test/sparsity/test_set.py \
@@ -88,6 +89,8 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# As in `test/conftest.py`:
+doctest: export TORCH_GEOMETRIC_EXT_CALIBRATION = off
 doctest: $(VENV)/.dev
 	$(BIN)/pytest --doctest-modules torch_geometric_ext
 	$(BIN)/pytest --doctest-glob='*.md' README.md

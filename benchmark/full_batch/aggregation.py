@@ -15,7 +15,6 @@ CPU time in milliseconds, on random edges as many as those of known graphs.
 import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Callable, Dict, List
 
 import torch
@@ -24,6 +23,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.utils import scatter
 
 from torch_geometric_ext.full_batch.adjacency import Adjacency
+from torch_geometric_ext.ops.machine import cpu_model
 
 # Nodes, edges, heads and channels of a head:
 SIZES = [
@@ -69,19 +69,12 @@ def ways(
     return out
 
 
-def cpu_name() -> str:
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
-        if line.startswith('model name'):
-            return line.split(':', 1)[1].strip()
-    return 'unknown CPU'
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('--num_rounds', type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f'# {cpu_name()}, 1 thread, PyTorch {torch.__version__}')
+    print(f'# {cpu_model()}, 1 thread, PyTorch {torch.__version__}')
     names = ['messages', 'EdgeIndex', 'torch CSR', 'kernel']
     head = ''.join(f'{name:>11}' for name in names)
     print(f'{"nodes":>8}{"edges":>8}{"heads":>7}{"channels":>10}{head}')

@@ -25,7 +25,6 @@ import copy
 import gc
 import statistics
 import time
-from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
@@ -45,6 +44,7 @@ from torch_geometric.utils import (
 )
 
 from torch_geometric_ext.full_batch import StaticGraph, accelerate
+from torch_geometric_ext.ops.machine import cpu_model
 
 DATASETS = ['Cora', 'CiteSeer', 'PubMed', 'Computers', 'Physics']
 MODELS = {'GCN': GCN, 'SAGE': GraphSAGE, 'GIN': GIN, 'GAT': GAT}
@@ -272,13 +272,6 @@ def compare(
     return {**out, 'setup s': setup, **errors}
 
 
-def cpu_name() -> str:
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
-        if line.startswith('model name'):
-            return line.split(':', 1)[1].strip()
-    return 'unknown CPU'
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument('--root', required=True)
@@ -297,7 +290,7 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
     print(
-        f'# {cpu_name()}, {args.threads} thread(s), PyTorch '
+        f'# {cpu_model()}, {args.threads} thread(s), PyTorch '
         f'{torch.__version__}, PyG {torch_geometric.__version__}'
     )
     columns: Tuple[str, ...] = ()

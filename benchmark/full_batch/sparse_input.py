@@ -9,7 +9,6 @@ of medians of the CPU time, above one where the sparse product is faster.
 import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Callable, Dict, List
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from torch_geometric_ext.full_batch import sparse_input
 from torch_geometric_ext.full_batch.sparse_input import SparseInput
+from torch_geometric_ext.ops.machine import cpu_model
 
 SIZES = [
     (2708, 1433, 64),
@@ -59,19 +59,12 @@ def sparse_product(x: Tensor, weight: Tensor, size: int) -> Callable[[], None]:
     return run
 
 
-def cpu_name() -> str:
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
-        if line.startswith('model name'):
-            return line.split(':', 1)[1].strip()
-    return 'unknown CPU'
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('--num_rounds', type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f'# {cpu_name()}, 1 thread, PyTorch {torch.__version__}')
+    print(f'# {cpu_model()}, 1 thread, PyTorch {torch.__version__}')
     names = ['whole' if x == 1 << 30 else x for x in BLOCK_SIZES]
     head = ''.join(f'{x:>8}' for x in names)
     print(f'{"rows x features x outputs":<26} density{head}')

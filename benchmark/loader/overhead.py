@@ -16,7 +16,6 @@ parts of the epochs.
 
 import argparse
 import os
-import platform
 import time
 from typing import Callable, Iterator, List
 
@@ -32,6 +31,7 @@ import torch_geometric_ext.typing
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import GDeRSampler, SoftRandomSampler
 from torch_geometric_ext.nn import HypersphericalPrototypes
+from torch_geometric_ext.ops.machine import cpu_model
 
 
 class Run:
@@ -132,13 +132,8 @@ def main() -> None:
 
 def machine() -> str:
     """Return the processor, its number of cores and its load."""
-    model = platform.processor() or platform.machine()
-    if os.path.exists('/proc/cpuinfo'):
-        with open('/proc/cpuinfo') as f:
-            rows = [x.split(':')[1].strip() for x in f if 'model name' in x]
-        model = rows[0] if rows else model
     load = os.getloadavg()[0]
-    return f'{model}, {os.cpu_count()} cores, load {load:.1f}'
+    return f'{cpu_model()}, {os.cpu_count()} cores, load {load:.1f}'
 
 
 def compare(

@@ -22,7 +22,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import platform
 import time
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
@@ -46,6 +45,7 @@ from torch_geometric_ext.loader import (
     SoftRandomSampler,
 )
 from torch_geometric_ext.nn import HypersphericalPrototypes
+from torch_geometric_ext.ops.machine import cpu_model
 
 DATASETS = ['NCI1', 'PROTEINS', 'DHFR', 'AIDS', 'BACE', 'IMDB-BINARY']
 SCENARIOS = [
@@ -371,14 +371,6 @@ def make_jobs(args: argparse.Namespace) -> List[Job]:
     return jobs
 
 
-def cpu_name() -> str:
-    path = Path('/proc/cpuinfo')
-    for line in path.read_text().splitlines() if path.exists() else []:
-        if line.startswith('model name'):
-            return line.split(':')[1].strip()
-    return platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--root', default='.data')
@@ -408,7 +400,7 @@ def main() -> None:
         epochs=args.epochs,
         lr=args.lr,
         torch=torch.__version__,
-        machine=cpu_name(),
+        machine=cpu_model(),
         processes=args.processes,
     )
     context = multiprocessing.get_context('spawn')

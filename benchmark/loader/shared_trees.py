@@ -29,7 +29,6 @@ import multiprocessing
 import resource
 import time
 import warnings
-from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple
 
 import torch
@@ -45,6 +44,7 @@ from torch_geometric.utils import degree
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import RootAggregation, shared_batch
+from torch_geometric_ext.ops.machine import cpu_model
 from torch_geometric_ext.transforms import ShareComputationTrees
 
 HIDDEN = 128
@@ -360,13 +360,6 @@ def print_row(
     )
 
 
-def cpu_name() -> str:
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
-        if line.startswith('model name'):
-            return line.split(':')[1].strip()
-    return 'unknown CPU'
-
-
 def peak_memory(root: str, name: str, shared: bool, queue: Any) -> None:
     """Report the bytes that a full-batch step allocates at its peak."""
     torch.set_num_threads(1)
@@ -482,7 +475,7 @@ def compare_steps(
         torch.set_num_threads(threads)
         print(
             f'\n{name}: {len(dataset):,} graphs, {threads} thread(s), '
-            f'{cpu_name()}, PyTorch {torch.__version__}'
+            f'{cpu_model()}, PyTorch {torch.__version__}'
         )
         if threads == args.threads[0]:
             for num_layers in args.num_layers:

@@ -36,12 +36,10 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -56,6 +54,7 @@ from torch_geometric.data import TemporalData
 
 from torch_geometric_ext.datasets import TemporalEdgeList
 from torch_geometric_ext.nn import SparseLinear, sparsify
+from torch_geometric_ext.ops.machine import cpu_model
 from torch_geometric_ext.sparsity import (
     ADMM,
     SET,
@@ -556,13 +555,6 @@ def print_table(records: List[Dict[str, Any]]) -> None:
         print(f'best heuristic: {", ".join(sorted(best))}')
 
 
-def cpu_name() -> str:
-    path = Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [x.split(':')[1].strip() for x in lines if 'model name' in x]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--root', required=True)
@@ -584,7 +576,7 @@ def main() -> None:
     parser.add_argument('--output', help='a file of results as JSON lines')
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
-    cpu, threads = cpu_name(), torch.get_num_threads()
+    cpu, threads = cpu_model(), torch.get_num_threads()
     print(
         f'{cpu}, {threads} thread(s), {args.seeds} seeds, {args.steps} steps '
         f'of {args.batch_size} events, Adam with lr {args.lr}'

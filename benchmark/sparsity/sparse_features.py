@@ -28,7 +28,6 @@ import argparse
 import statistics
 import time
 import warnings
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple, Type
 
 import torch
@@ -41,6 +40,7 @@ from torch_geometric.nn import GCN
 
 from torch_geometric_ext.full_batch.sparse_input import SparseInput
 from torch_geometric_ext.nn import SparseLinear, sparsify
+from torch_geometric_ext.ops.machine import cpu_model
 from torch_geometric_ext.sparsity import RigL
 
 SIZES = [(2708, 1433, 16), (2708, 1433, 512), (19717, 500, 64)]
@@ -219,13 +219,6 @@ def fastest(runs: List[Callable[[], Tensor]], num_rounds: int) -> List[float]:
     return [min(x) for x in times]
 
 
-def cpu_name() -> str:
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
-        if line.startswith('model name'):
-            return line.split(':', 1)[1].strip()
-    return 'unknown CPU'
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--root', default='data')
@@ -243,7 +236,7 @@ def main() -> None:
     warnings.simplefilter('ignore')  # PyTorch calls CSR a beta feature.
     torch.set_num_threads(args.num_threads)
     threads = f'{args.num_threads} threads'.replace('1 threads', '1 thread')
-    print(f'# {cpu_name()}, {threads}, PyTorch {torch.__version__}')
+    print(f'# {cpu_model()}, {threads}, PyTorch {torch.__version__}')
     loads: Dict[str, Callable[[], Data]] = {
         'Cora': lambda: Planetoid(f'{args.root}/Planetoid', 'Cora')[0],
         'PubMed': lambda: Planetoid(f'{args.root}/Planetoid', 'PubMed')[0],

@@ -25,8 +25,6 @@ tables and the figures.
 import argparse
 import copy
 import json
-import os
-import platform
 import time
 from functools import partial
 from pathlib import Path
@@ -43,6 +41,7 @@ from torch_geometric.nn import GCN
 
 from torch_geometric_ext.full_batch import StaticGraph, accelerate
 from torch_geometric_ext.nn import SparseLinear, sparsify
+from torch_geometric_ext.ops.machine import cpu_model
 from torch_geometric_ext.sparsity import (
     ADMM,
     SET,
@@ -276,13 +275,8 @@ def main() -> None:
 
 def machine() -> str:
     """Return the processor, and the threads and version of PyTorch."""
-    model = platform.processor() or platform.machine()
-    if os.path.exists('/proc/cpuinfo'):
-        with open('/proc/cpuinfo') as f:
-            rows = [x.split(':')[1].strip() for x in f if 'model name' in x]
-        model = rows[0] if rows else model
     threads = torch.get_num_threads()
-    return f'{model}, {threads} thread(s), PyTorch {torch.__version__}'
+    return f'{cpu_model()}, {threads} thread(s), PyTorch {torch.__version__}'
 
 
 def tag(args: argparse.Namespace) -> str:

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 from torch_geometric.testing import withCUDA
 
+import torch_geometric_ext.typing
 from torch_geometric_ext.nn.dense.pattern import compress
 from torch_geometric_ext.ops import sparse_linear, sparse_linear_crossover
 from torch_geometric_ext.ops.sparse_linear import (
@@ -63,6 +65,7 @@ def assert_equal_to_oracle(index, inputs):
     density=st.sampled_from([0.0, 0.01, 0.1, 0.3, 0.8, 1.0]),
     seed=st.integers(0, 2**16),
     dtype=st.sampled_from([torch.double, torch.float]),
+    dense=st.sampled_from([None, False, True]),
 )
 def test_sparse_linear_matches_dense_mask(
     N,
@@ -71,7 +74,26 @@ def test_sparse_linear_matches_dense_mask(
     density,
     seed,
     dtype,
+    dense,
 ):
+    with forced(dense):
+        assert_matches_dense_mask(N, I, O, density, seed, dtype)
+
+
+@contextlib.contextmanager
+def forced(dense):
+    """Forces sparse or dense products."""
+    force = lambda dense: None  # noqa: E731
+    if torch_geometric_ext.typing.WITH_EXT:
+        force = torch.ops.torch_geometric_ext.sparse_linear_force_dense
+    force(dense)
+    try:
+        yield
+    finally:
+        force(None)
+
+
+def assert_matches_dense_mask(N, I, O, density, seed, dtype):  # noqa: E741
     index, inputs = make_inputs(N, I, O, density, seed, dtype=dtype)
     assert_equal_to_oracle(index, inputs)
 
@@ -260,13 +282,9 @@ def test_sparse_linear_invalid_gradient(ext):
             op(grad, x.clone(), values.clone(), *pattern, True, True)
 
 
-def test_sparse_linear_crossover(kernels):
-    large = sparse_linear_crossover(4096, 2048, 512)
-    assert 0 < large < 1
-    # Tiles of small layers fit into the cache:
-    assert large <= sparse_linear_crossover(4096, 64, 64) <= 1
-    # Small batches pay for the conversion to a dense matrix:
-    assert large != sparse_linear_crossover(1, 2048, 512)
+def test_sparse_linear_crossover(ext):
+    # `test_calibration.py` sets and measures densities.
+    assert sparse_linear_crossover(4096, 2048, 512) == (0.25 if ext else 0)
 
 
 @pytest.mark.parametrize('capability', ['avx2', 'default'])

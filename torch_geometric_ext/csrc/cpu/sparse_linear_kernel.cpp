@@ -11,10 +11,11 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <utility>
 
+#include "crossovers.h"
 #include "pattern.h"
 #include "sparse_linear.h"
-#include "sparse_linear_cost.h"
 #include "sparse_linear_schedule.h"
 
 namespace torch_geometric_ext {
@@ -113,21 +114,6 @@ void backward(
   });
 }
 
-template <typename scalar_t>
-SparseLinearCost cost(
-    int64_t num_rows, int64_t num_weights, int64_t in, int64_t out,
-    int64_t tile_channels) {
-  const auto& loops = tile_loops<scalar_t>();
-  const int64_t size = sizeof(scalar_t);
-  return {
-      num_weights,
-      in,
-      out,
-      num_rows,
-      loops.lanes * size,
-      tile_channels * loops.max_rows * size};
-}
-
 // Calls `func(positions, dense row)` for the weights of each row, where
 // `positions` are the weights [begin, end).
 template <typename F>
@@ -177,8 +163,9 @@ Tensor run_forward(
     const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
     const Pattern& pattern) {
   const auto in = x.size(1), channels = pattern.rowptr.numel() - 1;
-  if (cost<scalar_t>(x.size(0), values.numel(), in, channels, in)
-          .dense_forward()) {
+  if (prefers_dense(
+          kForward, values.scalar_type(), x.size(0), in, channels,
+          values.numel())) {
     return at::linear(x, to_dense<scalar_t>(values, pattern, in), bias);
   }
   const auto added = bias.has_value() ? bias->contiguous() : Tensor();
@@ -189,6 +176,15 @@ Tensor run_forward(
   return out;
 }
 
+bool prefers_dense_backward(
+    const Tensor& values, int64_t num_rows, int64_t in, int64_t out,
+    bool needs_x, bool needs_values) {
+  if (!needs_values) std::swap(in, out);  // The weight is transposed.
+  const auto product = !needs_values ? kForward : needs_x ? kBoth : kValues;
+  return prefers_dense(
+      product, values.scalar_type(), num_rows, in, out, values.numel());
+}
+
 template <typename scalar_t>
 std::tuple<Tensor, Tensor> run_backward(
     const Tensor& grad, const Tensor& x, const Tensor& values,
@@ -196,8 +192,8 @@ std::tuple<Tensor, Tensor> run_backward(
   const auto num_rows = x.size(0), in = x.size(1), channels = grad.size(1);
   auto grad_x = at::empty({0, 0}, values.options());
   auto grad_values = at::empty({0}, values.options());
-  if (cost<scalar_t>(num_rows, values.numel(), in, channels, channels)
-          .dense_backward(needs_x, needs_values)) {
+  if (prefers_dense_backward(
+          values, num_rows, in, channels, needs_x, needs_values)) {
     if (needs_x) {
       grad_x = at::mm(grad, to_dense<scalar_t>(values, pattern, in));
     }
@@ -259,12 +255,6 @@ std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
   return {grad_x.to(x.scalar_type()), grad_values};
 }
 
-double crossover(int64_t num_rows, int64_t in, int64_t out) {
-  auto estimate = cost<float>(num_rows, 1, in, out, in);
-  return std::min(
-      1.0, estimate.dense() / estimate.num_dense / estimate.forward());
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
@@ -277,13 +267,6 @@ TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
       "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor perm, "
       "bool needs_x, bool needs_values, bool check_invariants=True) -> "
       "(Tensor, Tensor)");
-  m.def(
-      "sparse_linear_crossover(int num_rows, int in_channels, "
-      "int out_channels) -> float");
-}
-
-TORCH_LIBRARY_IMPL(torch_geometric_ext, CompositeExplicitAutograd, m) {
-  m.impl("sparse_linear_crossover", TORCH_FN(crossover));
 }
 
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
