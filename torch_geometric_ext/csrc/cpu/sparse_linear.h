@@ -12,11 +12,17 @@ struct Compressed {
   const scalar_t* values;
 };
 
-// A row-major matrix with a stride between rows.
+// A row-major matrix with a stride between rows. If it `streams`, writes bypass
+// the caches, and all vectors of its rows are aligned.
 template <typename scalar_t>
 struct Matrix {
   scalar_t* data;
   int64_t stride;
+  bool streams = false;
+
+  Matrix from(int64_t feature) const {
+    return {data + feature, stride, streams};
+  }
 };
 
 // Loops over a tile, compiled once for each instruction set. A tile is a few

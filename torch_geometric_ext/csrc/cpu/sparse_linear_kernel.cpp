@@ -12,6 +12,7 @@
 #include <optional>
 #include <tuple>
 
+#include "memory.h"
 #include "pattern.h"
 #include "sparse_linear.h"
 #include "sparse_linear_cost.h"
@@ -66,7 +67,7 @@ void forward(
           int64_t begin, int64_t end) {
         loops.forward(
             tile, num_rows, begin, end, weight, bias,
-            rows_of<scalar_t>(out, row));
+            output_rows<scalar_t>(out, row));
       });
 }
 
@@ -101,7 +102,7 @@ void backward(
           int64_t begin, int64_t end) {
         loops.backward(
             tile, num_rows, begin, end, weight, rows_of<const scalar_t>(x, row),
-            needs_x ? rows_of<scalar_t>(grad_x, row) : Matrix<scalar_t>{},
+            needs_x ? output_rows<scalar_t>(grad_x, row) : Matrix<scalar_t>{},
             needs_values ? sums + part * num_weights : nullptr);
       });
   if (!needs_values) return;
@@ -182,7 +183,7 @@ Tensor run_forward(
     return at::linear(x, to_dense<scalar_t>(values, pattern, in), bias);
   }
   const auto added = bias.has_value() ? bias->contiguous() : Tensor();
-  auto out = at::empty({x.size(0), channels}, values.options());
+  auto out = empty_matrix(x.size(0), channels, values.options());
   forward<scalar_t>(
       x, values, added.defined() ? added.const_data_ptr<scalar_t>() : nullptr,
       pattern, out);
@@ -206,7 +207,7 @@ std::tuple<Tensor, Tensor> run_backward(
     }
     return {grad_x, grad_values};
   }
-  if (needs_x) grad_x = at::empty({num_rows, in}, values.options());
+  if (needs_x) grad_x = empty_matrix(num_rows, in, values.options());
   if (needs_values) grad_values = at::empty({values.numel()}, values.options());
   backward<scalar_t>(
       grad, x, values, pattern, grad_x, grad_values, needs_x, needs_values);

@@ -20,6 +20,8 @@ struct Tile {
   static constexpr int kMaxVectors = 4;
   static constexpr int kMaxRows = kMaxVectors * L;
   static constexpr int kScratch = 16 * L;
+  // Features that are written together: rows are written by 256 bytes.
+  static constexpr int kChunk = 4 * L;
 
   static inline Vec load(const scalar_t* src) {
     Vec out;
@@ -29,6 +31,15 @@ struct Tile {
 
   static inline void store(scalar_t* dst, Vec x) {
     std::memcpy(dst, &x, sizeof(Vec));
+  }
+
+  // Writes an aligned vector to memory without reading its cache line first.
+  static inline void stream(scalar_t* dst, Vec x) {
+#if defined(STREAM)
+    STREAM(dst, x);
+#else
+    store(dst, x);
+#endif
   }
 
   // Interleaves the elements of `a` and `b`: first halves, then last halves.
@@ -119,10 +130,15 @@ struct Tile {
 
   static inline void write(
       const Vec (&square)[L], scalar_t* dst, int64_t stride, int64_t num_rows,
-      int64_t num_features) {
+      int64_t num_features, bool streams) {
     if (num_rows >= L && num_features >= L) {
+      if (streams) {
 #pragma GCC unroll 16
-      for (int i = 0; i < L; i++) store(dst + i * stride, square[i]);
+        for (int i = 0; i < L; i++) stream(dst + i * stride, square[i]);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; i++) store(dst + i * stride, square[i]);
+      }
       return;
     }
     const auto size = std::min<int64_t>(num_features, L) * sizeof(scalar_t);
@@ -133,41 +149,59 @@ struct Tile {
     }
   }
 
-  // Transposes rows of up to L features to features of V vectors of rows.
-  template <int V>
-  static inline void pack_chunk(
-      const scalar_t* src, int64_t stride, int64_t num_rows,
-      int64_t num_features, scalar_t* dst) {
-    for (int v = 0; v < V; v++) {
-      Vec square[L];
-      const auto offset = v * L * stride;
-      read(square, src + offset, stride, num_rows - v * L, num_features);
-      transpose(square);
-      const auto size = std::min<int64_t>(num_features, L);
-      for (int i = 0; i < size; i++) store(dst + (i * V + v) * L, square[i]);
-    }
-  }
-
-  template <int V>
-  static inline void unpack_chunk(
-      const scalar_t* src, scalar_t* dst, int64_t stride, int64_t num_rows,
-      int64_t num_features) {
-    for (int v = 0; v < V; v++) {
-      Vec square[L];
+  // Loads rows of the next tile into the second-level cache.
+  static inline void prefetch(const scalar_t* src, int64_t stride) {
+    const auto address = reinterpret_cast<uintptr_t>(src);
 #pragma GCC unroll 16
-      for (int i = 0; i < L; i++) square[i] = load(src + (i * V + v) * L);
-      transpose(square);
-      const auto offset = v * L * stride;
-      write(square, dst + offset, stride, num_rows - v * L, num_features);
+    for (int i = 0; i < L; i++) {
+      const auto offset = (kMaxRows + i) * stride * int64_t(sizeof(scalar_t));
+      __builtin_prefetch(reinterpret_cast<const void*>(address + offset), 0, 2);
     }
   }
 
+  // Transposes the features [begin, end) of rows to features of V vectors of
+  // rows. Completes L rows after another, since a processor prefetches few
+  // rows at once.
   template <int V>
   static void pack(
       Matrix<const scalar_t> x, int64_t num_rows, int64_t begin, int64_t end,
       scalar_t* tile) {
-    for (int64_t i = begin; i < end; i += L) {
-      pack_chunk<V>(x.data + i, x.stride, num_rows, end - i, tile + i * V * L);
+    for (int v = 0; v < V; v++) {
+      const auto* src = x.data + v * L * x.stride;
+      for (int64_t i = begin; i < end; i += L) {
+        Vec square[L];
+        read(square, src + i, x.stride, num_rows - v * L, end - i);
+        prefetch(src + i, x.stride);
+        transpose(square);
+        auto* dst = tile + (i * V + v) * L;
+        const auto size = std::min<int64_t>(end - i, L);
+        if (size == L) {
+#pragma GCC unroll 16
+          for (int j = 0; j < L; j++) store(dst + j * V * L, square[j]);
+        } else {
+          for (int j = 0; j < size; j++) store(dst + j * V * L, square[j]);
+        }
+      }
+    }
+  }
+
+  // Transposes a chunk of features back to rows.
+  template <int V>
+  static void unpack(
+      const scalar_t* chunk, Matrix<scalar_t> out, int64_t num_rows,
+      int64_t num_features) {
+    for (int v = 0; v < V; v++) {
+      for (int64_t i = 0; i < num_features; i += L) {
+        Vec square[L];
+        const auto* src = chunk + (i * V + v) * L;
+#pragma GCC unroll 16
+        for (int j = 0; j < L; j++) square[j] = load(src + j * V * L);
+        transpose(square);
+        auto* dst = out.data + v * L * out.stride + i;
+        write(
+            square, dst, out.stride, num_rows - v * L, num_features - i,
+            out.streams);
+      }
     }
   }
 
@@ -175,9 +209,9 @@ struct Tile {
   static void forward(
       const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
       Compressed<scalar_t> weight, const scalar_t* bias, Matrix<scalar_t> out) {
-    alignas(64) scalar_t chunk[L * V * L];
-    for (int64_t first = begin; first < end; first += L) {
-      const auto size = std::min<int64_t>(end - first, L);
+    alignas(64) scalar_t chunk[kChunk * V * L];
+    for (int64_t first = begin; first < end; first += kChunk) {
+      const auto size = std::min<int64_t>(end - first, kChunk);
       for (int64_t i = 0; i < size; i++) {
         const auto row = first + i;
         const auto initial = bias == nullptr ? scalar_t(0) : bias[row];
@@ -194,7 +228,7 @@ struct Tile {
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) store(chunk + (i * V + v) * L, sum[v]);
       }
-      unpack_chunk<V>(chunk, out.data + first, out.stride, num_rows, size);
+      unpack<V>(chunk, out.from(first), num_rows, size);
     }
   }
 
@@ -227,14 +261,14 @@ struct Tile {
       const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
       Compressed<scalar_t> weight, Matrix<const scalar_t> x,
       Matrix<scalar_t> grad_x, scalar_t* grad_values) {
-    alignas(64) scalar_t x_chunk[L * V * L];
-    alignas(64) scalar_t grad_chunk[L * V * L];
+    alignas(64) scalar_t x_chunk[kChunk * V * L];
+    alignas(64) scalar_t grad_chunk[kChunk * V * L];
     Pending pending;
     if (needs_values) pending.target = grad_values + weight.ptr[begin];
-    for (int64_t first = begin; first < end; first += L) {
-      const auto size = std::min<int64_t>(end - first, L);
+    for (int64_t first = begin; first < end; first += kChunk) {
+      const auto size = std::min<int64_t>(end - first, kChunk);
       if (needs_values) {
-        pack_chunk<V>(x.data + first, x.stride, num_rows, size, x_chunk);
+        pack<V>(x.from(first), num_rows, 0, size, x_chunk);
       }
       for (int64_t i = 0; i < size; i++) {
         Vec own[V] = {}, sum[V] = {};
@@ -268,8 +302,7 @@ struct Tile {
         }
       }
       if (needs_x) {
-        auto* dst = grad_x.data + first;
-        unpack_chunk<V>(grad_chunk, dst, grad_x.stride, num_rows, size);
+        unpack<V>(grad_chunk, grad_x.from(first), num_rows, size);
       }
     }
     if (needs_values) pending.flush();
@@ -279,6 +312,13 @@ struct Tile {
     return std::min<int64_t>((num_rows + L - 1) / L, kMaxVectors) * L;
   }
 };
+
+// Makes streamed writes visible to other threads.
+inline void finish_streams([[maybe_unused]] bool streams) {
+#if defined(STREAM)
+  if (streams) _mm_sfence();
+#endif
+}
 
 template <typename scalar_t>
 void pack(
@@ -301,6 +341,7 @@ void forward(
       T::template forward<4>};
   const auto loop = loops[T::width(num_rows) / T::L - 1];
   loop(tile, num_rows, begin, end, weight, bias, out);
+  finish_streams(out.streams);
 }
 
 template <typename scalar_t, bool needs_x, bool needs_values>
@@ -327,6 +368,7 @@ void backward(
                     : grad_x.data == nullptr ? backward<scalar_t, false, true>
                                              : backward<scalar_t, true, true>;
   loop(tile, num_rows, begin, end, weight, x, grad_x, grad_values);
+  finish_streams(grad_x.streams);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "memory.h"
 #include "sparse_linear.h"
 
 // The parallel schedule of sparse products.
@@ -34,6 +35,19 @@ Matrix<scalar_t> rows_of(const at::Tensor& x, int64_t begin = 0) {
   using data_t = std::remove_const_t<scalar_t>;
   auto* data = static_cast<data_t*>(x.data_ptr());
   return {data + begin * x.stride(0), x.stride(0)};
+}
+
+// Returns the rows of an output from `begin` on. Outputs that do not stay in a
+// cache bypass it.
+template <typename scalar_t>
+Matrix<scalar_t> output_rows(const at::Tensor& out, int64_t begin) {
+  constexpr int64_t kLine = 64;
+  auto rows = rows_of<scalar_t>(out, begin);
+  const int64_t row_bytes = rows.stride * sizeof(scalar_t);
+  rows.streams = int64_t(out.nbytes()) > last_cache_bytes() / 2 &&
+                 reinterpret_cast<uintptr_t>(rows.data) % kLine == 0 &&
+                 row_bytes % kLine == 0;
+  return rows;
 }
 
 // Calls `func(chunk, begin, end)` for at most `num_chunks` ranges of `size` in
