@@ -44,39 +44,42 @@ void check(
   if (with_invariants) check_invariants(op, pattern);
 }
 
-// Casts `x` to the dtype of `values` and makes its rows contiguous.
+// Casts `x` to a dtype that has loops, and makes its rows contiguous.
 Tensor as_rows(const Tensor& x, const Tensor& values) {
-  const auto out = x.to(values.scalar_type());
+  const bool has_loops = x.scalar_type() == at::kBFloat16;
+  const auto out = has_loops ? x : x.to(values.scalar_type());
   return x.size(1) <= 1 || out.stride(1) == 1 ? out : out.contiguous();
 }
 
-template <typename scalar_t>
+template <typename element_t>
 void forward(
-    const Tensor& x, const Tensor& values, const scalar_t* bias,
+    const Tensor& x, const Tensor& values, const Compute<element_t>* bias,
     const Pattern& pattern, Tensor& out) {
-  const auto& loops = tile_loops<scalar_t>();
+  using scalar_t = Compute<element_t>;
+  const auto& loops = tile_loops<element_t>();
   const auto channels = out.size(1);
   const Compressed<scalar_t> weight{
       pattern.rowptr.const_data_ptr<int32_t>(),
       pattern.col.const_data_ptr<int32_t>(), values.const_data_ptr<scalar_t>()};
   const Plan plan(
       x.size(0), values.numel(), x.size(1) + channels, loops.max_rows);
-  for_tiles<scalar_t>(
+  for_tiles<element_t>(
       x, channels, plan,
       [&](int64_t, const scalar_t* tile, int64_t row, int64_t num_rows,
           int64_t begin, int64_t end) {
         loops.forward(
             tile, num_rows, begin, end, weight, bias,
-            output_rows<scalar_t>(out, row));
+            output_rows<element_t>(out, row));
       });
 }
 
-template <typename scalar_t>
+template <typename element_t>
 void backward(
     const Tensor& grad, const Tensor& x, const Tensor& values,
     const Pattern& pattern, Tensor& grad_x, Tensor& grad_values, bool needs_x,
     bool needs_values) {
-  const auto& loops = tile_loops<scalar_t>();
+  using scalar_t = Compute<element_t>;
+  const auto& loops = tile_loops<element_t>();
   const auto in = x.size(1), num_weights = values.numel();
   if (num_weights == 0) {
     grad_x.zero_();
@@ -96,13 +99,15 @@ void backward(
   auto parts =
       at::zeros({needs_values ? num_parts : 0, num_weights}, values.options());
   auto* sums = needs_values ? parts.mutable_data_ptr<scalar_t>() : nullptr;
-  for_tiles<scalar_t>(
+  for_tiles<element_t>(
       grad, in, plan,
       [&](int64_t part, const scalar_t* tile, int64_t row, int64_t num_rows,
           int64_t begin, int64_t end) {
         loops.backward(
-            tile, num_rows, begin, end, weight, rows_of<const scalar_t>(x, row),
-            needs_x ? output_rows<scalar_t>(grad_x, row) : Matrix<scalar_t>{},
+            tile, num_rows, begin, end, weight,
+            rows_of<const element_t>(x, row),
+            needs_x ? output_rows<element_t>(grad_x, row)
+                    : Matrix<element_t>{},
             needs_values ? sums + part * num_weights : nullptr);
       });
   if (!needs_values) return;

@@ -15,36 +15,38 @@
 namespace torch_geometric_ext {
 
 // Returns the loops for the instruction set that PyTorch uses.
-template <typename scalar_t>
-const TileLoops<scalar_t>& tile_loops() {
+template <typename element_t>
+const TileLoops<element_t>& tile_loops() {
   static const auto loops = [] {
 #if defined(__x86_64__)
     const auto capability = at::get_cpu_capability();
     if (capability.rfind("AVX512", 0) == 0)
-      return tile_loops_avx512<scalar_t>();
-    if (capability == "AVX2") return tile_loops_avx2<scalar_t>();
+      return tile_loops_avx512<element_t>();
+    if (capability == "AVX2") return tile_loops_avx2<element_t>();
 #endif
-    return tile_loops_default<scalar_t>();
+    return tile_loops_default<element_t>();
   }();
   return loops;
 }
 
 // Returns the rows of `x` from `begin` on.
-template <typename scalar_t>
-Matrix<scalar_t> rows_of(const at::Tensor& x, int64_t begin = 0) {
-  using data_t = std::remove_const_t<scalar_t>;
+template <typename element_t>
+Matrix<element_t> rows_of(const at::Tensor& x, int64_t begin = 0) {
+  using data_t = std::remove_const_t<element_t>;
   auto* data = static_cast<data_t*>(x.data_ptr());
   return {data + begin * x.stride(0), x.stride(0)};
 }
 
-// Returns the rows of an output from `begin` on. Outputs that do not stay in a
-// cache bypass it.
-template <typename scalar_t>
-Matrix<scalar_t> output_rows(const at::Tensor& out, int64_t begin) {
+// Returns the rows of an output from `begin` on. Outputs that are too large to
+// stay in a cache bypass it.
+template <typename element_t>
+Matrix<element_t> output_rows(const at::Tensor& out, int64_t begin) {
   constexpr int64_t kLine = 64;
-  auto rows = rows_of<scalar_t>(out, begin);
-  const int64_t row_bytes = rows.stride * sizeof(scalar_t);
-  rows.streams = int64_t(out.nbytes()) > last_cache_bytes() / 2 &&
+  auto rows = rows_of<element_t>(out, begin);
+  const int64_t row_bytes = rows.stride * sizeof(element_t);
+  // Rows of half precision are written by half lines.
+  rows.streams = sizeof(element_t) == sizeof(Compute<element_t>) &&
+                 int64_t(out.nbytes()) > last_cache_bytes() / 2 &&
                  reinterpret_cast<uintptr_t>(rows.data) % kLine == 0 &&
                  row_bytes % kLine == 0;
   return rows;
@@ -100,19 +102,21 @@ struct Plan {
 // Packs the rows of `x` into tiles and calls
 // `func(part, tile, row, num_rows, begin, end)` for all outputs of all tiles.
 // Concurrent calls for the same outputs have different values of `part`.
-template <typename scalar_t, typename F>
+template <typename element_t, typename F>
 void for_tiles(
     const at::Tensor& x, int64_t num_outputs, const Plan& plan, const F& func) {
-  const auto& loops = tile_loops<scalar_t>();
+  using scalar_t = Compute<element_t>;
+  const auto& loops = tile_loops<element_t>();
   const auto num_rows = x.size(0), num_features = x.size(1);
   const auto width = loops.width(std::min(num_rows, loops.max_rows));
   const auto get_buffer = [&] {
-    return at::empty({width * num_features}, x.options());
+    const auto dtype = c10::CppTypeToScalarType<scalar_t>::value;
+    return at::empty({width * num_features}, x.options().dtype(dtype));
   };
   const auto pack = [&](int64_t row, int64_t begin, int64_t end,
                         scalar_t* tile) {
     const auto size = std::min(loops.max_rows, num_rows - row);
-    loops.pack(rows_of<const scalar_t>(x, row), size, begin, end, tile);
+    loops.pack(rows_of<const element_t>(x, row), size, begin, end, tile);
     return size;
   };
 
