@@ -13,6 +13,10 @@ from torch_geometric.datasets import TUDataset
 
 import torch_geometric_ext.typing
 
+# Tests choose between sparse and dense products as on any other machine, and
+# leave the cache of the user alone.
+os.environ['TORCH_GEOMETRIC_EXT_CALIBRATION'] = 'off'
+
 # Whether a test is slow depends on what else the machine does.
 hypothesis.settings.register_profile('untimed', deadline=None)
 hypothesis.settings.load_profile('untimed')

@@ -1,37 +1,53 @@
-"""Measure the time of a training step of a sparse layer.
+"""Measure the time of a sparse layer in training and in inference.
 
 Compares `SparseLinear` ("ours") with baselines, in one process and one step of
 each in turn:
 
 * dense: `torch.nn.Linear`,
+* bf16: `torch.nn.Linear` in bfloat16,
 * masked: a dense layer whose weight is multiplied by a mask,
 * CSR: PyTorch's sparse products with a matrix in CSR format.
 
-A step is the forward pass, the gradients of input, weights and bias, and Adam.
-Prints the memory and the time of a layer of four billion weights, then median
-times with quartiles and ratios to dense, then ratios to dense over sizes and
-sparsities for large and for small batches.
+A training step is the forward pass, the gradients of input, weights and bias,
+and Adam. Inference is the forward pass.
+
+Prints the machine and its calibration, the memory and the time of a layer of
+four billion weights, then median times with quartiles and ratios to dense,
+then ratios to dense over sizes and sparsities for large and for small batches.
+All times also go to a file of JSON lines named after the processor, so that
+those of several machines stand side by side. Takes half an hour, or a few
+minutes with `--quick`.
 """
 
 import argparse
+import json
 import multiprocessing
 import resource
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, TextIO, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.ops import calibrate
+from torch_geometric_ext.ops.machine import describe_machine, machine_slug
 from torch_geometric_ext.sparsity import RigL
 
+RESULTS = Path(__file__).parents[1] / 'results' / 'sparse_linear'
 SHAPES = [
+    (512, 2048, 2048),
+    (1000, 300, 47),
     (2708, 1433, 512),
     (2708, 512, 512),
     (16384, 256, 256),
+    (50000, 64, 64),
     (65536, 128, 128),
 ]
+SPARSITIES = [0, 0.2, 0.5, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99]
+RIVALS = ['bf16', 'masked', 'CSR']
 
 
 class Masked(torch.nn.Linear):
@@ -81,21 +97,31 @@ class CSR(torch.nn.Module):
 
 
 class Step:
-    """A training step of a layer on one batch."""
+    """A step of a layer on one batch, in training or in inference."""
 
-    def __init__(self, layer: torch.nn.Module, x: Tensor, grad: Tensor):
-        self.layer, self.grad = layer, grad
-        self.x = x.clone().requires_grad_()
+    def __init__(
+        self, layer: torch.nn.Module, x: Tensor, grad: Tensor, training: bool
+    ) -> None:
+        dtype = next(layer.parameters()).dtype
+        self.layer, self.grad, self.training = layer, grad.to(dtype), training
+        self.x = x.to(dtype, copy=True).requires_grad_(training)
         self.optimizer = torch.optim.Adam(layer.parameters())
         self.seconds: List[float] = []
+        # The time of other processes does not count on a single thread:
+        single = torch.get_num_threads() == 1
+        self.clock = time.process_time if single else time.perf_counter
 
     def __call__(self) -> None:
-        start = time.perf_counter()
-        self.optimizer.zero_grad()
-        self.x.grad = None
-        self.layer(self.x).backward(self.grad)
-        self.optimizer.step()
-        self.seconds.append(time.perf_counter() - start)
+        start = self.clock()
+        if self.training:
+            self.optimizer.zero_grad()
+            self.x.grad = None
+            self.layer(self.x).backward(self.grad)
+            self.optimizer.step()
+        else:
+            with torch.no_grad():
+                self.layer(self.x)
+        self.seconds.append(self.clock() - start)
 
     def quartiles(self) -> Tensor:
         """Return quartiles in milliseconds, without the first step."""
@@ -103,72 +129,141 @@ class Step:
         return times.quantile(torch.tensor([0.25, 0.5, 0.75]))
 
 
-def measure(
-    shape: Tuple[int, int, int],
-    sparsity: float,
-    rivals: List[str],
-    budget: float,
-) -> Dict[str, Tensor]:
-    """Time steps of ours, dense and rivals in turn for `budget` seconds."""
-    num_rows, in_channels, out_channels = shape
-    torch.manual_seed(0)
-    x, grad = (torch.randn(num_rows, size) for size in shape[1:])
-    layer = SparseLinear(in_channels, out_channels, sparsity=sparsity)
-    layers: Dict[str, Callable] = {
-        'dense': lambda: torch.nn.Linear(in_channels, out_channels),
-        'ours': lambda: layer,
-        'masked': lambda: Masked(layer),
-        'CSR': lambda: CSR(layer),
-    }
-    steps = {
-        name: Step(layers[name](), x, grad)
-        for name in ['dense', 'ours', *rivals]
-    }
-    start = time.perf_counter()
-    while (
-        time.perf_counter() - start < budget or len(steps['ours'].seconds) < 6
-    ):
-        for step in steps.values():
-            step()
-    return {name: step.quartiles() for name, step in steps.items()}
+class Bench:
+    """Measurements that also go to a file of JSON lines."""
 
+    def __init__(self, file: TextIO, budget: float) -> None:
+        self.file, self.budget = file, budget
 
-def compare(shape: Tuple[int, int, int], args: argparse.Namespace) -> None:
-    size = ' x '.join(f'{x:,}' for x in shape)
-    print(f'\n{size}, {torch.get_num_threads()} thread(s): ms, and x to dense')
-    print(f'{"sparsity":>9}{"dense":>9}{"masked":>16}{"CSR":>16}', end='')
-    print(f'{"ours":>16}   (quartiles)')
-    for sparsity in args.sparsities:
-        times = measure(shape, sparsity, ['masked', 'CSR'], args.budget)
-        dense = times['dense'][1]
-        print(f'{sparsity:9.1%}{dense:9.2f}', end='')
-        for name in ['masked', 'CSR', 'ours']:
-            own = times[name][1]
-            print(f'{own:9.2f}{dense / own:6.2f}x', end='')
-        low, _, high = times['ours'].tolist()
-        print(f'   ({low:.2f} - {high:.2f})', flush=True)
+    def write(self, **row: Any) -> None:
+        self.file.write(json.dumps(row) + '\n')
+        self.file.flush()
 
+    def measure(
+        self,
+        shape: Tuple[int, int, int],
+        sparsity: float,
+        rivals: List[str],
+        training: bool,
+        budget: float,
+    ) -> Dict[str, Tensor]:
+        """Time steps of ours, dense and rivals in turn."""
+        num_rows, *size = shape
+        torch.manual_seed(0)
+        x, grad = (torch.randn(num_rows, width) for width in size)
+        layer = SparseLinear(*size, sparsity=sparsity)
+        layers: Dict[str, Callable] = {
+            'dense': lambda: torch.nn.Linear(*size),
+            'bf16': lambda: torch.nn.Linear(*size).bfloat16(),
+            'ours': lambda: layer,
+            'masked': lambda: Masked(layer),
+            'CSR': lambda: CSR(layer),
+        }
+        steps = {
+            name: Step(layers[name](), x, grad, training)
+            for name in ['dense', 'ours', *rivals]
+        }
+        end = time.perf_counter() + budget
+        while time.perf_counter() < end or len(steps['ours'].seconds) < 6:
+            for step in steps.values():
+                step()
+        times = {name: step.quartiles() for name, step in steps.items()}
+        self.write(
+            shape=shape,
+            sparsity=sparsity,
+            training=training,
+            num_threads=torch.get_num_threads(),
+            quartiles_ms={
+                name: [round(x, 5) for x in quartiles.tolist()]
+                for name, quartiles in times.items()
+            },
+        )
+        return times
 
-def sweep(
-    title: str,
-    shapes: List[Tuple[int, int, int]],
-    sparsities: List[float],
-    budget: float,
-) -> None:
-    """Print the ratios of dense to ours for all shapes and sparsities."""
-    print(f'\n{title}, {torch.get_num_threads()} thread(s): x to dense')
-    labels = ''.join(f'{f"{x:.1%}":>8}' for x in sparsities)
-    print(f'{"rows x in x out":20}{labels}')
-    lowest = float('inf')
-    for shape in shapes:
-        print(f'{" x ".join(map(str, shape)):20}', end='')
+    def compare(
+        self,
+        shape: Tuple[int, int, int],
+        sparsities: List[float],
+        training: bool,
+    ) -> None:
+        """Print times of all layers, and their ratios to dense."""
+        rivals = RIVALS if training else ['bf16']
+        size = ' x '.join(f'{x:,}' for x in shape)
+        mode = 'training step' if training else 'inference'
+        threads = torch.get_num_threads()
+        print(f'\n{size}, {mode}, {threads} thread(s): ms, and x to dense')
+        labels = ''.join(f'{name:>16}' for name in [*rivals, 'ours'])
+        print(f'{"sparsity":>9}{"dense":>9}{labels}   (quartiles)')
         for sparsity in sparsities:
-            times = measure(shape, sparsity, [], budget)
-            ratio = float(times['dense'][1] / times['ours'][1])
-            lowest = min(lowest, ratio)
-            print(f'{ratio:8.2f}', end='', flush=True)
-        print()
-    print(f'lowest: {lowest:.2f}x')
+            args = (shape, sparsity, rivals, training, self.budget)
+            times = self.measure(*args)
+            dense = times['dense'][1]
+            print(f'{sparsity:9.1%}{dense:9.2f}', end='')
+            for name in [*rivals, 'ours']:
+                own = times[name][1]
+                print(f'{own:9.2f}{dense / own:6.2f}x', end='')
+            low, _, high = times['ours'].tolist()
+            print(f'   ({low:.2f} - {high:.2f})', flush=True)
+
+    def sweep(
+        self,
+        title: str,
+        shapes: List[Tuple[int, int, int]],
+        sparsities: List[float],
+        budget: float,
+    ) -> None:
+        """Print the ratios of dense to ours for all shapes and sparsities."""
+        print(f'\n{title}, {torch.get_num_threads()} thread(s): x to dense')
+        labels = ''.join(f'{f"{x:.1%}":>8}' for x in sparsities)
+        print(f'{"rows x in x out":20}{labels}')
+        lowest = float('inf')
+        for shape in shapes:
+            print(f'{" x ".join(map(str, shape)):20}', end='')
+            for sparsity in sparsities:
+                times = self.measure(shape, sparsity, [], True, budget)
+                ratio = float(times['dense'][1] / times['ours'][1])
+                lowest = min(lowest, ratio)
+                print(f'{ratio:8.2f}', end='', flush=True)
+            print()
+        print(f'lowest: {lowest:.2f}x')
+
+    def sweep_all(self) -> None:
+        grid = [i / 10 for i in range(10)] + [0.99, 0.999]
+        widths = [(128, 128), (256, 256), (512, 512), (1433, 512)]
+        shapes = [(n, *size) for n in [512, 2048] for size in widths]
+        shapes += [(512, 2048, 2048)]
+        self.sweep('Large batches', shapes, grid, self.budget / 4)
+        grid = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]
+        rows = [1, 4, 16, 32, 64, 128, 256, 512]
+        shapes = [(n, w, w) for w in [128, 512] for n in rows]
+        self.sweep('Small batches', shapes, grid, self.budget / 8)
+
+
+def print_machine(bench: Bench) -> None:
+    """Print the machine, and above which density its products are dense."""
+    machine = describe_machine()
+    bench.write(machine=machine)
+    for key, value in machine.items():
+        print(f'# {key}: {value}')
+
+
+def print_calibration(bench: Bench) -> None:
+    """Calibrate the number of threads, and print the result."""
+    calibration = calibrate()
+    threads = torch.get_num_threads()
+    print(
+        f'\nCalibration of {threads} thread(s), {calibration.seconds:.1f} s: '
+        f'density above which a forward pass is dense'
+    )
+    widths, rows = [16, 64, 256, 1024, 4096], [1, 8, 64, 512, 4096]
+    print('rows, width ' + ''.join(f'{width:8}' for width in widths))
+    table = [
+        [SparseLinear(w, w, sparsity=0.999).crossover(n) for w in widths]
+        for n in rows
+    ]
+    for n, densities in zip(rows, table):
+        print(f'{n:12}' + ''.join(f'{x:8.0%}' for x in densities))
+    bench.write(num_threads=threads, widths=widths, rows=rows, above=table)
 
 
 def train_large(num_steps: int = 12) -> None:
@@ -206,47 +301,33 @@ def main() -> None:
     parser.add_argument('--threads', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--budget', type=float, default=2.0)
     parser.add_argument(
-        '--sparsities',
-        type=float,
-        nargs='+',
-        default=[0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99],
+        '--sparsities', type=float, nargs='+', default=SPARSITIES
     )
     parser.add_argument('--only', choices=['steps', 'sweep', 'memory'])
+    parser.add_argument('--quick', action='store_true', help='fewer steps')
+    path = RESULTS / f'{machine_slug()}.jsonl'
+    parser.add_argument('--output', type=Path, default=path)
     args = parser.parse_args()
     only: Optional[str] = args.only
-    if only in [None, 'memory']:
-        # Run first and in another process, so that the peak is the layer's.
-        context = multiprocessing.get_context('spawn')
-        process = context.Process(target=train_large)
-        process.start()
-        process.join()
-    for threads in args.threads:
-        torch.set_num_threads(threads)
-        if only in [None, 'steps']:
-            for shape in SHAPES:
-                compare(shape, args)
-        if only in [None, 'sweep']:
-            grid = [
-                0,
-                0.1,
-                0.2,
-                0.3,
-                0.4,
-                0.5,
-                0.6,
-                0.7,
-                0.8,
-                0.9,
-                0.99,
-                0.999,
-            ]
-            widths = [(128, 128), (256, 256), (512, 512), (1433, 512)]
-            shapes = [(n, *size) for n in [512, 2048] for size in widths]
-            sweep('Large batches', shapes, grid, args.budget / 4)
-            grid = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]
-            rows = [1, 4, 16, 32, 64, 128, 256, 512]
-            shapes = [(n, w, w) for w in [128, 512] for n in rows]
-            sweep('Small batches', shapes, grid, args.budget / 8)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with args.output.open('w') as file:
+        bench = Bench(file, 0.2 if args.quick else args.budget)
+        print_machine(bench)
+        if only in [None, 'memory']:
+            # In another process, so that the peak is the layer's.
+            context = multiprocessing.get_context('spawn')
+            process = context.Process(target=train_large)
+            process.start()
+            process.join()
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            print_calibration(bench)
+            if only in [None, 'steps']:
+                for shape in SHAPES:
+                    for training in [True, False]:
+                        bench.compare(shape, args.sparsities, training)
+            if only in [None, 'sweep']:
+                bench.sweep_all()
 
 
 if __name__ == '__main__':

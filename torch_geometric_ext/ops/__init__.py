@@ -1,3 +1,4 @@
+from .calibration import calibrate
 from .computation_tree_ids import computation_tree_ids
 from .csr_matmul import csr_matmul
 from .csr_sparse_linear import csr_sparse_linear
@@ -11,6 +12,7 @@ from .unique_trees import unique_trees
 from .weighted_sample import weighted_sample
 
 __all__ = functions = [
+    'calibrate',
     'computation_tree_ids',
     'csr_matmul',
     'csr_sparse_linear',

@@ -6,6 +6,10 @@ from torch import Tensor
 from torch.overrides import wrap_torch_function
 
 import torch_geometric_ext.typing
+from torch_geometric_ext.ops.calibration import (
+    ensure_calibration,
+    load_calibration,
+)
 from torch_geometric_ext.ops.check import check_pattern
 from torch_geometric_ext.ops.register import register_operator
 
@@ -41,8 +45,9 @@ def sparse_linear(
 
     Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
     outputs, :math:`O(\textrm{nnz} + I + O)` memory for each thread. Where a
-    cost model expects a dense matrix product to be faster, the kernel uses it
-    instead and takes :math:`O(I \cdot O)` memory. The same holds under
+    dense matrix product is expected to be faster on this machine (see
+    :func:`~torch_geometric_ext.ops.calibrate`), the kernel uses it instead and
+    takes :math:`O(I \cdot O)` memory. The same holds under
     transforms of :mod:`torch.func` and forward-mode differentiation, which
     always use a dense product. The result is deterministic for a given number
     of threads. An inactive weight times a value that is not finite is zero or
@@ -99,6 +104,8 @@ def sparse_linear(
         )
     if values.dtype in [torch.half, torch.bfloat16]:
         values, bias = values.float(), None if bias is None else bias.float()
+    if torch_geometric_ext.typing.WITH_EXT and x.is_cpu:
+        ensure_calibration(x, values.dtype)
     args = (values, bias, rowptr, col, colptr, row, perm, check_invariants)
     if x.dim() == 2:  # A view costs as much as a small product.
         return _sparse_linear(x, *args)
@@ -122,9 +129,12 @@ def sparse_linear_crossover(
     num_rows: int, in_channels: int, out_channels: int
 ) -> float:
     """Return the density above which :func:`sparse_linear` computes its output
-    by a dense product.
+    by a dense product, in single precision and with the current number of
+    threads.
 
-    The backward pass has thresholds of its own. The reference always
+    Never measures: without a calibration of this machine (see
+    :func:`~torch_geometric_ext.ops.calibrate`), returns a low density. The
+    backward pass has thresholds of its own. The reference always
     computes dense products, hence returns zero without kernels.
 
     Args:
@@ -134,6 +144,7 @@ def sparse_linear_crossover(
     """
     if not torch_geometric_ext.typing.WITH_EXT:
         return 0.0
+    load_calibration(torch.float)
     op: Callable = torch.ops.torch_geometric_ext.sparse_linear_crossover
     return op(num_rows, in_channels, out_channels)
 

@@ -57,8 +57,7 @@ struct TileLoops {
   // Computes the outputs [begin, end) for all rows of a packed input.
   void (*forward)(
       const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
-      Compressed<scalar_t> weight, const scalar_t* bias,
-      Matrix<element_t> out);
+      Compressed<scalar_t> weight, const scalar_t* bias, Matrix<element_t> out);
 
   // Computes gradients from the packed gradient of the output: writes the
   // gradient of the input features [begin, end) to `grad_x`, and adds the

@@ -11,11 +11,13 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <type_traits>
+#include <utility>
 
+#include "crossovers.h"
 #include "memory.h"
 #include "pattern.h"
 #include "sparse_linear.h"
-#include "sparse_linear_cost.h"
 #include "sparse_linear_schedule.h"
 
 namespace torch_geometric_ext {
@@ -106,8 +108,7 @@ void backward(
         loops.backward(
             tile, num_rows, begin, end, weight,
             rows_of<const element_t>(x, row),
-            needs_x ? output_rows<element_t>(grad_x, row)
-                    : Matrix<element_t>{},
+            needs_x ? output_rows<element_t>(grad_x, row) : Matrix<element_t>{},
             needs_values ? sums + part * num_weights : nullptr);
       });
   if (!needs_values) return;
@@ -117,21 +118,6 @@ void backward(
     for (int64_t j = 0; j < num_parts; j++) sum += sums[j * num_weights + i];
     out[perm[i]] = sum;
   });
-}
-
-template <typename scalar_t>
-SparseLinearCost cost(
-    int64_t num_rows, int64_t num_weights, int64_t in, int64_t out,
-    int64_t tile_channels) {
-  const auto& loops = tile_loops<scalar_t>();
-  const int64_t size = sizeof(scalar_t);
-  return {
-      num_weights,
-      in,
-      out,
-      num_rows,
-      loops.lanes * size,
-      tile_channels * loops.max_rows * size};
 }
 
 // Calls `func(positions, dense row)` for the weights of each row, where
@@ -178,43 +164,63 @@ Tensor to_sparse(
   return out;
 }
 
+// The type that loops know a type of PyTorch by.
+template <typename scalar_t>
+using Element = std::conditional_t<
+    std::is_same_v<scalar_t, c10::BFloat16>, bfloat16, scalar_t>;
+
 template <typename scalar_t>
 Tensor run_forward(
-    const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
+    const Tensor& x, const Tensor& values, const Tensor& bias,
     const Pattern& pattern) {
+  const auto dtype = x.scalar_type();
   const auto in = x.size(1), channels = pattern.rowptr.numel() - 1;
-  if (cost<scalar_t>(x.size(0), values.numel(), in, channels, in)
-          .dense_forward()) {
-    return at::linear(x, to_dense<scalar_t>(values, pattern, in), bias);
+  if (prefers_dense(kForward, dtype, x.size(0), in, channels, values.numel())) {
+    const auto weight = to_dense<scalar_t>(values.to(dtype), pattern, in);
+    return at::linear(x, weight, bias.defined() ? bias.to(dtype) : bias);
   }
-  const auto added = bias.has_value() ? bias->contiguous() : Tensor();
-  auto out = empty_matrix(x.size(0), channels, values.options());
-  forward<scalar_t>(
-      x, values, added.defined() ? added.const_data_ptr<scalar_t>() : nullptr,
+  using element_t = Element<scalar_t>;
+  const auto added = bias.defined() ? bias.contiguous() : bias;
+  auto out = empty_matrix(x.size(0), channels, x.options());
+  forward<element_t>(
+      x, values,
+      added.defined() ? added.const_data_ptr<Compute<element_t>>() : nullptr,
       pattern, out);
   return out;
+}
+
+bool prefers_dense_backward(
+    const Tensor& grad, int64_t in, int64_t num_weights, bool needs_x,
+    bool needs_values) {
+  auto out = grad.size(1);
+  if (!needs_values) std::swap(in, out);  // The weight is transposed.
+  const auto product = !needs_values ? kForward : needs_x ? kBoth : kValues;
+  return prefers_dense(
+      product, grad.scalar_type(), grad.size(0), in, out, num_weights);
 }
 
 template <typename scalar_t>
 std::tuple<Tensor, Tensor> run_backward(
     const Tensor& grad, const Tensor& x, const Tensor& values,
     const Pattern& pattern, bool needs_x, bool needs_values) {
-  const auto num_rows = x.size(0), in = x.size(1), channels = grad.size(1);
-  auto grad_x = at::empty({0, 0}, values.options());
+  const auto dtype = x.scalar_type();
+  const auto num_rows = x.size(0), in = x.size(1), num_weights = values.numel();
+  auto grad_x = at::empty({0, 0}, x.options());
   auto grad_values = at::empty({0}, values.options());
-  if (cost<scalar_t>(num_rows, values.numel(), in, channels, channels)
-          .dense_backward(needs_x, needs_values)) {
+  if (prefers_dense_backward(grad, in, num_weights, needs_x, needs_values)) {
+    const auto weight = values.to(dtype);
     if (needs_x) {
-      grad_x = at::mm(grad, to_dense<scalar_t>(values, pattern, in));
+      grad_x = at::mm(grad, to_dense<scalar_t>(weight, pattern, in));
     }
     if (needs_values) {
-      grad_values = to_sparse<scalar_t>(at::mm(grad.t(), x), values, pattern);
+      const auto dense = at::mm(grad.t(), x);
+      grad_values = to_sparse<scalar_t>(dense, weight, pattern);
     }
-    return {grad_x, grad_values};
+    return {grad_x, grad_values.to(values.scalar_type())};
   }
-  if (needs_x) grad_x = empty_matrix(num_rows, in, values.options());
-  if (needs_values) grad_values = at::empty({values.numel()}, values.options());
-  backward<scalar_t>(
+  if (needs_x) grad_x = empty_matrix(num_rows, in, x.options());
+  if (needs_values) grad_values = at::empty({num_weights}, values.options());
+  backward<Element<scalar_t>>(
       grad, x, values, pattern, grad_x, grad_values, needs_x, needs_values);
   return {grad_x, grad_values};
 }
@@ -234,9 +240,9 @@ Tensor sparse_linear_cpu(
       "sparse_linear: 'bias' needs to be a vector of ", channels, " ",
       values.scalar_type());
   const auto rows = as_rows(x, values), weight = values.contiguous();
-  auto out =
-      AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "sparse_linear", [&] {
-        const auto added = with_bias ? bias : std::nullopt;
+  auto out = AT_DISPATCH_FLOATING_TYPES_AND(
+      at::kBFloat16, rows.scalar_type(), "sparse_linear", [&] {
+        const auto added = with_bias ? *bias : Tensor();
         return run_forward<scalar_t>(rows, weight, added, pattern);
       });
   return out.to(x.scalar_type());
@@ -255,20 +261,15 @@ std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
           grad.size(1) == rowptr.numel() - 1,
       "sparse_linear_backward: 'grad' needs to be of shape [", x.size(0), ", ",
       rowptr.numel() - 1, "] (got ", grad.sizes(), ")");
-  const auto rows = as_rows(x, values), grad_rows = as_rows(grad, values);
-  const auto [grad_x, grad_values] = AT_DISPATCH_FLOATING_TYPES(
-      values.scalar_type(), "sparse_linear_backward", [&] {
+  const auto rows = as_rows(x, values);
+  const auto grad_rows = as_rows(grad.to(x.scalar_type()), values);
+  const auto [grad_x, grad_values] = AT_DISPATCH_FLOATING_TYPES_AND(
+      at::kBFloat16, rows.scalar_type(), "sparse_linear_backward", [&] {
         return run_backward<scalar_t>(
             grad_rows, rows, values.contiguous(), pattern, needs_x,
             needs_values);
       });
   return {grad_x.to(x.scalar_type()), grad_values};
-}
-
-double crossover(int64_t num_rows, int64_t in, int64_t out) {
-  auto estimate = cost<float>(num_rows, 1, in, out, in);
-  return std::min(
-      1.0, estimate.dense() / estimate.num_dense / estimate.forward());
 }
 
 }  // namespace
@@ -283,13 +284,6 @@ TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
       "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor perm, "
       "bool needs_x, bool needs_values, bool check_invariants=True) -> "
       "(Tensor, Tensor)");
-  m.def(
-      "sparse_linear_crossover(int num_rows, int in_channels, "
-      "int out_channels) -> float");
-}
-
-TORCH_LIBRARY_IMPL(torch_geometric_ext, CompositeExplicitAutograd, m) {
-  m.impl("sparse_linear_crossover", TORCH_FN(crossover));
 }
 
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {

@@ -57,8 +57,7 @@ struct Tile {
 
   // Loads the rows of a feature from `W` words of a tile.
   template <int W>
-  static inline void load_rows(
-      const scalar_t* src, Vec (&rows)[W * kFold]) {
+  static inline void load_rows(const scalar_t* src, Vec (&rows)[W * kFold]) {
 #pragma GCC unroll 4
     for (int w = 0; w < W; w++) {
       const auto word = load(src + w * L);
@@ -201,8 +200,8 @@ struct Tile {
       }
       if (kFold == 2 && (full || i + L < num_rows)) {
         const auto* src = x.data + (i + L) * x.stride;
-        const auto high = reinterpret_cast<Bits>(
-            load_row<full>(src, num_features));
+        const auto high =
+            reinterpret_cast<Bits>(load_row<full>(src, num_features));
         const auto low = reinterpret_cast<Bits>(square[i]);
         square[i] = reinterpret_cast<Vec>(low | high << 16);
       }
@@ -447,11 +446,10 @@ void backward(
   with_words<element_t>(num_rows, [&](auto words) {
     using T = Tile<element_t>;
     constexpr int W = decltype(words)::value;
-    const auto loop = grad_values == nullptr
-                          ? T::template backward<W, true, false>
-                      : grad_x.data == nullptr
-                          ? T::template backward<W, false, true>
-                          : T::template backward<W, true, true>;
+    const auto loop =
+        grad_values == nullptr   ? T::template backward<W, true, false>
+        : grad_x.data == nullptr ? T::template backward<W, false, true>
+                                 : T::template backward<W, true, true>;
     loop(tile, num_rows, begin, end, weight, x, grad_x, grad_values);
   });
   finish_streams(grad_x.streams);
@@ -462,12 +460,13 @@ void backward(
 template <typename element_t>
 TileLoops<element_t> TILE_LOOPS() {
   using T = Tile<element_t>;
-  return {T::L,
-          T::kMaxRows,
-          T::width,
-          pack<element_t>,
-          forward<element_t>,
-          backward<element_t>};
+  return {
+      T::L,
+      T::kMaxRows,
+      T::width,
+      pack<element_t>,
+      forward<element_t>,
+      backward<element_t>};
 }
 
 template TileLoops<float> TILE_LOOPS<float>();

@@ -48,7 +48,7 @@ class SparseLinear(SparseParameters):
     during training.
 
     .. note::
-        The layer computes a dense product if that is expected to be faster,
+        The layer computes a dense product if that was measured to be faster,
         and under transforms of :mod:`torch.func` and forward-mode autograd.
         The representation of the layer names the density above which this is
         the case for large mini-batches, :obj:`dense_above` (see
@@ -360,9 +360,8 @@ class SparseLinear(SparseParameters):
 
     def crossover(self, num_rows: int = 4096) -> float:
         """Return the density above which the forward pass computes a dense
-        product.
-
-        The cost model behind it was fitted on one machine.
+        product on this machine (see
+        :func:`~torch_geometric_ext.ops.calibrate`). Never measures.
 
         Args:
             num_rows (int, optional): The number of input samples.

@@ -11,6 +11,7 @@ from torch.nn.parameter import (
 
 from torch_geometric_ext.nn.dense.check_weights import check_materialized
 from torch_geometric_ext.nn.dense.pattern import Pattern, complete, flatten
+from torch_geometric_ext.ops.calibration import load_calibration
 
 # The buffers in checkpoints; `row` and `perm` are recomputed from them:
 STORED = ['rowptr', 'col', 'colptr']
@@ -36,6 +37,7 @@ class SparseParameters(torch.nn.Module):
         seed: Optional[int],
     ) -> None:
         super().__init__()
+        load_calibration(torch.float)  # Compiled code does not read files.
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.seed = seed

@@ -1,0 +1,219 @@
+"""Choose between sparse and dense products by what this machine does."""
+
+import os
+import threading
+import time
+from typing import List, NamedTuple, Optional, Set, Tuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+import torch_geometric_ext.typing
+from torch_geometric_ext.ops.calibration_file import (
+    Place,
+    find_place,
+    read,
+    write,
+)
+from torch_geometric_ext.ops.crossovers import measure_crossovers
+from torch_geometric_ext.ops.register import is_transformed
+
+DTYPES = [torch.float, torch.double]
+
+# The numbers of threads and dtypes whose choices are made, and those whose
+# files were looked up.
+_settled: Set[Tuple[int, torch.dtype]] = set()
+_loaded: Set[Tuple[int, torch.dtype]] = set()
+_lock = threading.RLock()
+_is_forked = False
+
+
+class Calibration(NamedTuple):
+    """Report a calibration.
+
+    Args:
+        num_threads (int): The number of threads that it holds for.
+        dtype (torch.dtype): The dtype that it holds for.
+        seconds (float): The time that it took.
+        path (str, optional): The file that keeps it, or :obj:`None` if there
+            is none.
+    """
+
+    num_threads: int
+    dtype: torch.dtype
+    seconds: float
+    path: Optional[str]
+
+
+def calibrate(dtype: torch.dtype = torch.float) -> Calibration:
+    r"""Measure when sparse products are faster than dense ones on this
+    machine, and keep the result for later processes.
+
+    :func:`~torch_geometric_ext.ops.sparse_linear` does so by itself when it is
+    first called with a number of threads and a dtype, unless a file of an
+    earlier process holds the result. Call this function to choose the moment,
+    for example before a model is compiled, or to measure again on a machine
+    that is idle. Products may then change their choice, hence their results
+    up to rounding.
+
+    Takes one to two seconds with the current number of threads
+    (:func:`torch.set_num_threads`). It multiplies matrices of 1 to 4,096 rows
+    and widths of 16 to 4,096, and derives, for each size, the density above
+    which the dense product is faster.
+
+    Args:
+        dtype (torch.dtype, optional): The dtype of the features.
+            (default: :obj:`torch.float`)
+
+    Returns:
+        Calibration: The number of threads, the dtype, the seconds it took, and
+        the path of the file.
+
+    Raises:
+        ValueError: If :obj:`dtype` is another type than :obj:`torch.float` or
+            :obj:`torch.double`.
+        RuntimeError: If there are no kernels, or a transform or a mode of
+            PyTorch is active, such as fake tensors.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"'dtype' of 'calibrate' needs to be torch.float or torch.double "
+            f'(got {dtype})'
+        )
+    if not torch_geometric_ext.typing.WITH_EXT:
+        raise RuntimeError(
+            "'calibrate' needs the compiled kernels. Without them, all "
+            'products are dense'
+        )
+    if not _is_eager():
+        raise RuntimeError(
+            "'calibrate' needs to be called outside of transforms and modes "
+            'of PyTorch'
+        )
+    num_threads = torch.get_num_threads()
+    with _lock:
+        start = time.perf_counter()
+        crossovers = _measure(dtype)
+        place, path = find_place(num_threads, dtype), None
+        if place is not None and write(
+            place, crossovers, num_threads, dtype, replace=True
+        ):
+            path = str(place.path)
+        _set(crossovers, num_threads, dtype)
+        seconds = time.perf_counter() - start
+    return Calibration(num_threads, dtype, seconds, path)
+
+
+def ensure_calibration(x: Tensor, dtype: torch.dtype) -> None:
+    """Make the choices for the current number of threads and a dtype, once.
+
+    Measures them unless a file holds them. Does nothing under transforms and
+    modes of PyTorch, which would observe or trace the measurement.
+
+    Args:
+        x (torch.Tensor): The input of a product on the CPU.
+        dtype (torch.dtype): The dtype that the product is computed in.
+    """
+    key = (torch.get_num_threads(), dtype)
+    if key in _settled or isinstance(x, FakeTensor) or not _is_eager():
+        return
+    with _lock:
+        if key in _settled:
+            return
+        load_calibration(dtype)
+        place = find_place(*key)
+        if not _is_set(*key) and _may_measure(place):
+            _set(_keep(place, _measure(dtype), *key), *key)
+        _settled.add(key)
+
+
+def load_calibration(dtype: torch.dtype) -> None:
+    """Read the choices for the current number of threads and a dtype from
+    their file, if there is one, once.
+    """
+    key = (torch.get_num_threads(), dtype)
+    with_kernels = torch_geometric_ext.typing.WITH_EXT
+    if key in _loaded or not with_kernels or not _is_eager():
+        return
+    with _lock:
+        place = find_place(*key)
+        if place is not None and not _is_set(*key):
+            crossovers = read(place, *key)
+            if crossovers is not None:
+                _set(crossovers, *key)
+        _loaded.add(key)
+
+
+def _is_eager() -> bool:
+    """Check that no transform and no mode of PyTorch is active."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or is_transformed()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def _may_measure(place: Optional[Place]) -> bool:
+    """Check whether a measurement is wanted and represents training.
+
+    After a fork, threads of OpenMP can hang. Workers of data loaders have
+    another number of threads than training.
+    """
+    is_worker = _is_forked or torch.utils.data.get_worker_info() is not None
+    return place is not None and not place.is_explicit and not is_worker
+
+
+def _measure(dtype: torch.dtype) -> List[float]:
+    """Measure crossovers, and leave all state of PyTorch as it is."""
+    force = torch.ops.torch_geometric_ext.sparse_linear_force_dense.default
+    try:
+        with torch.inference_mode(), torch._C.DisableTorchFunction():
+            crossovers = measure_crossovers(dtype)
+    finally:
+        force(None)
+    return [round(x, 4) for x in crossovers]  # As in a file.
+
+
+def _keep(
+    place: Optional[Place],
+    crossovers: List[float],
+    num_threads: int,
+    dtype: torch.dtype,
+) -> List[float]:
+    """Write crossovers to a file and return them, or return those of another
+    process that was faster.
+    """
+    assert place is not None
+    args = (num_threads, dtype)
+    if write(place, crossovers, *args, replace=False):
+        return crossovers
+    found = read(place, *args)
+    if found is None:  # A damaged file, or a file system without links.
+        write(place, crossovers, *args, replace=True)
+    return found or crossovers
+
+
+def _set(
+    crossovers: List[float], num_threads: int, dtype: torch.dtype
+) -> None:
+    ops = torch.ops.torch_geometric_ext
+    ops.sparse_linear_set_crossovers(crossovers, num_threads, dtype)
+
+
+def _is_set(num_threads: int, dtype: torch.dtype) -> bool:
+    ops = torch.ops.torch_geometric_ext
+    return len(ops.sparse_linear_get_crossovers(num_threads, dtype)) > 0
+
+
+def _note_fork() -> None:
+    """Remember that this process is a fork, in which no other thread holds
+    the lock.
+    """
+    global _is_forked, _lock
+    _is_forked, _lock = True, threading.RLock()
+
+
+if hasattr(os, 'register_at_fork'):  # Not on Windows.
+    os.register_at_fork(after_in_child=_note_fork)

@@ -1,0 +1,158 @@
+"""Keep calibrations of machines in files."""
+
+import hashlib
+import json
+import math
+import os
+import uuid
+import warnings
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import torch
+
+import torch_geometric_ext.typing
+from torch_geometric_ext.ops.crossovers import SIZE
+from torch_geometric_ext.ops.machine import cpu_model
+from torch_geometric_ext.version import __version__
+
+VARIABLE = 'TORCH_GEOMETRIC_EXT_CALIBRATION'
+# The version of the layout and of the meaning of a file.
+VERSION = 1
+
+
+class Place(NamedTuple):
+    """A file of a calibration.
+
+    Args:
+        path (Path): The file.
+        is_explicit (bool): Whether the user named the file, which then holds
+            for all machines.
+    """
+
+    path: Path
+    is_explicit: bool
+
+
+def find_place(num_threads: int, dtype: torch.dtype) -> Optional[Place]:
+    """Return the file of a calibration, or :obj:`None` if the environment
+    variable is :obj:`"off"`.
+    """
+    value = os.getenv(VARIABLE, '')
+    if value.lower() == 'off':
+        return None
+    if value.endswith('.json'):
+        return Place(Path(value).expanduser(), True)
+    folder = Path(value).expanduser() if value else _cache_folder()
+    key = json.dumps(describe(num_threads, dtype), sort_keys=True)
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return Place(folder / f'sparse_linear-{name}.json', False)
+
+
+def describe(num_threads: int, dtype: torch.dtype) -> Dict[str, Any]:
+    """Return all that a calibration depends on."""
+    return {
+        'cpu': cpu_model(),
+        'capability': torch.backends.cpu.get_cpu_capability(),
+        'num_threads': num_threads,
+        'dtype': str(dtype),
+        'torch': torch.__version__,
+        'torch_geometric_ext': __version__,
+        'kernels': _kernel_digest(),
+    }
+
+
+def read(
+    place: Place, num_threads: int, dtype: torch.dtype
+) -> Optional[List[float]]:
+    """Return the crossovers of a file, or :obj:`None` if it does not hold
+    them.
+
+    Warns if the user named the file.
+    """
+    try:
+        content = json.loads(place.path.read_text())
+        crossovers = _parse(content)
+        known = place.is_explicit or (
+            content['machine'] == describe(num_threads, dtype)
+        )
+        return crossovers if known else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        if place.is_explicit:
+            warnings.warn(
+                f"'{place.path}', which {VARIABLE} names, holds no "
+                f'calibration, hence layers compute dense products in doubt '
+                f'({error!r})',
+                stacklevel=2,
+            )
+        return None
+
+
+def write(
+    place: Place,
+    crossovers: List[float],
+    num_threads: int,
+    dtype: torch.dtype,
+    replace: bool,
+) -> bool:
+    """Write a file at once and return whether it was written.
+
+    Args:
+        place (Place): The file.
+        crossovers (List[float]): The content.
+        num_threads (int): The number of threads.
+        dtype (torch.dtype): The dtype.
+        replace (bool): If set to :obj:`False`, keeps a file that is there.
+    """
+    content = {
+        'version': VERSION,
+        'machine': describe(num_threads, dtype),
+        'crossovers': crossovers,
+    }
+    temporary = place.path.with_name(f'.{place.path.name}.{uuid.uuid4().hex}')
+    try:
+        place.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=0))
+        if replace:
+            os.replace(temporary, place.path)
+        else:
+            os.link(temporary, place.path)  # Fails if there is one.
+        return True
+    except OSError:  # A folder that is read-only, or a file that is there.
+        return False
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _parse(content: Any) -> List[float]:
+    """Return the crossovers of a file.
+
+    Raises:
+        ValueError: If the content is invalid.
+    """
+    if content['version'] != VERSION:
+        raise ValueError(f'expected version {VERSION}')
+    crossovers = [float(x) for x in content['crossovers']]
+    valid = all(0 <= x <= 1 and math.isfinite(x) for x in crossovers)
+    if len(crossovers) != SIZE or not valid:
+        raise ValueError(f'expected {SIZE} densities in [0, 1]')
+    return crossovers
+
+
+def _cache_folder() -> Path:
+    """Return the folder of the cache, as :mod:`torch.hub` does."""
+    cache = os.getenv('XDG_CACHE_HOME') or '~/.cache'
+    return Path(cache).expanduser() / 'torch_geometric_ext'
+
+
+@lru_cache(maxsize=1)
+def _kernel_digest() -> str:
+    """Return a digest of the compiled kernels."""
+    folder = Path(torch_geometric_ext.typing.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob('_C.*')):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
