@@ -83,6 +83,8 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# As in `test/conftest.py`:
+doctest: export TORCH_GEOMETRIC_EXT_CALIBRATION = off
 doctest: $(VENV)/.dev
 	$(BIN)/pytest --doctest-modules torch_geometric_ext
 	$(BIN)/pytest --doctest-glob='*.md' README.md

@@ -70,6 +70,7 @@ def make_runs(
     }
 
 
+@torch.inference_mode()  # As in a backward pass, without autograd.
 def measure(
     shape: Tuple[int, int, int], density: float, dtype: torch.dtype
 ) -> List[Dict[str, Any]]:
@@ -136,6 +137,10 @@ def main() -> None:
     parser.add_argument('--threads', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--double', action='store_true')
     parser.add_argument('--max-work', type=int, default=MAX_WORK)
+    parser.add_argument('--rows', type=int, nargs='+', default=ROWS)
+    parser.add_argument(
+        '--densities', type=float, nargs='+', default=DENSITIES
+    )
     parser.add_argument('--out', help='a file of JSON lines')
     args = parser.parse_args()
     dtype = torch.double if args.double else torch.float
@@ -143,10 +148,10 @@ def main() -> None:
         torch.set_num_threads(threads)
         print(calibrate(dtype))
         rows: List[Dict[str, Any]] = []
-        for widths, num_rows in itertools.product(WIDTHS, ROWS):
+        for widths, num_rows in itertools.product(WIDTHS, args.rows):
             shape = (num_rows, *widths)
             if num_rows * widths[0] * widths[1] <= args.max_work:
-                for density in DENSITIES:
+                for density in args.densities:
                     rows += measure(shape, density, dtype)
         report(rows)
         if args.out:

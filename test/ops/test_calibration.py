@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.ops import calibrate
 from torch_geometric_ext.ops.calibration_file import (
     VARIABLE,
+    Choices,
     Place,
     find_place,
     read,
@@ -27,30 +29,33 @@ from torch_geometric_ext.ops.crossovers import (
     WIDTHS,
     _fill,
     _find_crossovers,
-    _make_pattern,
+    make_pattern,
     measure_crossovers,
 )
+from torch_geometric_ext.ops.csr_costs import measure_csr_costs
 from torch_geometric_ext.ops.machine import (
     cpu_model,
     describe_machine,
     machine_slug,
 )
 
-DEFAULT = 0.25  # Without a calibration.
+DEFAULT, COSTS = 0.25, [9.0, 60.0, 4.0]  # Without a calibration.
 OPS = torch.ops.torch_geometric_ext
 
 # Replaces the measurement, which takes a second, by a count of its calls.
 PRELUDE = """
-import sys, torch
+import sys, torch, warnings
 import torch_geometric_ext.ops.calibration as calibration
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.ops.crossovers import SIZE
+warnings.simplefilter('error')
 torch.set_num_threads(1)
 calls = []
 def measure(dtype):
     calls.append(dtype)
     return SIZE * [float(sys.argv[1])]
 calibration.measure_crossovers = measure
+calibration.measure_csr_costs = lambda dtype: [9.0, 60.0, 4.0]
 lin = SparseLinear(64, 64, sparsity=0.9)
 x = torch.randn(10, 64)
 """
@@ -59,7 +64,7 @@ x = torch.randn(10, 64)
 def start(code, place, density=0.5):
     """Starts a script that measures a given density."""
     return subprocess.Popen(
-        [sys.executable, '-W', 'error', '-c']
+        [sys.executable, '-c']
         + [PRELUDE + textwrap.dedent(code), str(density)],
         env={**os.environ, VARIABLE: str(place)},
         stdout=subprocess.PIPE,
@@ -121,24 +126,32 @@ def test_later_processes_read_the_file(kernels, tmp_path):
         b'\xff\xfe\x00',
         b'{"version": 2, "crossovers": [], "machine": {}}',
         b'{"version": 1, "crossovers": [0.5], "machine": {}}',
+        b'{"version": 1, "crossovers": 5, "machine": {}}',
+        b'{"version": 1, "crossovers": [%b NaN], "csr_costs": [9, 60, 4]}'
+        % ((SIZE - 1) * b'0.5,'),
+        b'{"version": 1, "crossovers": [%b 0], "csr_costs": [9, 60, Infinity]}'
+        % ((SIZE - 1) * b'0.5,'),
         b'[' * 100_000,
     ],
 )
-def test_damaged_files_are_replaced(kernels, tmp_path, content):
-    assert run(USE, tmp_path, 0.5) == ['1', '0.5']
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(content)
-    assert run(USE, tmp_path, 0.75) == ['1', '0.75']
-    assert run(USE, tmp_path, 0.5) == ['0', '0.75']
+def test_damaged_files_are_not_read(tmp_path, content):
+    place = Place(tmp_path / 'x.json', False)
+    place.path.write_bytes(content)
+    assert read(place, 1, torch.float) is None
+    with pytest.warns(UserWarning, match='x.json'):
+        assert read(Place(place.path, True), 1, torch.float) is None
 
 
-def test_files_of_other_machines_are_ignored(kernels, tmp_path):
+def test_files_of_others_are_replaced(kernels, tmp_path):
     assert run(USE, tmp_path, 0.5) == ['1', '0.5']
     (path,) = tmp_path.iterdir()
     content = json.loads(path.read_text())
     content['machine']['cpu'] = 'another'
     path.write_text(json.dumps(content))
     assert run(USE, tmp_path, 0.75) == ['1', '0.75']
+    path.write_bytes(b'damaged')
+    assert run(USE, tmp_path, 0.25) == ['1', '0.25']
+    assert json.loads(path.read_text())['crossovers'] == SIZE * [0.25]
 
 
 def test_folders_that_cannot_be_written(kernels, tmp_path):
@@ -166,14 +179,12 @@ def test_concurrent_processes_agree(kernels, tmp_path):
     assert crossovers == SIZE * [float(outs[0][1])]
 
 
-def test_explicit_file(kernels, tmp_path):
+def test_explicit_file(kernels, tmp_path, monkeypatch):
     path = tmp_path / 'node.json'
-    code = """
-    report = calibration.calibrate()
-    assert report.path == sys.argv[2], report
-    """
-    code = f'sys.argv.append({str(path)!r})\n' + textwrap.dedent(code)
-    run(code, path, 0.5)
+    code = 'print(calibration.calibrate().path)'
+    with_warning = PRELUDE.replace("('error')", "('ignore')")
+    monkeypatch.setitem(globals(), 'PRELUDE', with_warning)
+    assert run(code, path, 0.5) == [str(path)]
     # It holds for all machines, numbers of threads and dtypes:
     content = json.loads(path.read_text())
     content['machine'] = {}
@@ -188,31 +199,24 @@ def test_explicit_file(kernels, tmp_path):
 
 
 @pytest.mark.parametrize('content', [None, '{}'])
-def test_explicit_file_that_is_invalid(kernels, tmp_path, content):
+def test_explicit_file_that_is_invalid(
+    kernels, tmp_path, monkeypatch, content
+):
     path = tmp_path / 'node.json'
     if content is not None:
         path.write_text(content)
     code = """
-    import warnings
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter('always')
-        calibration._loaded.clear()
+        torch.set_num_threads(2)
         lin(x)
         lin(x)
         print(lin.crossover(), len(calls), len(found))
         assert 'node.json' in str(found[0].message)
     """
-    code = f'import warnings\nwarnings.simplefilter("ignore")\n{PRELUDE}' + (
-        textwrap.dedent(code)
-    )
-    out = subprocess.run(
-        [sys.executable, '-c', code, '0.5'],
-        env={**os.environ, VARIABLE: str(path)},
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    assert out.stdout.split() == [str(DEFAULT), '0', '1']
+    with_warning = PRELUDE.replace("('error')", "('ignore')")
+    monkeypatch.setitem(globals(), 'PRELUDE', with_warning)
+    assert run(code, path) == [str(DEFAULT), '0', '1']
 
 
 def test_tests_run_with_a_fixed_setting():
@@ -343,10 +347,17 @@ def test_measured_crossovers(kernels):
     assert ((table >= 0) & (table <= 1)).all() and table.unique().numel() > 9
 
 
+def test_measured_csr_costs(kernels):
+    scattered, feature, element = measure_csr_costs(torch.double)
+    assert scattered > 1  # A vectorized loop takes less for each.
+    assert 0 <= feature < math.inf and 0 <= element < math.inf
+    OPS.sparse_linear_force_dense(None)
+
+
 def test_patterns_are_valid(kernels):
     torch.manual_seed(0)
     mask = torch.rand(13, 7) < 0.4
-    rowptr, col, colptr, row, perm = _make_pattern(mask)
+    rowptr, col, colptr, row, perm = make_pattern(mask)
     x, values = torch.randn(5, 7), torch.randn(int(mask.sum()))
     weight = torch.zeros(13, 7)
     weight[mask] = values
@@ -356,15 +367,14 @@ def test_patterns_are_valid(kernels):
 
 
 def test_find_crossovers():
-    # Products at densities of 0.1 and 0.5. Dense ones take 1:
-    sparse = torch.tensor([[0.1, 0.2, 2.0, 0.01], [0.5, 1.0, 3.0, 0.02]])
-    out = _find_crossovers(sparse / MARGIN, torch.ones(2, 4))
-    assert torch.allclose(out, torch.tensor([1, 0.5, 0, 1]))
-    # The difference does not change:
-    out = _find_crossovers(torch.ones(2, 1), torch.full((2, 1), 3.0))
-    assert out.tolist() == [1]
-    out = _find_crossovers(torch.ones(2, 1), torch.full((2, 1), 0.3))
-    assert out.tolist() == [0]
+    # Sparse products at densities of 0.1 and 0.5, and dense ones:
+    low = torch.tensor([0.1, 0.2, 2.0, 0.01]) / MARGIN
+    high = torch.tensor([0.5, 1.0, 10.0, 0.02]) / MARGIN
+    out = _find_crossovers(low, high, torch.ones(4))
+    assert torch.allclose(out, torch.tensor([1, 0.5, 0.05, 1]))
+    # The density does not matter:
+    out = _find_crossovers(high, high, torch.ones(4))
+    assert out.tolist() == [1, 0, 0, 1]
 
 
 def test_fill():
@@ -387,11 +397,17 @@ def test_set_crossovers_invalid(values, num_threads, dtype):
     if not calibration.torch_geometric_ext.typing.WITH_EXT:
         pytest.skip('the kernels are not installed')
     with pytest.raises(ValueError, match='sparse_linear_set_crossovers'):
-        OPS.sparse_linear_set_crossovers(values, num_threads, dtype)
+        OPS.sparse_linear_set_crossovers(values, COSTS, num_threads, dtype)
+    with pytest.raises(ValueError, match='sparse_linear_set_crossovers'):
+        OPS.sparse_linear_set_crossovers(SIZE * [0.5], COSTS[:2], 99, dtype)
     for value in [-0.1, 1.1, float('nan'), float('inf')]:
         invalid = [*(SIZE - 1) * [0.5], value]
         with pytest.raises(ValueError, match=r'needs to be in \[0, 1\]'):
-            OPS.sparse_linear_set_crossovers(invalid, 99, dtype)
+            OPS.sparse_linear_set_crossovers(invalid, COSTS, 99, dtype)
+    for value in [-0.1, float('nan'), float('inf')]:
+        args = (SIZE * [0.5], [9.0, value, 4.0], 99, dtype)
+        with pytest.raises(ValueError, match="'costs' needs to be in"):
+            OPS.sparse_linear_set_crossovers(*args)
 
 
 @given(st.integers(-5, 2**40), st.integers(-5, 2**40), st.integers(-5, 2**40))
@@ -407,7 +423,7 @@ def test_crossovers_are_interpolated(num_rows, in_channels, out_channels):
         outs = torch.tensor(WIDTHS).log2() / 12
         table = (rows + 2 * ins + 3 * outs) / 6
         values = table.expand(3, -1, -1, -1).flatten().tolist()
-        OPS.sparse_linear_set_crossovers(values, 5, torch.float)
+        OPS.sparse_linear_set_crossovers(values, COSTS, 5, torch.float)
         found = OPS.sparse_linear_crossover(
             num_rows, in_channels, out_channels
         )
@@ -431,12 +447,13 @@ def test_calibrate_invalid(kernels, monkeypatch):
 
 def test_write_keeps_the_first(tmp_path):
     place, key = Place(tmp_path / 'x.json', False), (1, torch.float)
-    assert write(place, SIZE * [0.5], *key, replace=False)
-    assert not write(place, SIZE * [0.7], *key, replace=False)
-    assert read(place, *key) == SIZE * [0.5]
+    first, second = (Choices(SIZE * [x], [9, 60, 4]) for x in [0.5, 0.7])
+    assert write(place, first, *key, replace=False)
+    assert not write(place, second, *key, replace=False)
+    assert read(place, *key) == first
     assert read(place, 2, torch.float) is None  # Another key.
-    assert write(place, SIZE * [0.7], *key, replace=True)
-    assert read(place, *key) == SIZE * [0.7]
+    assert write(place, second, *key, replace=True)
+    assert read(place, *key) == second
     assert [x.name for x in tmp_path.iterdir()] == ['x.json']
 
 

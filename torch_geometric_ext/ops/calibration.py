@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from typing import List, NamedTuple, Optional, Set, Tuple
+from typing import NamedTuple, Optional, Set, Tuple
 
 import torch
 from torch import Tensor
@@ -11,12 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import torch_geometric_ext.typing
 from torch_geometric_ext.ops.calibration_file import (
+    Choices,
     Place,
     find_place,
     read,
     write,
 )
 from torch_geometric_ext.ops.crossovers import measure_crossovers
+from torch_geometric_ext.ops.csr_costs import measure_csr_costs
 from torch_geometric_ext.ops.register import is_transformed
 
 DTYPES = [torch.float, torch.double]
@@ -57,7 +59,7 @@ def calibrate(dtype: torch.dtype = torch.float) -> Calibration:
     that is idle. Products may then change their choice, hence their results
     up to rounding.
 
-    Takes one to two seconds with the current number of threads
+    Takes about two seconds with the current number of threads
     (:func:`torch.set_num_threads`). It multiplies matrices of 1 to 4,096 rows
     and widths of 16 to 4,096, and derives, for each size, the density above
     which the dense product is faster.
@@ -94,13 +96,13 @@ def calibrate(dtype: torch.dtype = torch.float) -> Calibration:
     num_threads = torch.get_num_threads()
     with _lock:
         start = time.perf_counter()
-        crossovers = _measure(dtype)
+        choices = _measure(dtype)
         place, path = find_place(num_threads, dtype), None
         if place is not None and write(
-            place, crossovers, num_threads, dtype, replace=True
+            place, choices, num_threads, dtype, replace=True
         ):
             path = str(place.path)
-        _set(crossovers, num_threads, dtype)
+        _set(choices, num_threads, dtype)
         seconds = time.perf_counter() - start
     return Calibration(num_threads, dtype, seconds, path)
 
@@ -139,9 +141,9 @@ def load_calibration(dtype: torch.dtype) -> None:
     with _lock:
         place = find_place(*key)
         if place is not None and not _is_set(*key):
-            crossovers = read(place, *key)
-            if crossovers is not None:
-                _set(crossovers, *key)
+            choices = read(place, *key)
+            if choices is not None:
+                _set(choices, *key)
         _loaded.add(key)
 
 
@@ -165,41 +167,41 @@ def _may_measure(place: Optional[Place]) -> bool:
     return place is not None and not place.is_explicit and not is_worker
 
 
-def _measure(dtype: torch.dtype) -> List[float]:
-    """Measure crossovers, and leave all state of PyTorch as it is."""
+def _measure(dtype: torch.dtype) -> Choices:
+    """Measure all choices, and leave all state of PyTorch as it is."""
     force = torch.ops.torch_geometric_ext.sparse_linear_force_dense.default
     try:
         with torch.inference_mode(), torch._C.DisableTorchFunction():
-            crossovers = measure_crossovers(dtype)
+            measured = [measure_csr_costs(dtype), measure_crossovers(dtype)]
     finally:
         force(None)
-    return [round(x, 4) for x in crossovers]  # As in a file.
+    # As in a file:
+    csr_costs, crossovers = ([round(x, 4) for x in y] for y in measured)
+    return Choices(crossovers, csr_costs)
 
 
 def _keep(
     place: Optional[Place],
-    crossovers: List[float],
+    choices: Choices,
     num_threads: int,
     dtype: torch.dtype,
-) -> List[float]:
-    """Write crossovers to a file and return them, or return those of another
+) -> Choices:
+    """Write choices to a file and return them, or return those of another
     process that was faster.
     """
     assert place is not None
     args = (num_threads, dtype)
-    if write(place, crossovers, *args, replace=False):
-        return crossovers
+    if write(place, choices, *args, replace=False):
+        return choices
     found = read(place, *args)
     if found is None:  # A damaged file, or a file system without links.
-        write(place, crossovers, *args, replace=True)
-    return found or crossovers
+        write(place, choices, *args, replace=True)
+    return found or choices
 
 
-def _set(
-    crossovers: List[float], num_threads: int, dtype: torch.dtype
-) -> None:
+def _set(choices: Choices, num_threads: int, dtype: torch.dtype) -> None:
     ops = torch.ops.torch_geometric_ext
-    ops.sparse_linear_set_crossovers(crossovers, num_threads, dtype)
+    ops.sparse_linear_set_crossovers(*choices, num_threads, dtype)
 
 
 def _is_set(num_threads: int, dtype: torch.dtype) -> bool:

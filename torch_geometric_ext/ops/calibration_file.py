@@ -15,12 +15,27 @@ import torch
 
 import torch_geometric_ext.typing
 from torch_geometric_ext.ops.crossovers import SIZE
+from torch_geometric_ext.ops.csr_costs import NUM_COSTS
 from torch_geometric_ext.ops.machine import cpu_model
 from torch_geometric_ext.version import __version__
 
 VARIABLE = 'TORCH_GEOMETRIC_EXT_CALIBRATION'
 # The version of the layout and of the meaning of a file.
 VERSION = 1
+
+
+class Choices(NamedTuple):
+    """All that kernels choose by.
+
+    Args:
+        crossovers (List[float]): The result of
+            :func:`~torch_geometric_ext.ops.crossovers.measure_crossovers`.
+        csr_costs (List[float]): The result of
+            :func:`~torch_geometric_ext.ops.csr_costs.measure_csr_costs`.
+    """
+
+    crossovers: List[float]
+    csr_costs: List[float]
 
 
 class Place(NamedTuple):
@@ -66,19 +81,19 @@ def describe(num_threads: int, dtype: torch.dtype) -> Dict[str, Any]:
 
 def read(
     place: Place, num_threads: int, dtype: torch.dtype
-) -> Optional[List[float]]:
-    """Return the crossovers of a file, or :obj:`None` if it does not hold
+) -> Optional[Choices]:
+    """Return the choices of a file, or :obj:`None` if it does not hold
     them.
 
     Warns if the user named the file.
     """
     try:
         content = json.loads(place.path.read_text())
-        crossovers = _parse(content)
+        choices = _parse(content)
         known = place.is_explicit or (
             content['machine'] == describe(num_threads, dtype)
         )
-        return crossovers if known else None
+        return choices if known else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         if place.is_explicit:
             warnings.warn(
@@ -92,7 +107,7 @@ def read(
 
 def write(
     place: Place,
-    crossovers: List[float],
+    choices: Choices,
     num_threads: int,
     dtype: torch.dtype,
     replace: bool,
@@ -101,7 +116,7 @@ def write(
 
     Args:
         place (Place): The file.
-        crossovers (List[float]): The content.
+        choices (Choices): The content.
         num_threads (int): The number of threads.
         dtype (torch.dtype): The dtype.
         replace (bool): If set to :obj:`False`, keeps a file that is there.
@@ -109,7 +124,7 @@ def write(
     content = {
         'version': VERSION,
         'machine': describe(num_threads, dtype),
-        'crossovers': crossovers,
+        **choices._asdict(),
     }
     temporary = place.path.with_name(f'.{place.path.name}.{uuid.uuid4().hex}')
     try:
@@ -127,8 +142,8 @@ def write(
             temporary.unlink()
 
 
-def _parse(content: Any) -> List[float]:
-    """Return the crossovers of a file.
+def _parse(content: Any) -> Choices:
+    """Return the choices of a file.
 
     Raises:
         ValueError: If the content is invalid.
@@ -136,10 +151,13 @@ def _parse(content: Any) -> List[float]:
     if content['version'] != VERSION:
         raise ValueError(f'expected version {VERSION}')
     crossovers = [float(x) for x in content['crossovers']]
-    valid = all(0 <= x <= 1 and math.isfinite(x) for x in crossovers)
-    if len(crossovers) != SIZE or not valid:
+    if len(crossovers) != SIZE or not all(0 <= x <= 1 for x in crossovers):
         raise ValueError(f'expected {SIZE} densities in [0, 1]')
-    return crossovers
+    csr_costs = [float(x) for x in content['csr_costs']]
+    valid = all(0 <= x < math.inf for x in csr_costs)
+    if len(csr_costs) != NUM_COSTS or not valid:
+        raise ValueError(f'expected {NUM_COSTS} costs that are not negative')
+    return Choices(crossovers, csr_costs)
 
 
 def _cache_folder() -> Path:

@@ -1,6 +1,7 @@
 """Measure from which density on dense products are faster than sparse ones."""
 
 import itertools
+import math
 import time
 from typing import Any, Callable, List, Sequence, Tuple
 
@@ -18,13 +19,13 @@ SIZE = NUM_PRODUCTS * len(ROWS) * len(WIDTHS) ** 2
 # The largest weights that are measured with up to 512 rows and with more. A
 # choice: a table of them takes about a second.
 MAX_WEIGHTS, MAX_WEIGHTS_OF_MANY_ROWS = 2**20, 2**14
-# Times are interpolated linearly between these densities, and extrapolated. A
-# choice.
+# Times of sparse products are interpolated linearly between these densities,
+# and extrapolated. Dense products are timed at the last one. A choice.
 DENSITIES = (0.1, 0.5)
 # Sparse products need to be faster by this factor: dense in doubt. A choice.
 MARGIN = 1.05
-# Seconds of repetitions of each size. A choice.
-MIN_SECONDS = 2e-3
+# Repetitions of each size, and their seconds if more are needed. A choice.
+MIN_REPETITIONS, MIN_SECONDS = 3, 2e-3
 
 Pattern = Tuple[Tensor, ...]
 Run = Callable[[], Any]
@@ -47,7 +48,8 @@ def measure_crossovers(dtype: torch.dtype, budget: float = 2.0) -> List[float]:
         list: The densities by product (the forward pass, the gradient of the
         weights, both gradients), number of rows, input and output width.
     """
-    end = time.perf_counter() + budget / 2  # The last sizes take longest.
+    clock = get_clock()
+    end = clock() + 0.75 * budget  # The last sizes take longest.
     shape = (NUM_PRODUCTS, len(ROWS), len(WIDTHS), len(WIDTHS))
     out = torch.full(shape, torch.inf, device='cpu', dtype=torch.double)
     noise = torch.rand(
@@ -61,16 +63,18 @@ def measure_crossovers(dtype: torch.dtype, budget: float = 2.0) -> List[float]:
         if size > MAX_WEIGHTS:
             continue
         mask = noise[:size].view(WIDTHS[o], WIDTHS[i])
-        patterns = [_make_pattern(mask < density) for density in DENSITIES]
+        patterns = [make_pattern(mask < density) for density in DENSITIES]
         for r, num_rows in enumerate(ROWS):
             if num_rows <= 512 or size <= MAX_WEIGHTS_OF_MANY_ROWS:
-                runs = [_make_runs(data, num_rows, x) for x in patterns]
-                times = _time_runs([*runs[0], *runs[1]], end)
-                out[:, r, i, o] = _find_crossovers(*times)
+                low, high = (_make_runs(data, num_rows, x) for x in patterns)
+                runs = [(False, run) for run in [*low, *high]]
+                times = time_runs([*runs, *((True, run) for run in high)], end)
+                seconds = torch.tensor(times, dtype=torch.double).view(3, -1)
+                out[:, r, i, o] = _find_crossovers(*seconds)
     return _fill(out).flatten().tolist()
 
 
-def _make_pattern(mask: Tensor) -> Pattern:
+def make_pattern(mask: Tensor) -> Pattern:
     """Return a mask in CSR and CSC format."""
     rowptr, colptr = (F.pad(mask.sum(x).cumsum(0), (1, 0)) for x in [1, 0])
     col, row = mask.nonzero()[:, 1], mask.t().nonzero()[:, 1]
@@ -98,39 +102,50 @@ def _make_runs(data: Tensor, num_rows: int, pattern: Pattern) -> List[Run]:
     ]
 
 
-def _time_runs(runs: Sequence[Run], end: float) -> Tuple[Tensor, Tensor]:
-    """Return the least seconds of sparse and of dense products, by density
-    and product.
+def get_clock() -> Callable[[], float]:
+    """Return a clock that does not count the time of other processes, if
+    products run on this thread only.
     """
-    # Time of this thread does not count what other processes take:
     single = torch.get_num_threads() == 1
-    clock = time.thread_time if single else time.perf_counter
+    return time.thread_time if single else time.perf_counter
+
+
+def time_runs(
+    runs: Sequence[Tuple[bool, Run]], end: float = math.inf
+) -> List[float]:
+    """Return the least seconds of each run, by a dense or a sparse product.
+
+    Args:
+        runs (list): Whether the product is dense, and a function that computes
+            it.
+        end (float, optional): The time after which nothing is repeated.
+            (default: :obj:`math.inf`)
+    """
+    clock = get_clock()
     force = torch.ops.torch_geometric_ext.sparse_linear_force_dense.default
-    least = [[float('inf')] * len(runs) for _ in range(2)]
-    repeated, stop = 0, time.perf_counter() + MIN_SECONDS
-    while repeated < 2 or time.perf_counter() < min(stop, end):
-        for dense, run in itertools.product([False, True], range(len(runs))):
+    least = [float('inf')] * len(runs)
+    repeated, stop = 0, min(clock() + MIN_SECONDS, end)
+    while repeated < MIN_REPETITIONS or clock() < stop:
+        for i, (dense, run) in enumerate(runs):
             force(dense)
             start = clock()
-            runs[run]()
-            least[dense][run] = min(least[dense][run], clock() - start)
+            run()
+            least[i] = min(least[i], clock() - start)
         repeated += 1
-        if time.perf_counter() > end:
+        if clock() > end:
             break
-    sparse, dense = torch.tensor(least, dtype=torch.double).view(2, 2, -1)
-    return sparse, dense
+    return least
 
 
-def _find_crossovers(sparse: Tensor, dense: Tensor) -> Tensor:
+def _find_crossovers(low: Tensor, high: Tensor, dense: Tensor) -> Tensor:
     """Return the density at which sparse products take as long as dense ones,
-    by product, given times of shape :obj:`[2, num_products]`.
+    given their seconds.
     """
-    low, high = dense - MARGIN * sparse  # The time that sparse products save.
-    slope = (high - low) / (DENSITIES[1] - DENSITIES[0])
-    always = (torch.minimum(low, high) > 0).to(slope.dtype)
-    return torch.where(slope < 0, DENSITIES[0] - low / slope, always).clamp(
-        0, 1
-    )
+    slope = MARGIN * (high - low) / (DENSITIES[1] - DENSITIES[0])
+    saved = dense - MARGIN * low
+    always = (saved > 0).to(saved.dtype)  # If the density does not matter.
+    density = torch.where(slope > 0, DENSITIES[0] + saved / slope, always)
+    return density.clamp(0, 1)
 
 
 def _fill(density: Tensor) -> Tensor:

@@ -3,6 +3,8 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor
 
+import torch_geometric_ext.typing
+from torch_geometric_ext.ops.calibration import ensure_calibration
 from torch_geometric_ext.ops.check import (
     check_integers,
     check_pattern,
@@ -83,6 +85,8 @@ def csr_sparse_linear(
             of :mod:`torch.func` or forward-mode differentiation is active.
     """
     _check_x(x, values, colptr.numel() - 1)
+    if torch_geometric_ext.typing.WITH_EXT and x.is_cpu:
+        ensure_calibration(x, values.dtype)
     pattern = (rowptr, col, colptr, row, perm)
     out: Tensor = _Linear.apply(values, bias, x, check_invariants, *pattern)
     if casts(x):

@@ -60,7 +60,7 @@ def test_sparse_linear(device, ext, shape, bias, dtype):
 
 
 def test_repr(ext):
-    crossover = '1' if ext else '0'
+    crossover = '0.25' if ext else '0'  # Without a calibration.
     assert str(SparseLinear(512, 256, bias=False)) == (
         f'SparseLinear(512, 256, bias=False, sparsity=0.9, '
         f'dense_above={build(512, 256).crossover():.2g})'

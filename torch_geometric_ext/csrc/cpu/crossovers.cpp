@@ -38,10 +38,15 @@ constexpr int kSize = kNumProducts * kRows.size * kWidths.size * kWidths.size;
 // densities to be faster on an AMD Zen 5 and on an Intel Xeon with AMX.
 constexpr float kDefault = 0.25;
 
+// `benchmark/sparsity/sparse_features.py` measured the first two on an AMD Zen
+// 5. The last one is a choice: a product reads and writes each element.
+constexpr CsrCosts kDefaultCosts{9, 60, 4};
+
 struct Table {
   int64_t num_threads;
   at::ScalarType dtype;
   std::array<float, kSize> density;
+  CsrCosts costs;
 
   double find(Product product, int64_t rows, int64_t in, int64_t out) const {
     const auto [r, r_part] = kRows.locate(rows);
@@ -101,6 +106,16 @@ Tables& tables() {
   return *tables;
 }
 
+// Returns the table that choices are made by from now on.
+const Table* current_table(at::ScalarType dtype) {
+  const auto num_threads = at::get_num_threads();
+  const auto* table = tables().find(num_threads, dtype);
+  if (table != nullptr) return table;
+  Table conservative{num_threads, dtype, {}, kDefaultCosts};
+  conservative.density.fill(kDefault);
+  return tables().set(conservative, false);
+}
+
 // A choice that a measurement makes for its own thread.
 thread_local std::optional<bool> forced_dense;
 
@@ -109,7 +124,8 @@ void force_dense(std::optional<bool> dense) {
 }
 
 void set_crossovers(
-    at::ArrayRef<double> density, int64_t num_threads, at::ScalarType dtype) {
+    at::ArrayRef<double> density, at::ArrayRef<double> costs,
+    int64_t num_threads, at::ScalarType dtype) {
   constexpr auto* op = "sparse_linear_set_crossovers";
   TORCH_CHECK_VALUE(
       num_threads > 0, op, ": 'num_threads' needs to be positive (got ",
@@ -117,7 +133,16 @@ void set_crossovers(
   TORCH_CHECK_VALUE(
       density.size() == kSize, op, ": 'density' needs to hold ", kSize,
       " values (got ", density.size(), ")");
-  Table table{num_threads, dtype, {}};
+  TORCH_CHECK_VALUE(
+      costs.size() == 3, op, ": 'costs' needs to hold 3 values (got ",
+      costs.size(), ")");
+  for (const auto cost : costs) {
+    TORCH_CHECK_VALUE(
+        std::isfinite(cost) && cost >= 0, op,
+        ": 'costs' needs to be in [0, inf) (got ", cost, ")");
+  }
+  Table table{num_threads, dtype, {}, {}};
+  table.costs = {float(costs[0]), float(costs[1]), float(costs[2])};
   for (int i = 0; i < kSize; i++) {
     TORCH_CHECK_VALUE(
         density[i] >= 0 && density[i] <= 1, op,
@@ -152,14 +177,16 @@ bool prefers_dense(
   if (forced_dense.has_value()) return *forced_dense;
   const auto size = double(in) * double(out);
   if (double(num_weights) >= size) return true;
-  const auto num_threads = at::get_num_threads();
-  const auto* table = tables().find(num_threads, dtype);
-  if (table == nullptr) {
-    Table conservative{num_threads, dtype, {}};
-    conservative.density.fill(kDefault);
-    table = tables().set(conservative, false);
-  }
-  return double(num_weights) > size * table->find(product, num_rows, in, out);
+  return double(num_weights) >
+         size * current_table(dtype)->find(product, num_rows, in, out);
+}
+
+CsrCosts get_csr_costs(at::ScalarType dtype) {
+  return current_table(dtype)->costs;
+}
+
+std::optional<bool> get_forced_dense() {
+  return forced_dense;
 }
 
 TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
@@ -167,8 +194,8 @@ TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
       "sparse_linear_crossover(int num_rows, int in_channels, "
       "int out_channels) -> float");
   m.def(
-      "sparse_linear_set_crossovers(float[] density, int num_threads, "
-      "ScalarType dtype) -> ()");
+      "sparse_linear_set_crossovers(float[] density, float[] costs, "
+      "int num_threads, ScalarType dtype) -> ()");
   m.def(
       "sparse_linear_get_crossovers(int num_threads, ScalarType dtype) -> "
       "float[]");

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 
 // The choice between sparse and dense products, by a table of the machine.
 namespace torch_geometric_ext {
@@ -25,5 +26,19 @@ double get_crossover(
 bool prefers_dense(
     Product product, at::ScalarType dtype, int64_t num_rows, int64_t in,
     int64_t out, int64_t num_weights);
+
+// The costs of products with sparse features, in multiply-adds of the loop
+// over a dense weight: of a scattered multiply-add, of the start of the loop
+// over the weights of a feature, and of an element of a dense weight.
+struct CsrCosts {
+  float scattered, feature, dense_element;
+};
+
+// Returns the costs for the current number of threads. They change as the
+// answers of `prefers_dense` do.
+CsrCosts get_csr_costs(at::ScalarType dtype);
+
+// Returns the choice of a measurement on this thread, if there is one.
+std::optional<bool> get_forced_dense();
 
 }  // namespace torch_geometric_ext

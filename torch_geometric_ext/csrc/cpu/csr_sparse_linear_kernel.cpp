@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "crossovers.h"
 #include "csr_row.h"
 #include "pattern.h"
 #include "sparse_linear_schedule.h"
@@ -58,16 +59,6 @@ CsrRowLoops<scalar_t, index_t> csr_row_loops(
   return loops;
 }
 
-// Costs in multiply-adds of a vectorized loop. They choose the faster way on
-// one machine, and results are the same on all machines up to rounding.
-// `benchmark/sparsity/sparse_features.py` measured the cost of a scattered
-// multiply-add, and of the start of the loop over the weights of a feature:
-constexpr double kScattered = 9;
-constexpr double kFeature = 60;
-// A product with a dense weight reads and writes each of its elements at least
-// once. A choice, no measurement.
-constexpr double kDenseElement = 4;
-
 Columns get_columns(
     const char* op, const Pattern& pattern, bool with_invariants) {
   const auto num_weights = pattern.col.numel();
@@ -100,21 +91,25 @@ Features<scalar_t, index_t> check_features(
 
 // The multiply-adds of both ways to compute a product.
 struct Work {
-  int64_t sparse = 0, dense;
-  double conversion, overhead;
+  int64_t sparse = 0, dense, num_elements;
+  double num_dense;
 
   template <typename scalar_t, typename index_t>
   Work(const Features<scalar_t, index_t>& x, const Columns& weight)
       : dense(x.num_elements() * weight.out),
-        conversion(kDenseElement * double(weight.in) * double(weight.out)),
-        overhead(kFeature * double(x.num_elements())) {
+        num_elements(x.num_elements()),
+        num_dense(double(weight.in) * double(weight.out)) {
     for (int64_t j = 0; j < x.num_elements(); j++) {
       sparse += weight.ptr[x.index[j] + 1] - weight.ptr[x.index[j]];
     }
   }
 
-  bool prefers_dense() const {
-    return double(dense) + conversion < kScattered * double(sparse) + overhead;
+  bool prefers_dense(at::ScalarType dtype) const {
+    if (const auto forced = get_forced_dense()) return *forced;
+    const auto costs = get_csr_costs(dtype);
+    return double(dense) + costs.dense_element * num_dense <
+           costs.scattered * double(sparse) +
+               costs.feature * double(num_elements);
   }
 };
 
@@ -190,7 +185,7 @@ Tensor run_forward(
   const Work work(x, weight);
   auto out = at::empty({x.num_rows, weight.out}, values.options());
   const auto* src = values.const_data_ptr<scalar_t>();
-  if (work.prefers_dense()) {
+  if (work.prefers_dense(values.scalar_type())) {
     const auto dense = at::zeros({weight.in, weight.out}, values.options());
     auto* data = dense.template mutable_data_ptr<scalar_t>();
     for_dense(weight, [&](int64_t i, int64_t k) { data[i] = src[k]; });
@@ -223,7 +218,7 @@ Tensor run_backward(
   const Work work(x, weight);
   auto out = at::zeros({weight.num_weights}, grad.options());
   auto* dst = out.template mutable_data_ptr<scalar_t>();
-  if (work.prefers_dense()) {
+  if (work.prefers_dense(grad.scalar_type())) {
     const auto add_outer = csr_row_loops(x).add_outer;
     const auto dense = backward(
         x, grad, weight.in * weight.out, work.dense,
