@@ -54,6 +54,11 @@ struct TileLoops {
       Matrix<const element_t> x, int64_t num_rows, int64_t begin, int64_t end,
       scalar_t* tile);
 
+  // Adds up the rows of the features [begin, end) of a tile.
+  void (*sum)(
+      const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
+      scalar_t* sums);
+
   // Computes the outputs [begin, end) for all rows of a packed input.
   void (*forward)(
       const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,

@@ -314,7 +314,8 @@ struct Tile {
     }
   }
 
-  // Products of weights that are not yet summed over the rows of the tile.
+  // Products of weights that are not yet summed over the rows of the tile, or
+  // other vectors whose elements are added to a target.
   struct Pending {
     alignas(64) scalar_t products[kScratch * L];
     scalar_t* target;
@@ -337,6 +338,22 @@ struct Tile {
       size = 0;
     }
   };
+
+  template <int W>
+  static void sum(
+      const scalar_t* tile, int64_t begin, int64_t end, scalar_t* sums) {
+    Pending pending;
+    pending.target = sums + begin;
+    for (int64_t i = begin; i < end; i++) {
+      Vec rows[W * kFold], total = {};
+      load_rows<W>(tile + i * W * L, rows);
+#pragma GCC unroll 4
+      for (int v = 0; v < W * kFold; v++) total += rows[v];
+      store(pending.products + pending.size++ * L, total);
+      if (pending.size == kScratch) pending.flush();
+    }
+    pending.flush();
+  }
 
   template <int W, bool needs_x, bool needs_values>
   static void backward(
@@ -426,6 +443,16 @@ void pack(
 }
 
 template <typename element_t>
+void sum(
+    const Compute<element_t>* tile, int64_t num_rows, int64_t begin,
+    int64_t end, Compute<element_t>* sums) {
+  with_words<element_t>(num_rows, [&](auto words) {
+    Tile<element_t>::template sum<decltype(words)::value>(
+        tile, begin, end, sums);
+  });
+}
+
+template <typename element_t>
 void forward(
     const Compute<element_t>* tile, int64_t num_rows, int64_t begin,
     int64_t end, Compressed<Compute<element_t>> weight,
@@ -465,6 +492,7 @@ TileLoops<element_t> TILE_LOOPS() {
       T::kMaxRows,
       T::width,
       pack<element_t>,
+      sum<element_t>,
       forward<element_t>,
       backward<element_t>};
 }

@@ -99,12 +99,14 @@ struct Plan {
   }
 };
 
-// Packs the rows of `x` into tiles and calls
-// `func(part, tile, row, num_rows, begin, end)` for all outputs of all tiles.
-// Concurrent calls for the same outputs have different values of `part`.
-template <typename element_t, typename F>
+// Packs the rows of `x` into tiles. Calls
+// `on_packed(part, tile, num_rows, begin, end)` for all features of all tiles,
+// and `func(part, tile, row, num_rows, begin, end)` for all outputs. Concurrent
+// calls for the same features or outputs have different values of `part`.
+template <typename element_t, typename P, typename F>
 void for_tiles(
-    const at::Tensor& x, int64_t num_outputs, const Plan& plan, const F& func) {
+    const at::Tensor& x, int64_t num_outputs, const Plan& plan,
+    const P& on_packed, const F& func) {
   using scalar_t = Compute<element_t>;
   const auto& loops = tile_loops<element_t>();
   const auto num_rows = x.size(0), num_features = x.size(1);
@@ -113,10 +115,11 @@ void for_tiles(
     const auto dtype = c10::CppTypeToScalarType<scalar_t>::value;
     return at::empty({width * num_features}, x.options().dtype(dtype));
   };
-  const auto pack = [&](int64_t row, int64_t begin, int64_t end,
-                        scalar_t* tile) {
+  const auto pack = [&](int64_t part, scalar_t* tile, int64_t row,
+                        int64_t begin, int64_t end) {
     const auto size = std::min(loops.max_rows, num_rows - row);
     loops.pack(rows_of<const element_t>(x, row), size, begin, end, tile);
+    on_packed(part, tile, size, begin, end);
     return size;
   };
 
@@ -127,7 +130,7 @@ void for_tiles(
           const auto buffer = get_buffer();
           auto* tile = buffer.template mutable_data_ptr<scalar_t>();
           for (auto row = begin; row < end; row += loops.max_rows) {
-            const auto size = pack(row, 0, num_features, tile);
+            const auto size = pack(part, tile, row, 0, num_features);
             func(part, tile, row, size, 0, num_outputs);
           }
         });
@@ -140,7 +143,7 @@ void for_tiles(
     for_chunks(
         num_features, plan.num_threads, loops.lanes,
         [&](int64_t, int64_t begin, int64_t end) {
-          pack(row, begin, end, tile);
+          pack(0, tile, row, begin, end);
         });
     for_chunks(
         num_outputs, plan.num_threads, loops.lanes,
