@@ -13,15 +13,15 @@
 // What a kernel needs to know about the memory of the machine.
 namespace torch_geometric_ext {
 
-// Returns the size in bytes of the last cache, or of a common one if the
-// system does not tell.
-inline int64_t last_cache_bytes() {
+// Returns the size in bytes of the second-level cache, which a core does not
+// share, or a common one if the system does not tell.
+inline int64_t core_cache_bytes() {
   static const int64_t size = [] {
     int64_t found = 0;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    found = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    found = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-    return found > 0 ? found : int64_t(1) << 25;
+    return found > 0 ? found : int64_t(1) << 20;
   }();
   return size;
 }

@@ -44,7 +44,10 @@ template <typename element_t>
 struct TileLoops {
   using scalar_t = Compute<element_t>;
   int64_t lanes;
+  // The rows of a tile, each a power of two times the one before.
+  int64_t min_rows;
   int64_t max_rows;
+  int64_t max_backward_rows;
 
   // Returns the number of words of a tile for each feature.
   int64_t (*width)(int64_t num_rows);

@@ -65,7 +65,8 @@ void forward(
       pattern.rowptr.const_data_ptr<int32_t>(),
       pattern.col.const_data_ptr<int32_t>(), values.const_data_ptr<scalar_t>()};
   const Plan plan(
-      x.size(0), values.numel(), x.size(1) + channels, loops.max_rows);
+      x.size(0), values.numel(), x.size(1) + channels,
+      get_tile_rows<element_t>(loops.max_rows, x.size(1)));
   for_tiles<element_t>(
       x, channels, plan, [](auto&&...) {},
       [&](int64_t, const scalar_t* tile, int64_t row, int64_t num_rows,
@@ -116,7 +117,9 @@ void backward(
       pattern.colptr.const_data_ptr<int32_t>(),
       pattern.row.const_data_ptr<int32_t>(), dst};
 
-  const Plan plan(x.size(0), num_weights, in + grad.size(1), loops.max_rows);
+  const Plan plan(
+      x.size(0), num_weights, in + grad.size(1),
+      get_tile_rows<element_t>(loops.max_backward_rows, grad.size(1)));
   const auto num_parts = plan.by_tiles ? plan.num_threads : 1;
   const auto size = out.values.numel() + out.bias.numel();
   auto parts = at::zeros({num_parts, size}, values.options());

@@ -23,8 +23,9 @@ struct Tile {
   // The sizes are choices: accumulators need to fit into registers, pending
   // products into the first-level cache, and rows of outputs are written by
   // 256 bytes.
-  static constexpr int kMaxRows = 4 * L;
   static constexpr int kMaxWords = 4 / kFold;
+  static constexpr int kMaxBackwardWords =
+      REGISTER_BYTES < 64 ? kMaxWords : 2 * kMaxWords;  // AVX-512 has more.
   static constexpr int kScratch = 16 * L;
   static constexpr int kChunk = 4 * L * kFold;
 
@@ -58,7 +59,7 @@ struct Tile {
   // Loads the rows of a feature from `W` words of a tile.
   template <int W>
   static inline void load_rows(const scalar_t* src, Vec (&rows)[W * kFold]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int w = 0; w < W; w++) {
       const auto word = load(src + w * L);
       if constexpr (kFold == 1) {
@@ -73,7 +74,7 @@ struct Tile {
 
   template <int W>
   static inline void store_rows(scalar_t* dst, const Vec (&rows)[W * kFold]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int w = 0; w < W; w++) {
       if constexpr (kFold == 1) {
         store(dst + w * L, rows[w]);
@@ -231,12 +232,13 @@ struct Tile {
   }
 
   // Loads rows of the next tile into the second-level cache.
+  template <int W>
   static inline void prefetch(Matrix<const element_t> x) {
     const auto address = reinterpret_cast<uintptr_t>(x.data);
     const auto stride = x.stride * int64_t(sizeof(element_t));
 #pragma GCC unroll 16
     for (int i = 0; i < L * kFold; i++) {
-      const auto next = address + (kMaxRows + i) * stride;
+      const auto next = address + (W * L * kFold + i) * stride;
       __builtin_prefetch(reinterpret_cast<const void*>(next), 0, 2);
     }
   }
@@ -257,7 +259,7 @@ struct Tile {
         } else {
           read<false>(square, src, num_rows, size);
         }
-        prefetch(src);
+        prefetch<W>(src);
         transpose(square);
         auto* dst = tile + (i * W + w) * L;
         for (int j = 0; j < size; j++) store(dst + j * W * L, square[j]);
@@ -347,7 +349,7 @@ struct Tile {
     for (int64_t i = begin; i < end; i++) {
       Vec rows[W * kFold], total = {};
       load_rows<W>(tile + i * W * L, rows);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < W * kFold; v++) total += rows[v];
       store(pending.products + pending.size++ * L, total);
       if (pending.size == kScratch) pending.flush();
@@ -381,7 +383,7 @@ struct Tile {
           for (; k < stop; k++, dst += L) {
             load_rows<W>(tile + int64_t(weight.index[k]) * (W * L), grad);
             Vec product = {};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < V; v++) {
               if (needs_x) sum[v] += weight.values[k] * grad[v];
               if (needs_values) product += own[v] * grad[v];
@@ -400,7 +402,8 @@ struct Tile {
   // Returns the number of words that hold the rows of a feature.
   static int64_t words(int64_t num_rows) {
     const int64_t rows = L * kFold;
-    return std::min<int64_t>((num_rows + rows - 1) / rows, kMaxWords);
+    const auto words = (num_rows + rows - 1) / rows;
+    return words <= kMaxWords ? words : kMaxBackwardWords;
   }
 
   static int64_t width(int64_t num_rows) {
@@ -414,14 +417,18 @@ struct Int {
 };
 
 // Calls `func` with the number of words as a constant.
-template <typename element_t, typename F>
+template <typename element_t, bool is_backward, typename F>
 inline void with_words(int64_t num_rows, const F& func) {
-  const auto words = Tile<element_t>::words(num_rows);
+  using T = Tile<element_t>;
+  const auto words = T::words(num_rows);
   if (words <= 1) return func(Int<1>{});
   if (words == 2) return func(Int<2>{});
-  if constexpr (Tile<element_t>::kMaxWords > 2) {
+  if constexpr (T::kMaxWords > 2) {
     if (words == 3) return func(Int<3>{});
-    return func(Int<4>{});
+    if (words == 4) return func(Int<4>{});
+  }
+  if constexpr (is_backward && T::kMaxBackwardWords > T::kMaxWords) {
+    return func(Int<T::kMaxBackwardWords>{});
   }
 }
 
@@ -436,7 +443,7 @@ template <typename element_t>
 void pack(
     Matrix<const element_t> x, int64_t num_rows, int64_t begin, int64_t end,
     Compute<element_t>* tile) {
-  with_words<element_t>(num_rows, [&](auto words) {
+  with_words<element_t, true>(num_rows, [&](auto words) {
     Tile<element_t>::template pack<decltype(words)::value>(
         x, num_rows, begin, end, tile);
   });
@@ -446,7 +453,7 @@ template <typename element_t>
 void sum(
     const Compute<element_t>* tile, int64_t num_rows, int64_t begin,
     int64_t end, Compute<element_t>* sums) {
-  with_words<element_t>(num_rows, [&](auto words) {
+  with_words<element_t, true>(num_rows, [&](auto words) {
     Tile<element_t>::template sum<decltype(words)::value>(
         tile, begin, end, sums);
   });
@@ -457,7 +464,7 @@ void forward(
     const Compute<element_t>* tile, int64_t num_rows, int64_t begin,
     int64_t end, Compressed<Compute<element_t>> weight,
     const Compute<element_t>* bias, Matrix<element_t> out) {
-  with_words<element_t>(num_rows, [&](auto words) {
+  with_words<element_t, false>(num_rows, [&](auto words) {
     Tile<element_t>::template forward<decltype(words)::value>(
         tile, num_rows, begin, end, weight, bias, out);
   });
@@ -470,7 +477,7 @@ void backward(
     int64_t end, Compressed<Compute<element_t>> weight,
     Matrix<const element_t> x, Matrix<element_t> grad_x,
     Compute<element_t>* grad_values) {
-  with_words<element_t>(num_rows, [&](auto words) {
+  with_words<element_t, true>(num_rows, [&](auto words) {
     using T = Tile<element_t>;
     constexpr int W = decltype(words)::value;
     const auto loop =
@@ -487,9 +494,12 @@ void backward(
 template <typename element_t>
 TileLoops<element_t> TILE_LOOPS() {
   using T = Tile<element_t>;
+  constexpr auto kRows = T::L * T::kFold;
   return {
       T::L,
-      T::kMaxRows,
+      2 * kRows,
+      T::kMaxWords * kRows,
+      T::kMaxBackwardWords * kRows,
       T::width,
       pack<element_t>,
       sum<element_t>,
