@@ -60,11 +60,11 @@ def make_runs(
             lambda: torch.nn.functional.linear(x, weight),
         ),
         'values': (
-            lambda: backward(*args, False, True, False),
+            lambda: backward(*args, False, True, False, False),
             lambda: grad.t() @ x,
         ),
         'both': (
-            lambda: backward(*args, True, True, False),
+            lambda: backward(*args, True, True, False, False),
             lambda: (grad @ weight, grad.t() @ x),
         ),
     }

@@ -70,7 +70,7 @@ def sparse_linear(draw):
 def sparse_linear_backward(draw):
     x, values, bias, *pattern = draw(sparse_linear())
     grad = torch.randn(len(x), pattern[0].numel() - 1).to(x.dtype)
-    needs = draw(st.booleans()), draw(st.booleans())
+    needs = [draw(st.booleans()) for _ in range(3)]
     return [grad, x, values, *pattern, *needs]
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -159,17 +160,48 @@ def test_sparse_linear_reference_in_blocks(monkeypatch):
     index, inputs = make_inputs(20, 13, 11)
     expected = oracle(index, *inputs)
     grad = torch.randn_like(expected)
-    grads = torch.autograd.grad(expected, inputs[:2], grad)
+    grads = torch.autograd.grad(expected, inputs[:3], grad)
     module = sys.modules['torch_geometric_ext.ops.sparse_linear']
     monkeypatch.setattr(module, 'BLOCK_SIZE', 30)  # Two rows.
     torch.testing.assert_close(sparse_linear_reference(*inputs), expected)
     x, values, _, *pattern = inputs
     args = (grad, x, values, *pattern)
-    for needs in [(True, True), (True, False), (False, True)]:
+    for needs in itertools.product([True, False], repeat=3):
         out = sparse_linear_backward_reference(*args, *needs)
         for a, b, needed in zip(out, grads, needs):
             assert needed or a.numel() == 0
             assert not needed or torch.allclose(a, b)
+
+
+@pytest.mark.parametrize('num_rows', [1, 16, 31, 64, 65, 130])
+@pytest.mark.parametrize('sizes', [(1, 1), (15, 17), (129, 131)])
+def test_sparse_linear_rounds_half_precision_once(kernels, num_rows, sizes):
+    # Exact sums: small integers and a gradient of ones and zeros.
+    index, inputs = make_inputs(num_rows, *sizes, density=0.3)
+    x = torch.randint(-4, 5, (num_rows, sizes[0])).bfloat16()
+    values = torch.randint(-4, 5, inputs[1].shape).float()
+    bias = torch.randint(-4, 5, (sizes[1],)).float()
+    leaves = [a.requires_grad_() for a in (x, values, bias)]
+    weight = torch.zeros(sizes[1] * sizes[0])
+    weight = weight.scatter(0, index, values).view(sizes[1], sizes[0])
+    expected = x.float() @ weight.t() + bias
+    grad = torch.randint(0, 2, expected.shape).float()
+    grads = torch.autograd.grad(expected, leaves, grad)
+    out = _sparse_linear(*leaves, *inputs[3:], True)
+    assert torch.equal(out, expected.bfloat16())
+    for a, b in zip(torch.autograd.grad(out, leaves, grad.bfloat16()), grads):
+        assert torch.equal(a, b.to(a.dtype))
+
+
+def test_sparse_linear_keeps_values_that_are_not_finite(kernels):
+    _, inputs = make_inputs(40, 8, 8, density=0.9, dtype=torch.float)
+    x = inputs[0].detach().bfloat16()
+    x[3, 2], x[20, 1] = torch.nan, torch.inf
+    rest = [a.detach() for a in inputs[1:]]
+    out = _sparse_linear(x, *rest, True)
+    expected = sparse_linear(x.float(), *rest)
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert torch.equal(out.isinf(), expected.isinf())
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half])
@@ -198,7 +230,7 @@ def test_sparse_linear_opcheck(kernels):
     x, values, _, *pattern = inputs
     args = (torch.randn(5, 6).double(), x.detach(), values.detach(), *pattern)
     op = torch.ops.torch_geometric_ext.sparse_linear_backward.default
-    torch.library.opcheck(op, (*args, True, False))
+    torch.library.opcheck(op, (*args, True, False, True))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +288,7 @@ def test_sparse_linear_invalid_pattern(
             sparse_linear(*args)
         return
     x, values, _, *pattern = args
-    args = torch.randn(5, 6).double(), x, values, *pattern, True, True
+    args = torch.randn(5, 6).double(), x, values, *pattern, True, True, True
     op = sparse_linear_backward_reference
     if ext:
         op = torch.ops.torch_geometric_ext.sparse_linear_backward
@@ -279,7 +311,7 @@ def test_sparse_linear_invalid_gradient(ext):
     for size in [(5, 7), (4, 6), (30,)]:
         grad = torch.randn(size).double()
         with pytest.raises(ValueError, match="'grad' needs to be"):
-            op(grad, x.clone(), values.clone(), *pattern, True, True)
+            op(grad, x.clone(), values.clone(), *pattern, True, True, True)
 
 
 def test_sparse_linear_crossover(ext):

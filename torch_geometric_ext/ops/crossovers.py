@@ -96,8 +96,8 @@ def _make_runs(data: Tensor, num_rows: int, pattern: Pattern) -> List[Run]:
     weight = (x, values, *pattern)
     return [
         lambda: forward(x, values, None, *pattern, False),
-        lambda: backward(grad, *weight, False, True, False),
-        lambda: backward(grad, *weight, True, True, False),
+        lambda: backward(grad, *weight, False, True, False, False),
+        lambda: backward(grad, *weight, True, True, False, False),
     ]
 
 

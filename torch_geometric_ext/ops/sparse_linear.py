@@ -216,8 +216,9 @@ def sparse_linear_backward_reference(
     perm: Tensor,
     needs_x: bool,
     needs_values: bool,
+    needs_bias: bool,
     check_invariants: bool = True,
-) -> Tuple[Tensor, Tensor]:
+) -> Tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of :func:`sparse_linear` in plain PyTorch.
 
     A gradient that is not needed is empty.
@@ -241,7 +242,8 @@ def sparse_linear_backward_reference(
             if needs_values:
                 dense = grad_out[:, rows].t() @ x_out
                 grad_values.append(dense.flatten().gather(0, index))
-    return grad_x.to(x.dtype), torch.cat(grad_values)
+    grad_bias = grad_out[:, : grad.size(1) * needs_bias].sum(0)
+    return grad_x.to(x.dtype), torch.cat(grad_values), grad_bias
 
 
 def check_bias(
@@ -322,17 +324,13 @@ class _SparseLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
+        needs = ctx.needs_input_grad[:3]
         # The forward pass checked the pattern.
-        args = (*ctx.saved_tensors, needs_x, needs_values, False)
-        grad_x, grad_values = sparse_linear_backward_reference(grad, *args)
-        dtype = grad_values.dtype
-        return (
-            grad_x if needs_x else None,
-            grad_values if needs_values else None,
-            grad.to(dtype).sum(0) if needs_bias else None,
-            *[None] * 6,
+        grads = sparse_linear_backward_reference(
+            grad, *ctx.saved_tensors, *needs, False
         )
+        out = [x if needed else None for x, needed in zip(grads, needs)]
+        return (*out, *[None] * 6)
 
 
 def _double_backward(
@@ -346,12 +344,13 @@ def _double_backward(
     perm: Tensor,
     needs_x: bool,
     needs_values: bool,
+    needs_bias: bool,
     check_invariants: bool = True,
-) -> Tuple[Tensor, Tensor]:
+) -> Tuple[Tensor, Tensor, Tensor]:
     # A check would stop tracing, and PyTorch checks indices itself.
     pattern = (rowptr, col, colptr, row, perm)
     return sparse_linear_backward_reference(
-        grad, x, values, *pattern, needs_x, needs_values, False
+        grad, x, values, *pattern, needs_x, needs_values, needs_bias, False
     )
 
 
@@ -367,10 +366,13 @@ def _fake(
 
 def _fake_backward(
     grad: Tensor, x: Tensor, values: Tensor, *args: Any
-) -> Tuple[Tensor, Tensor]:
-    needs_x, needs_values, _ = args[-3:]
-    grad_x = x.new_empty(x.shape if needs_x else (0, 0))
-    return grad_x, values.new_empty(values.numel() if needs_values else 0)
+) -> Tuple[Tensor, Tensor, Tensor]:
+    needs_x, needs_values, needs_bias, _ = args[-4:]
+    return (
+        x.new_empty(x.shape if needs_x else (0, 0)),
+        values.new_empty(values.numel() if needs_values else 0),
+        values.new_empty(grad.size(1) if needs_bias else 0),
+    )
 
 
 _sparse_linear = register_operator(

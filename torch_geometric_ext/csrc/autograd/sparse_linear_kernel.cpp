@@ -16,9 +16,9 @@ using torch::autograd::variable_list;
 using Forward = Tensor(
     const Tensor&, const Tensor&, const std::optional<Tensor>&, const Tensor&,
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool);
-using Backward = std::tuple<Tensor, Tensor>(
+using Backward = std::tuple<Tensor, Tensor, Tensor>(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-    const Tensor&, const Tensor&, const Tensor&, bool, bool, bool);
+    const Tensor&, const Tensor&, const Tensor&, bool, bool, bool, bool);
 
 class SparseLinear : public torch::autograd::Function<SparseLinear> {
  public:
@@ -39,22 +39,19 @@ class SparseLinear : public torch::autograd::Function<SparseLinear> {
     const auto saved = ctx->get_saved_variables();
     const bool needs_x = ctx->needs_input_grad(0);
     const bool needs_values = ctx->needs_input_grad(1);
+    const bool needs_bias = ctx->needs_input_grad(2);
+    static const auto op =
+        find_op<Backward>("torch_geometric_ext::sparse_linear_backward");
+    const auto [x, values, bias] = call_in_backward([&] {
+      return op.call(
+          grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5],
+          saved[6], needs_x, needs_values, needs_bias,
+          /*check_invariants=*/false);  // The forward pass checked them.
+    });
     variable_list out(9);
-    if (needs_x || needs_values) {
-      static const auto op =
-          find_op<Backward>("torch_geometric_ext::sparse_linear_backward");
-      const auto [x, values] = call_in_backward([&] {
-        return op.call(
-            grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
-            saved[5], saved[6], needs_x, needs_values,
-            /*check_invariants=*/false);  // The forward pass checked them.
-      });
-      if (needs_x) out[0] = x;
-      if (needs_values) out[1] = values;
-    }
-    if (ctx->needs_input_grad(2)) {
-      out[2] = grads[0].to(saved[1].scalar_type()).sum(0);
-    }
+    if (needs_x) out[0] = x;
+    if (needs_values) out[1] = values;
+    if (needs_bias) out[2] = bias;
     return out;
   }
 };

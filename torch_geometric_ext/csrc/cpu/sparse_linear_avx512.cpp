@@ -1,4 +1,6 @@
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -13,6 +15,8 @@
 
 #define REGISTER_BYTES 64
 #define TILE_LOOPS tile_loops_avx512
+#define STREAM(dst, x) \
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(dst), (__m512i)(x))
 #include "sparse_linear_loops.h"
 
 #if defined(__clang__)

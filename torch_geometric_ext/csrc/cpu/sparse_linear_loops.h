@@ -11,24 +11,79 @@
 namespace torch_geometric_ext {
 namespace {
 
-template <typename scalar_t>
+template <typename element_t>
 struct Tile {
-  typedef scalar_t Vec __attribute__((vector_size(REGISTER_BYTES)));
+  using scalar_t = Compute<element_t>;
   static constexpr int L = REGISTER_BYTES / sizeof(scalar_t);
-  // Both sizes are choices: accumulators need to fit into registers, and
-  // pending products into the first-level cache.
-  static constexpr int kMaxVectors = 4;
-  static constexpr int kMaxRows = kMaxVectors * L;
+  // A lane of a tile holds one row, or two rows of half precision.
+  static constexpr int kFold = sizeof(scalar_t) / sizeof(element_t);
+  typedef scalar_t Vec __attribute__((vector_size(REGISTER_BYTES)));
+  typedef uint32_t Bits __attribute__((vector_size(REGISTER_BYTES)));
+  typedef uint16_t Halves __attribute__((vector_size(REGISTER_BYTES / 2)));
+  // The sizes are choices: accumulators need to fit into registers, pending
+  // products into the first-level cache, and rows of outputs are written by
+  // 256 bytes.
+  static constexpr int kMaxWords = 4 / kFold;
+  static constexpr int kMaxBackwardWords =
+      REGISTER_BYTES < 64 ? kMaxWords : 2 * kMaxWords;  // AVX-512 has more.
   static constexpr int kScratch = 16 * L;
+  static constexpr int kChunk = 4 * L * kFold;
 
-  static inline Vec load(const scalar_t* src) {
+  static inline Vec load(const void* src) {
     Vec out;
     std::memcpy(&out, src, sizeof(Vec));
     return out;
   }
 
-  static inline void store(scalar_t* dst, Vec x) {
+  static inline void store(void* dst, Vec x) {
     std::memcpy(dst, &x, sizeof(Vec));
+  }
+
+  // Writes an aligned vector to memory without reading its cache line first.
+  static inline void stream(void* dst, Vec x) {
+#if defined(STREAM)
+    STREAM(dst, x);
+#else
+    store(dst, x);
+#endif
+  }
+
+  // Rounds to the nearest number of half precision, in the high half.
+  static inline Bits round(Vec x) {
+    const auto bits = reinterpret_cast<Bits>(x);
+    const auto rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    const auto is_nan = reinterpret_cast<Bits>(x != x);
+    return (is_nan & (bits | 0x400000)) | (~is_nan & rounded);
+  }
+
+  // Loads the rows of a feature from `W` words of a tile.
+  template <int W>
+  static inline void load_rows(const scalar_t* src, Vec (&rows)[W * kFold]) {
+#pragma GCC unroll 8
+    for (int w = 0; w < W; w++) {
+      const auto word = load(src + w * L);
+      if constexpr (kFold == 1) {
+        rows[w] = word;
+      } else {
+        const auto bits = reinterpret_cast<Bits>(word);
+        rows[2 * w] = reinterpret_cast<Vec>(bits << 16);
+        rows[2 * w + 1] = reinterpret_cast<Vec>(bits & 0xffff0000);
+      }
+    }
+  }
+
+  template <int W>
+  static inline void store_rows(scalar_t* dst, const Vec (&rows)[W * kFold]) {
+#pragma GCC unroll 8
+    for (int w = 0; w < W; w++) {
+      if constexpr (kFold == 1) {
+        store(dst + w * L, rows[w]);
+      } else {
+        const auto low = round(rows[2 * w]) >> 16;
+        const auto high = round(rows[2 * w + 1]) & 0xffff0000;
+        store(dst + w * L, reinterpret_cast<Vec>(low | high));
+      }
+    }
   }
 
   // Interleaves the elements of `a` and `b`: first halves, then last halves.
@@ -100,105 +155,169 @@ struct Tile {
     return x[0];
   }
 
-  // Reads up to L rows and features into a square, and pads it with zeros.
+  // Loads up to L features of a row, and pads them with zeros.
+  template <bool full>
+  static inline Vec load_row(const element_t* src, int64_t num_features) {
+    element_t row[L] = {};
+    if constexpr (!full) {
+      std::memcpy(row, src, num_features * sizeof(element_t));
+      src = row;
+    }
+    if constexpr (kFold == 1) {
+      return load(src);
+    } else {
+      Halves halves;
+      std::memcpy(&halves, src, sizeof(halves));
+      return reinterpret_cast<Vec>(__builtin_convertvector(halves, Bits));
+    }
+  }
+
+  template <bool full>
+  static inline void store_row(element_t* dst, Vec x, int64_t num_features) {
+    element_t row[L];
+    auto* target = full ? dst : row;
+    if constexpr (kFold == 1) {
+      store(target, x);
+    } else {
+      const auto bits = reinterpret_cast<Bits>(x);
+      const auto halves = __builtin_convertvector(bits, Halves);
+      std::memcpy(target, &halves, sizeof(halves));
+    }
+    if constexpr (!full) {
+      std::memcpy(dst, row, num_features * sizeof(element_t));
+    }
+  }
+
+  // Reads rows into a square of words, and pads it with zeros.
+  template <bool full>
   static inline void read(
-      Vec (&square)[L], const scalar_t* src, int64_t stride, int64_t num_rows,
+      Vec (&square)[L], Matrix<const element_t> x, int64_t num_rows,
       int64_t num_features) {
-    if (num_rows >= L && num_features >= L) {
 #pragma GCC unroll 16
-      for (int i = 0; i < L; i++) square[i] = load(src + i * stride);
-      return;
-    }
-    const auto size = std::min<int64_t>(num_features, L) * sizeof(scalar_t);
     for (int i = 0; i < L; i++) {
-      scalar_t row[L] = {};
-      if (i < num_rows) std::memcpy(row, src + i * stride, size);
-      square[i] = load(row);
+      square[i] = Vec{};
+      if (full || i < num_rows) {
+        square[i] = load_row<full>(x.data + i * x.stride, num_features);
+      }
+      if (kFold == 2 && (full || i + L < num_rows)) {
+        const auto* src = x.data + (i + L) * x.stride;
+        const auto high =
+            reinterpret_cast<Bits>(load_row<full>(src, num_features));
+        const auto low = reinterpret_cast<Bits>(square[i]);
+        square[i] = reinterpret_cast<Vec>(low | high << 16);
+      }
     }
   }
 
+  template <bool full>
   static inline void write(
-      const Vec (&square)[L], scalar_t* dst, int64_t stride, int64_t num_rows,
+      const Vec (&square)[L], Matrix<element_t> out, int64_t num_rows,
       int64_t num_features) {
-    if (num_rows >= L && num_features >= L) {
+    if (full && out.streams) {
 #pragma GCC unroll 16
-      for (int i = 0; i < L; i++) store(dst + i * stride, square[i]);
+      for (int i = 0; i < L; i++) stream(out.data + i * out.stride, square[i]);
       return;
     }
-    const auto size = std::min<int64_t>(num_features, L) * sizeof(scalar_t);
-    for (int i = 0; i < std::min<int64_t>(num_rows, L); i++) {
-      scalar_t row[L];
-      store(row, square[i]);
-      std::memcpy(dst + i * stride, row, size);
-    }
-  }
-
-  // Transposes rows of up to L features to features of V vectors of rows.
-  template <int V>
-  static inline void pack_chunk(
-      const scalar_t* src, int64_t stride, int64_t num_rows,
-      int64_t num_features, scalar_t* dst) {
-    for (int v = 0; v < V; v++) {
-      Vec square[L];
-      const auto offset = v * L * stride;
-      read(square, src + offset, stride, num_rows - v * L, num_features);
-      transpose(square);
-      const auto size = std::min<int64_t>(num_features, L);
-      for (int i = 0; i < size; i++) store(dst + (i * V + v) * L, square[i]);
-    }
-  }
-
-  template <int V>
-  static inline void unpack_chunk(
-      const scalar_t* src, scalar_t* dst, int64_t stride, int64_t num_rows,
-      int64_t num_features) {
-    for (int v = 0; v < V; v++) {
-      Vec square[L];
 #pragma GCC unroll 16
-      for (int i = 0; i < L; i++) square[i] = load(src + (i * V + v) * L);
-      transpose(square);
-      const auto offset = v * L * stride;
-      write(square, dst + offset, stride, num_rows - v * L, num_features);
+    for (int i = 0; i < L; i++) {
+      if (full || i < num_rows) {
+        store_row<full>(out.data + i * out.stride, square[i], num_features);
+      }
+      if (kFold == 2 && (full || i + L < num_rows)) {
+        const auto high = reinterpret_cast<Bits>(square[i]) >> 16;
+        auto* dst = out.data + (i + L) * out.stride;
+        store_row<full>(dst, reinterpret_cast<Vec>(high), num_features);
+      }
     }
   }
 
-  template <int V>
+  // Loads rows of the next tile into the second-level cache.
+  template <int W>
+  static inline void prefetch(Matrix<const element_t> x) {
+    const auto address = reinterpret_cast<uintptr_t>(x.data);
+    const auto stride = x.stride * int64_t(sizeof(element_t));
+#pragma GCC unroll 16
+    for (int i = 0; i < L * kFold; i++) {
+      const auto next = address + (W * L * kFold + i) * stride;
+      __builtin_prefetch(reinterpret_cast<const void*>(next), 0, 2);
+    }
+  }
+
+  // Transposes the features [begin, end) of rows to W words for each feature.
+  // Completes a few rows after another, since processors prefetch few streams.
+  template <int W>
   static void pack(
-      Matrix<const scalar_t> x, int64_t num_rows, int64_t begin, int64_t end,
+      Matrix<const element_t> x, int64_t num_rows, int64_t begin, int64_t end,
       scalar_t* tile) {
-    for (int64_t i = begin; i < end; i += L) {
-      pack_chunk<V>(x.data + i, x.stride, num_rows, end - i, tile + i * V * L);
+    for (int w = 0; w < W; w++, num_rows -= L * kFold) {
+      auto src = x.at(w * L * kFold, begin);
+      for (int64_t i = begin; i < end; i += L, src = src.at(0, L)) {
+        Vec square[L];
+        const auto size = std::min<int64_t>(end - i, L);
+        if (num_rows >= L * kFold && size == L) {
+          read<true>(square, src, num_rows, size);
+        } else {
+          read<false>(square, src, num_rows, size);
+        }
+        prefetch<W>(src);
+        transpose(square);
+        auto* dst = tile + (i * W + w) * L;
+        for (int j = 0; j < size; j++) store(dst + j * W * L, square[j]);
+      }
     }
   }
 
-  template <int V>
+  // Transposes a chunk of features back to rows.
+  template <int W>
+  static void unpack(
+      const scalar_t* chunk, Matrix<element_t> out, int64_t num_rows,
+      int64_t num_features) {
+    for (int w = 0; w < W; w++, num_rows -= L * kFold) {
+      auto dst = out.at(w * L * kFold, 0);
+      for (int64_t i = 0; i < num_features; i += L, dst = dst.at(0, L)) {
+        Vec square[L];
+        const auto* src = chunk + (i * W + w) * L;
+#pragma GCC unroll 16
+        for (int j = 0; j < L; j++) square[j] = load(src + j * W * L);
+        transpose(square);
+        const auto size = std::min<int64_t>(num_features - i, L);
+        if (num_rows >= L * kFold && size == L) {
+          write<true>(square, dst, num_rows, size);
+        } else {
+          write<false>(square, dst, num_rows, size);
+        }
+      }
+    }
+  }
+
+  template <int W>
   static void forward(
       const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
-      Compressed<scalar_t> weight, const scalar_t* bias, Matrix<scalar_t> out) {
-    alignas(64) scalar_t chunk[L * V * L];
-    for (int64_t first = begin; first < end; first += L) {
-      const auto size = std::min<int64_t>(end - first, L);
+      Compressed<scalar_t> weight, const scalar_t* bias,
+      Matrix<element_t> out) {
+    constexpr int V = W * kFold;
+    alignas(64) scalar_t chunk[kChunk * W * L];
+    for (int64_t first = begin; first < end; first += kChunk) {
+      const auto size = std::min<int64_t>(end - first, kChunk);
       for (int64_t i = 0; i < size; i++) {
         const auto row = first + i;
         const auto initial = bias == nullptr ? scalar_t(0) : bias[row];
-        Vec sum[V];
+        Vec sum[V], x[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) sum[v] = initial - Vec{};
         for (int64_t k = weight.ptr[row]; k < weight.ptr[row + 1]; k++) {
-          const auto* src = tile + int64_t(weight.index[k]) * (V * L);
+          load_rows<W>(tile + int64_t(weight.index[k]) * (W * L), x);
 #pragma GCC unroll 4
-          for (int v = 0; v < V; v++) {
-            sum[v] += weight.values[k] * load(src + v * L);
-          }
+          for (int v = 0; v < V; v++) sum[v] += weight.values[k] * x[v];
         }
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) store(chunk + (i * V + v) * L, sum[v]);
+        store_rows<W>(chunk + i * W * L, sum);
       }
-      unpack_chunk<V>(chunk, out.data + first, out.stride, num_rows, size);
+      unpack<W>(chunk, out.at(0, first), num_rows, size);
     }
   }
 
-  // Products of weights that are not yet summed over the rows of the tile.
+  // Products of weights that are not yet summed over the rows of the tile, or
+  // other vectors whose elements are added to a target.
   struct Pending {
     alignas(64) scalar_t products[kScratch * L];
     scalar_t* target;
@@ -222,26 +341,38 @@ struct Tile {
     }
   };
 
-  template <int V, bool needs_x, bool needs_values>
+  template <int W>
+  static void sum(
+      const scalar_t* tile, int64_t begin, int64_t end, scalar_t* sums) {
+    Pending pending;
+    pending.target = sums + begin;
+    for (int64_t i = begin; i < end; i++) {
+      Vec rows[W * kFold], total = {};
+      load_rows<W>(tile + i * W * L, rows);
+#pragma GCC unroll 8
+      for (int v = 0; v < W * kFold; v++) total += rows[v];
+      store(pending.products + pending.size++ * L, total);
+      if (pending.size == kScratch) pending.flush();
+    }
+    pending.flush();
+  }
+
+  template <int W, bool needs_x, bool needs_values>
   static void backward(
       const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
-      Compressed<scalar_t> weight, Matrix<const scalar_t> x,
-      Matrix<scalar_t> grad_x, scalar_t* grad_values) {
-    alignas(64) scalar_t x_chunk[L * V * L];
-    alignas(64) scalar_t grad_chunk[L * V * L];
+      Compressed<scalar_t> weight, Matrix<const element_t> x,
+      Matrix<element_t> grad_x, scalar_t* grad_values) {
+    constexpr int V = W * kFold;
+    alignas(64) scalar_t x_chunk[kChunk * W * L];
+    alignas(64) scalar_t grad_chunk[kChunk * W * L];
     Pending pending;
     if (needs_values) pending.target = grad_values + weight.ptr[begin];
-    for (int64_t first = begin; first < end; first += L) {
-      const auto size = std::min<int64_t>(end - first, L);
-      if (needs_values) {
-        pack_chunk<V>(x.data + first, x.stride, num_rows, size, x_chunk);
-      }
+    for (int64_t first = begin; first < end; first += kChunk) {
+      const auto size = std::min<int64_t>(end - first, kChunk);
+      if (needs_values) pack<W>(x.at(0, first), num_rows, 0, size, x_chunk);
       for (int64_t i = 0; i < size; i++) {
-        Vec own[V] = {}, sum[V] = {};
-#pragma GCC unroll 4
-        for (int v = 0; needs_values && v < V; v++) {
-          own[v] = load(x_chunk + (i * V + v) * L);
-        }
+        Vec own[V] = {}, sum[V] = {}, grad[V];
+        if (needs_values) load_rows<W>(x_chunk + i * W * L, own);
         int64_t k = weight.ptr[first + i];
         const int64_t last = weight.ptr[first + i + 1];
         while (k < last) {
@@ -250,95 +381,134 @@ struct Tile {
           auto* dst = pending.products + pending.size * L;
           if (needs_values) pending.size += stop - k;
           for (; k < stop; k++, dst += L) {
-            const auto* src = tile + int64_t(weight.index[k]) * (V * L);
+            load_rows<W>(tile + int64_t(weight.index[k]) * (W * L), grad);
             Vec product = {};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < V; v++) {
-              const auto grad = load(src + v * L);
-              if (needs_x) sum[v] += weight.values[k] * grad;
-              if (needs_values) product += own[v] * grad;
+              if (needs_x) sum[v] += weight.values[k] * grad[v];
+              if (needs_values) product += own[v] * grad[v];
             }
             if (needs_values) store(dst, product);
           }
           if (pending.size == kScratch) pending.flush();
         }
-#pragma GCC unroll 4
-        for (int v = 0; needs_x && v < V; v++) {
-          store(grad_chunk + (i * V + v) * L, sum[v]);
-        }
+        if (needs_x) store_rows<W>(grad_chunk + i * W * L, sum);
       }
-      if (needs_x) {
-        auto* dst = grad_x.data + first;
-        unpack_chunk<V>(grad_chunk, dst, grad_x.stride, num_rows, size);
-      }
+      if (needs_x) unpack<W>(grad_chunk, grad_x.at(0, first), num_rows, size);
     }
     if (needs_values) pending.flush();
   }
 
+  // Returns the number of words that hold the rows of a feature.
+  static int64_t words(int64_t num_rows) {
+    const int64_t rows = L * kFold;
+    const auto words = (num_rows + rows - 1) / rows;
+    return words <= kMaxWords ? words : kMaxBackwardWords;
+  }
+
   static int64_t width(int64_t num_rows) {
-    return std::min<int64_t>((num_rows + L - 1) / L, kMaxVectors) * L;
+    return words(num_rows) * L;
   }
 };
 
-template <typename scalar_t>
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+// Calls `func` with the number of words as a constant.
+template <typename element_t, bool is_backward, typename F>
+inline void with_words(int64_t num_rows, const F& func) {
+  using T = Tile<element_t>;
+  const auto words = T::words(num_rows);
+  if (words <= 1) return func(Int<1>{});
+  if (words == 2) return func(Int<2>{});
+  if constexpr (T::kMaxWords > 2) {
+    if (words == 3) return func(Int<3>{});
+    if (words == 4) return func(Int<4>{});
+  }
+  if constexpr (is_backward && T::kMaxBackwardWords > T::kMaxWords) {
+    return func(Int<T::kMaxBackwardWords>{});
+  }
+}
+
+// Makes streamed writes visible to other threads.
+inline void finish_streams([[maybe_unused]] bool streams) {
+#if defined(STREAM)
+  if (streams) _mm_sfence();
+#endif
+}
+
+template <typename element_t>
 void pack(
-    Matrix<const scalar_t> x, int64_t num_rows, int64_t begin, int64_t end,
-    scalar_t* tile) {
-  using T = Tile<scalar_t>;
-  static constexpr decltype(&pack<scalar_t>) loops[] = {
-      T::template pack<1>, T::template pack<2>, T::template pack<3>,
-      T::template pack<4>};
-  loops[T::width(num_rows) / T::L - 1](x, num_rows, begin, end, tile);
+    Matrix<const element_t> x, int64_t num_rows, int64_t begin, int64_t end,
+    Compute<element_t>* tile) {
+  with_words<element_t, true>(num_rows, [&](auto words) {
+    Tile<element_t>::template pack<decltype(words)::value>(
+        x, num_rows, begin, end, tile);
+  });
 }
 
-template <typename scalar_t>
+template <typename element_t>
+void sum(
+    const Compute<element_t>* tile, int64_t num_rows, int64_t begin,
+    int64_t end, Compute<element_t>* sums) {
+  with_words<element_t, true>(num_rows, [&](auto words) {
+    Tile<element_t>::template sum<decltype(words)::value>(
+        tile, begin, end, sums);
+  });
+}
+
+template <typename element_t>
 void forward(
-    const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
-    Compressed<scalar_t> weight, const scalar_t* bias, Matrix<scalar_t> out) {
-  using T = Tile<scalar_t>;
-  static constexpr decltype(&forward<scalar_t>) loops[] = {
-      T::template forward<1>, T::template forward<2>, T::template forward<3>,
-      T::template forward<4>};
-  const auto loop = loops[T::width(num_rows) / T::L - 1];
-  loop(tile, num_rows, begin, end, weight, bias, out);
+    const Compute<element_t>* tile, int64_t num_rows, int64_t begin,
+    int64_t end, Compressed<Compute<element_t>> weight,
+    const Compute<element_t>* bias, Matrix<element_t> out) {
+  with_words<element_t, false>(num_rows, [&](auto words) {
+    Tile<element_t>::template forward<decltype(words)::value>(
+        tile, num_rows, begin, end, weight, bias, out);
+  });
+  finish_streams(out.streams);
 }
 
-template <typename scalar_t, bool needs_x, bool needs_values>
+template <typename element_t>
 void backward(
-    const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
-    Compressed<scalar_t> weight, Matrix<const scalar_t> x,
-    Matrix<scalar_t> grad_x, scalar_t* grad_values) {
-  using T = Tile<scalar_t>;
-  static constexpr decltype(&backward<scalar_t, true, true>) loops[] = {
-      T::template backward<1, needs_x, needs_values>,
-      T::template backward<2, needs_x, needs_values>,
-      T::template backward<3, needs_x, needs_values>,
-      T::template backward<4, needs_x, needs_values>};
-  const auto loop = loops[T::width(num_rows) / T::L - 1];
-  loop(tile, num_rows, begin, end, weight, x, grad_x, grad_values);
-}
-
-template <typename scalar_t>
-void backward(
-    const scalar_t* tile, int64_t num_rows, int64_t begin, int64_t end,
-    Compressed<scalar_t> weight, Matrix<const scalar_t> x,
-    Matrix<scalar_t> grad_x, scalar_t* grad_values) {
-  const auto loop = grad_values == nullptr   ? backward<scalar_t, true, false>
-                    : grad_x.data == nullptr ? backward<scalar_t, false, true>
-                                             : backward<scalar_t, true, true>;
-  loop(tile, num_rows, begin, end, weight, x, grad_x, grad_values);
+    const Compute<element_t>* tile, int64_t num_rows, int64_t begin,
+    int64_t end, Compressed<Compute<element_t>> weight,
+    Matrix<const element_t> x, Matrix<element_t> grad_x,
+    Compute<element_t>* grad_values) {
+  with_words<element_t, true>(num_rows, [&](auto words) {
+    using T = Tile<element_t>;
+    constexpr int W = decltype(words)::value;
+    const auto loop =
+        grad_values == nullptr   ? T::template backward<W, true, false>
+        : grad_x.data == nullptr ? T::template backward<W, false, true>
+                                 : T::template backward<W, true, true>;
+    loop(tile, num_rows, begin, end, weight, x, grad_x, grad_values);
+  });
+  finish_streams(grad_x.streams);
 }
 
 }  // namespace
 
-template <typename scalar_t>
-TileLoops<scalar_t> TILE_LOOPS() {
-  using T = Tile<scalar_t>;
-  return {T::L,           T::kMaxRows,       T::width,
-          pack<scalar_t>, forward<scalar_t>, backward<scalar_t>};
+template <typename element_t>
+TileLoops<element_t> TILE_LOOPS() {
+  using T = Tile<element_t>;
+  constexpr auto kRows = T::L * T::kFold;
+  return {
+      T::L,
+      2 * kRows,
+      T::kMaxWords * kRows,
+      T::kMaxBackwardWords * kRows,
+      T::width,
+      pack<element_t>,
+      sum<element_t>,
+      forward<element_t>,
+      backward<element_t>};
 }
 
 template TileLoops<float> TILE_LOOPS<float>();
 template TileLoops<double> TILE_LOOPS<double>();
+template TileLoops<bfloat16> TILE_LOOPS<bfloat16>();
 
 }  // namespace torch_geometric_ext
