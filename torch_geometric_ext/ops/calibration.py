@@ -21,7 +21,7 @@ from torch_geometric_ext.ops.crossovers import measure_crossovers
 from torch_geometric_ext.ops.csr_costs import measure_csr_costs
 from torch_geometric_ext.ops.register import is_transformed
 
-DTYPES = [torch.float, torch.double]
+DTYPES = [torch.float, torch.double, torch.bfloat16]
 
 # The numbers of threads and dtypes whose choices are made, and those whose
 # files were looked up.
@@ -73,15 +73,14 @@ def calibrate(dtype: torch.dtype = torch.float) -> Calibration:
         the path of the file.
 
     Raises:
-        ValueError: If :obj:`dtype` is another type than :obj:`torch.float` or
-            :obj:`torch.double`.
+        ValueError: If :obj:`dtype` is another type than :obj:`torch.float`,
+            :obj:`torch.double` or :obj:`torch.bfloat16`.
         RuntimeError: If there are no kernels, or a transform or a mode of
             PyTorch is active, such as fake tensors.
     """
     if dtype not in DTYPES:
         raise ValueError(
-            f"'dtype' of 'calibrate' needs to be torch.float or torch.double "
-            f'(got {dtype})'
+            f"'dtype' of 'calibrate' needs to be one of {DTYPES} (got {dtype})"
         )
     if not torch_geometric_ext.typing.WITH_EXT:
         raise RuntimeError(
@@ -175,7 +174,12 @@ def _measure(dtype: torch.dtype) -> Choices:
     force = torch.ops.torch_geometric_ext.sparse_linear_force_dense.default
     try:
         with torch.inference_mode(), torch._C.DisableTorchFunction():
-            measured = [measure_csr_costs(dtype), measure_crossovers(dtype)]
+            # Sparse features need full precision:
+            csr_dtype = torch.float if dtype == torch.bfloat16 else dtype
+            measured = [
+                measure_csr_costs(csr_dtype),
+                measure_crossovers(dtype),
+            ]
     finally:
         force(None)
     # As in a file:

@@ -105,7 +105,8 @@ def sparse_linear(
     if values.dtype in [torch.half, torch.bfloat16]:
         values, bias = values.float(), None if bias is None else bias.float()
     if torch_geometric_ext.typing.WITH_EXT and x.is_cpu:
-        ensure_calibration(x, values.dtype)
+        is_native = x.dtype == torch.bfloat16
+        ensure_calibration(x, x.dtype if is_native else values.dtype)
     args = (values, bias, rowptr, col, colptr, row, perm, check_invariants)
     if x.dim() == 2:  # A view costs as much as a small product.
         return _sparse_linear(x, *args)

@@ -37,7 +37,8 @@ class SparseParameters(torch.nn.Module):
         seed: Optional[int],
     ) -> None:
         super().__init__()
-        load_calibration(torch.float)  # Compiled code does not read files.
+        for dtype in [torch.float, torch.bfloat16]:
+            load_calibration(dtype)  # Compiled code does not read files.
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.seed = seed
