@@ -134,7 +134,7 @@ def resumed(path, rank):
     return run(), run(**file)
 
 
-def check_errors(rank):
+def check_errors(path, rank):
     args = Batches(graph(), IDS, rank), loss_fn, evaluate
     model = GraphSAGE(5, 8, 2, 3)
     with pytest.raises(ValueError, match='same settings on all ranks'):
@@ -149,6 +149,8 @@ def check_errors(rank):
             *args,
             optimizer=lambda x: torch.optim.Adam(x, lr=0.1 + rank),
         )
+    with pytest.raises(ValueError, match='same kind of checkpoint on all'):
+        prune(model, *args, checkpoint=f'{path}/0.pt' if rank else None)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     with pytest.raises(TypeError, match="pass its 'module'"):
         prune(wrapped, *args)
@@ -177,7 +179,7 @@ def run_rank(path):
     rank = dist.get_rank()
     tickets = [search(kwargs, rank) for kwargs in SEARCHES]
     tickets += resumed(path, rank)
-    check_errors(rank)
+    check_errors(path, rank)
     dist.barrier()
     torch.save([vars(x) for x in tickets], f'{path}/{rank}.pt')
 

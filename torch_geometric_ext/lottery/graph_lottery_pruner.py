@@ -1,15 +1,7 @@
 import copy
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import (
-    Any,
-    Callable,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch.nn import Module
@@ -38,10 +30,10 @@ from torch_geometric_ext.lottery.optimizer import MakeOptimizer, make_adam
 from torch_geometric_ext.lottery.progress_bar import make_progress_bar
 from torch_geometric_ext.lottery.ranks import (
     check_same,
-    from_first,
     gather,
     get_rank,
     raise_together,
+    share_state,
 )
 from torch_geometric_ext.lottery.search import MOVE_UNTIL, Candidate, Search
 from torch_geometric_ext.lottery.settings import Settings
@@ -279,22 +271,7 @@ class GraphLotteryPruner(Settings):
         every: int,
         clock: Clock,
     ) -> Ticket:
-        optimizer = self.optimizer or make_adam
-        names: List[str] = []
-        with raise_together():
-            template = self._template(task)
-            if self.weight_sparsity > 0:
-                layers = swappable_linears(template, self.ignored)
-                names = list(layers.values())
-            pairs, edges_digest = self._pairs(data)
-        check_same(
-            lambda: {
-                **describe(template, names, optimizer, self.settings),
-                'edges': edges_digest,
-                'checkpoint': path is not None,
-            }
-        )
-        template.load_state_dict(from_first(template.state_dict(), 'cpu'))
+        template, names, pairs, edges_digest = self._parts(data, task, path)
         if self.method == 'fast' and names:
             num_steps = self.search_epochs * task.num_batches
             warn_if_no_update(num_steps, self.update_every, MOVE_UNTIL)
@@ -314,7 +291,7 @@ class GraphLotteryPruner(Settings):
             task,
             names,
             pairs,
-            optimizer,
+            self.optimizer or make_adam,
             self.settings,
             observe,
             clock,
@@ -331,6 +308,29 @@ class GraphLotteryPruner(Settings):
             file.write()
 
         return _ticket(search, found, task, edges_digest)
+
+    def _parts(
+        self, data: Any, task: Task, path: Any
+    ) -> Tuple[Module, List[str], Optional[EdgePairs], Optional[str]]:
+        """Return the initialized model, the layers to prune, and the edges to
+        prune with their digest, equal on all ranks.
+        """
+        names: List[str] = []
+        with raise_together():
+            model = self._template(task)
+            if self.weight_sparsity > 0:
+                names = list(swappable_linears(model, self.ignored).values())
+            pairs, edges_digest = self._pairs(data)
+        optimizer, settings = self.optimizer or make_adam, self.settings
+        check_same(
+            lambda: {
+                **describe(model, names, optimizer, settings),
+                'edges': edges_digest,
+                'kind of checkpoint': path is None,
+            }
+        )
+        share_state(model)
+        return model, names, pairs, edges_digest
 
     def _template(self, task: Task) -> Module:
         """Return an initialized copy of the model without caches."""

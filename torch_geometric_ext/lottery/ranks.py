@@ -62,6 +62,12 @@ def from_first(value: Any, device: Any) -> Any:
     return torch.load(io.BytesIO(content[0]), device, weights_only=False)
 
 
+def share_state(model: Module) -> None:
+    """Load the state of the model of the first rank."""
+    if is_distributed():
+        model.load_state_dict(from_first(model.state_dict(), 'cpu'))
+
+
 @contextmanager
 def raise_together() -> Iterator[None]:
     """Raise on all ranks if a block raises on one of them, since others would
