@@ -12,7 +12,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def measure(name: str, data: Data, sizes: List[int], rounds: int) -> None:
         ),
         'by hand': by_hand.sample,
     }
-    times = {key: [] for key in methods}
+    times: Dict[str, List[float]] = {key: [] for key in methods}
     num_edges = []
     for _ in range(rounds):
         seed = torch.randperm(data.num_nodes)[:1024]

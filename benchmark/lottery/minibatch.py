@@ -113,12 +113,15 @@ def plain(model: Module, loaders: Loaders, num_epochs: int) -> Module:
 def search(
     model: Module, loaders: Loaders, num_epochs: int, sparsity: float
 ) -> Module:
+    stages: Dict[str, Any] = {
+        key: round(x * num_epochs) for key, x in STAGES.items()
+    }
     pruner = GraphLotteryPruner(
         model,
         weight_sparsity=sparsity,
         evaluate_every=1,
         log=False,
-        **{key: round(x * num_epochs) for key, x in STAGES.items()},
+        **stages,
     )
     # All edges remain, hence mini-batches of other nodes are valid:
     ticket = pruner.fit(

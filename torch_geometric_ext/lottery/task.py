@@ -151,7 +151,7 @@ class CustomTask(Task):
             if isinstance(sampler, DistributedSampler):
                 sampler.set_epoch(epoch)
         node_sampler = getattr(self.data, 'node_sampler', None)
-        if hasattr(node_sampler, 'set_epoch'):
+        if node_sampler is not None and hasattr(node_sampler, 'set_epoch'):
             node_sampler.set_epoch(epoch)
 
     def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
