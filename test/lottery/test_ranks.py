@@ -102,6 +102,9 @@ class Random(Module):
         self.dropout = Dropout(0.5)
         self.out = SAGEConv(8, 3)
         self.unused = torch.nn.Linear(2, 2)
+        # Of other types, and not contiguous:
+        self.register_buffer('flag', torch.tensor([True, False]))
+        self.register_buffer('transposed', torch.rand(2, 3).t())
 
     def forward(self, x, edge_index):
         x = self.dropout(self.norm(self.conv(x, edge_index)).relu())
@@ -116,7 +119,7 @@ def resumed(path, rank):
     """Return tickets of a search, and of the same search in two runs."""
 
     def run(**kwargs):
-        torch.manual_seed(12)
+        torch.manual_seed(12 + rank)
         pruner = GraphLotteryPruner(Random(), ignored=['unused'], **SHORT)
         batches = Batches(graph(), IDS, rank)
         return pruner.fit(batches, loss_fn, evaluate, **kwargs)

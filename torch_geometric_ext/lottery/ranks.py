@@ -64,8 +64,13 @@ def from_first(value: Any, device: Any) -> Any:
 
 def share_state(model: Module) -> None:
     """Load the state of the model of the first rank."""
-    if is_distributed():
-        model.load_state_dict(from_first(model.state_dict(), 'cpu'))
+    if not is_distributed():
+        return
+    for x in model.state_dict().values():
+        out = x.contiguous()
+        dist.broadcast(out, src=0)
+        if out is not x:
+            x.copy_(out)
 
 
 @contextmanager
