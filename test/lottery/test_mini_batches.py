@@ -5,6 +5,7 @@ from torch_geometric.loader import (
     DataLoader,
     LinkNeighborLoader,
     NeighborLoader,
+    NodeLoader,
     RandomNodeLoader,
 )
 from torch_geometric.nn import (
@@ -18,6 +19,7 @@ from torch_geometric.testing import onlyNeighborSampler
 from torch_geometric.transforms import AddSelfLoops
 
 from searches import equal, graph, prune
+from torch_geometric_ext.loader import NeighborSampler
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.utils import number_edges
 
@@ -210,12 +212,16 @@ class Recorder:
         assert int(kept.sum()) == 2 * num_kept
 
 
-@onlyNeighborSampler
+def neighbor_loader(data, num_neighbors, *, replace=False, **kwargs):
+    sampler = NeighborSampler(data, num_neighbors, replace=replace)
+    return NodeLoader(data, sampler, **kwargs)
+
+
 @pytest.mark.parametrize('method', ['fast', 'imp', 'one_shot', 'random'])
 @pytest.mark.parametrize('num_neighbors', [[-1, -1], [3, 3]])
 def test_pruner_neighbor_loader(num_neighbors, method):
     data = weighted_graph()
-    loader = NeighborLoader(data, num_neighbors, batch_size=8, shuffle=True)
+    loader = neighbor_loader(data, num_neighbors, batch_size=8, shuffle=True)
     recorder, model = Recorder(data), GraphSAGE(5, 8, 2, 3)
     kwargs = dict(method=method, retrain_epochs=2)
     args = (loader, recorder.loss_fn, recorder.evaluate)
@@ -233,12 +239,9 @@ def test_pruner_neighbor_loader(num_neighbors, method):
         torch.testing.assert_close(out, expected[batch.input_id])
 
 
-@onlyNeighborSampler
 @pytest.mark.parametrize(
     'kwargs',
     [
-        dict(subgraph_type='induced'),
-        dict(subgraph_type='bidirectional'),
         dict(num_workers=2),
         dict(num_workers=2, persistent_workers=True),
         dict(replace=True),
@@ -246,7 +249,11 @@ def test_pruner_neighbor_loader(num_neighbors, method):
 )
 def test_pruner_neighbor_loader_options(kwargs):
     data = graph()
-    loader = NeighborLoader(data, [3, 3], batch_size=4, **kwargs)
+    loader = neighbor_loader(data, [3, 3], batch_size=4, **kwargs)
+    check_neighbor_loader(loader)
+
+
+def check_neighbor_loader(loader):
     seen = []
 
     def loss_fn(model, batch):
@@ -270,10 +277,19 @@ def test_pruner_neighbor_loader_options(kwargs):
 
 
 @onlyNeighborSampler
+@pytest.mark.parametrize('subgraph_type', ['induced', 'bidirectional'])
+def test_pruner_neighbor_loader_of_subgraphs(subgraph_type):
+    data = graph()
+    loader = NeighborLoader(
+        data, [3, 3], batch_size=4, subgraph_type=subgraph_type
+    )
+    check_neighbor_loader(loader)
+
+
 def test_pruner_one_neighbor():
     # Mostly, there are as many seeds as edges:
     data = weighted_graph()
-    loader = NeighborLoader(data, [1], batch_size=4, shuffle=True)
+    loader = neighbor_loader(data, [1], batch_size=4, shuffle=True)
     recorder = Recorder(data)
     args = (loader, recorder.loss_fn, recorder.evaluate)
     prune(GraphSAGE(5, 8, 1, 3), *args, method='random', retrain_epochs=2)
@@ -316,9 +332,8 @@ def test_pruner_link_neighbor_loader(neg_sampling):
     assert ticket.edge_mask[torch.cat(seen[-8:-2])].all()
 
 
-@onlyNeighborSampler
 def test_pruner_transform_of_batches():
-    loader = NeighborLoader(
+    loader = neighbor_loader(
         graph(), [3], batch_size=8, transform=AddSelfLoops()
     )
     with pytest.raises(ValueError, match='transform it before it is sampled'):

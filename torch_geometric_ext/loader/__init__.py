@@ -5,6 +5,7 @@ from .gder_sampler import GDeRSampler
 from .info_batch_sampler import InfoBatchSampler
 from .loss_based_sampler import LossBasedSampler
 from .loss_sampler import LossSampler
+from .neighbor_sampler import NeighborSampler
 from .node_budget_batch_sampler import NodeBudgetBatchSampler
 from .shared_tree_loader import SharedTreeLoader
 from .soft_random_sampler import SoftRandomSampler
@@ -18,6 +19,7 @@ __all__ = classes = [
     'InfoBatchSampler',
     'LossBasedSampler',
     'LossSampler',
+    'NeighborSampler',
     'NodeBudgetBatchSampler',
     'SharedTreeLoader',
     'SoftRandomSampler',

@@ -9,6 +9,7 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import MessagePassing
@@ -24,6 +25,12 @@ def check_prunable(model: Any, edge_sparsity: float) -> None:
         raise TypeError(
             f"'model' of 'GraphLotteryPruner' needs to be a "
             f"'torch.nn.Module' (got {type(model)})"
+        )
+    if isinstance(model, DistributedDataParallel):
+        raise TypeError(
+            "'model' of 'GraphLotteryPruner' needs to be the module itself, "
+            "since 'fit' averages gradients over all ranks (got a "
+            "'DistributedDataParallel'); pass its 'module'"
         )
     if any(isinstance(x, SparseLinear) for x in model.modules()):
         raise ValueError(

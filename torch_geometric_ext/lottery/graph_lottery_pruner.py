@@ -1,15 +1,7 @@
 import copy
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import (
-    Any,
-    Callable,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch.nn import Module
@@ -26,6 +18,7 @@ from torch_geometric_ext.lottery.check import (
 from torch_geometric_ext.lottery.check_node_task import check_node_task
 from torch_geometric_ext.lottery.checkpoint import Checkpoint
 from torch_geometric_ext.lottery.clock import Clock
+from torch_geometric_ext.lottery.describe import describe
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.prune_edges import (
     digest_edges,
@@ -35,6 +28,13 @@ from torch_geometric_ext.lottery.loss_macs import loss_macs
 from torch_geometric_ext.lottery.node_task import NodeTask
 from torch_geometric_ext.lottery.optimizer import MakeOptimizer, make_adam
 from torch_geometric_ext.lottery.progress_bar import make_progress_bar
+from torch_geometric_ext.lottery.ranks import (
+    check_same,
+    gather,
+    get_rank,
+    raise_together,
+    share_state,
+)
 from torch_geometric_ext.lottery.search import MOVE_UNTIL, Candidate, Search
 from torch_geometric_ext.lottery.settings import Settings
 from torch_geometric_ext.lottery.stage import (
@@ -195,7 +195,9 @@ class GraphLotteryPruner(Settings):
         r"""Search for a ticket; without :obj:`loss_fn`, for the
         classification of the nodes of :obj:`data` (see
         :doc:`/develop/lottery` for other tasks and mini-batches). Arguments
-        are checked before training, and are not changed.
+        are checked before training, and are not changed. If
+        :mod:`torch.distributed` is initialized, all ranks need to call this
+        method, each with a loader of its own mini-batches.
 
         Args:
             data (torch_geometric.data.Data or iterable): A graph with
@@ -228,11 +230,10 @@ class GraphLotteryPruner(Settings):
                 scores do not match the edges of a layer.
         """
         clock = Clock()
-        check_fit(loss_fn, evaluate, callbacks, checkpoint, checkpoint_every)
-        task = self._task(data, loss_fn, evaluate)
-        if self.method == 'fast' and self.weight_sparsity > 0:
-            num_steps = self.search_epochs * task.num_batches
-            warn_if_no_update(num_steps, self.update_every, MOVE_UNTIL)
+        with raise_together():
+            args = callbacks, checkpoint, checkpoint_every
+            check_fit(loss_fn, evaluate, *args)
+            task = self._task(data, loss_fn, evaluate)
         devices = []
         if torch.cuda.is_initialized():  # Seeding affects all of them.
             devices = list(range(torch.cuda.device_count()))
@@ -270,12 +271,11 @@ class GraphLotteryPruner(Settings):
         every: int,
         clock: Clock,
     ) -> Ticket:
-        template = self._template(task)
-        names: List[str] = []
-        if self.weight_sparsity > 0:
-            names = list(swappable_linears(template, self.ignored).values())
-        pairs, edges_digest = self._pairs(data)
-        bar = make_progress_bar(self.log)
+        template, names, pairs, edges_digest = self._parts(data, task, path)
+        if self.method == 'fast' and names:
+            num_steps = self.search_epochs * task.num_batches
+            warn_if_no_update(num_steps, self.update_every, MOVE_UNTIL)
+        bar = make_progress_bar(self.log) if get_rank() == 0 else None
         if bar is not None:
             callbacks = [*callbacks, bar.update]
         file: Optional[Checkpoint] = None
@@ -286,13 +286,12 @@ class GraphLotteryPruner(Settings):
             if file is not None:
                 file.update()
 
-        optimizer = self.optimizer or make_adam
         search = Search(
             template,
             task,
             names,
             pairs,
-            optimizer,
+            self.optimizer or make_adam,
             self.settings,
             observe,
             clock,
@@ -309,6 +308,29 @@ class GraphLotteryPruner(Settings):
             file.write()
 
         return _ticket(search, found, task, edges_digest)
+
+    def _parts(
+        self, data: Any, task: Task, path: Any
+    ) -> Tuple[Module, List[str], Optional[EdgePairs], Optional[str]]:
+        """Return the initialized model, the layers to prune, and the edges to
+        prune with their digest, equal on all ranks.
+        """
+        names: List[str] = []
+        with raise_together():
+            model = self._template(task)
+            if self.weight_sparsity > 0:
+                names = list(swappable_linears(model, self.ignored).values())
+            pairs, edges_digest = self._pairs(data)
+        optimizer, settings = self.optimizer or make_adam, self.settings
+        check_same(
+            lambda: {
+                **describe(model, names, optimizer, settings),
+                'edges': edges_digest,
+                'kind of checkpoint': path is None,
+            }
+        )
+        share_state(model)
+        return model, names, pairs, edges_digest
 
     def _template(self, task: Task) -> Module:
         """Return an initialized copy of the model without caches."""
@@ -353,6 +375,7 @@ def _ticket(
         _first_macs(search.template, task, seed),
         _first_macs(weights.build(final), small, seed),
     )
+    macs = gather(macs)[0]  # Ranks count other mini-batches.
     return Ticket(
         weight_masks={
             weight_key(name): mask for name, mask in found.masks.items()

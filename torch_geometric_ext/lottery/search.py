@@ -1,6 +1,5 @@
 import copy
 import math
-from dataclasses import asdict
 from typing import (
     Any,
     Callable,
@@ -19,6 +18,7 @@ from torch_geometric_ext.data.digest import digest
 from torch_geometric_ext.lottery import imp_rounds
 from torch_geometric_ext.lottery.check import warn_user
 from torch_geometric_ext.lottery.clock import Clock
+from torch_geometric_ext.lottery.describe import describe
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.edge_pruner import EdgePruner
 from torch_geometric_ext.lottery.edges.edge_selection import prune_randomly
@@ -27,6 +27,11 @@ from torch_geometric_ext.lottery.optimizer import (
     MakeOptimizer,
     build_optimizer,
     scale_weight_decay,
+)
+from torch_geometric_ext.lottery.ranks import (
+    from_first,
+    own_seed,
+    raise_together,
 )
 from torch_geometric_ext.lottery.settings import Settings
 from torch_geometric_ext.lottery.stage import (
@@ -137,21 +142,12 @@ class Search:
 
     def config(self) -> Dict[str, Any]:
         """Return a description that tells searches apart."""
-        optimizer = build_optimizer(self.optimizer, self.template)
-        options = [
-            {key: value for key, value in group.items() if key != 'params'}
-            for group in optimizer.param_groups
-        ]
         tensors = self.task.identity()
         if self.edges is not None:
             tensors.append(self.edges.pairs.ends)
-        initial = self.weights.initial
+        names, settings = self.weights.names, self.settings
         return {
-            'settings': asdict(self.settings),
-            'names': self.weights.names,
-            'model': {key: list(x.shape) for key, x in initial.items()},
-            'modules': [type(x).__name__ for x in self.template.modules()],
-            'optimizer': [type(optimizer).__name__, repr(options)],
+            **describe(self.template, names, self.optimizer, settings),
             'data': digest(tensors),
         }
 
@@ -240,13 +236,14 @@ class Search:
         weights = Weights(self.weights.initial, candidate.masks)
         model = self.weights.build(weights)
         if name == DENSE:
-            task.check(copy.deepcopy(model))
+            with raise_together():
+                task.check(copy.deepcopy(model))
         # Learned scores change the aggregated features in each step:
         task = task.accelerate(model, cache_aggregation=scores is None)
         fallback = task.fallback() if name == DENSE else None
         if fallback is not None:
             warn_user(f"'model' trains slower, with equal results, {fallback}")
-        torch.manual_seed(seed)
+        torch.manual_seed(own_seed(self.settings.seed, name))
         optimizer = build_optimizer(self.optimizer, model)
         if name != DENSE:
             scale = self._decay_scale(candidate.masks)
@@ -313,6 +310,11 @@ class Search:
             fast.labeled_batch(),
             seed,
         )
+        # Ranks observe other mini-batches:
+        chosen = self.weights.channels, self.weights.index
+        device = next(iter(self.weights.initial.values())).device
+        chosen = from_first(chosen, device)
+        self.weights.channels, self.weights.index = chosen
 
     def _dense(self) -> Candidate:
         return Candidate(

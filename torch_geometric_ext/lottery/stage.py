@@ -10,6 +10,12 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from torch_geometric_ext.lottery.edges.learned_scores import LearnedScores
+from torch_geometric_ext.lottery.ranks import (
+    average_buffers,
+    average_gradients,
+    in_step,
+    mean,
+)
 from torch_geometric_ext.lottery.task import Task
 from torch_geometric_ext.lottery.weights.weight_masks import (
     Weights,
@@ -134,11 +140,14 @@ class Stage:
         return self.epoch >= self.num_epochs
 
     def train(self) -> None:
-        """Train one epoch."""
+        """Train one epoch, on all ranks in step."""
         self.model.train()
-        for batch in self.task.batches():
+        self.task.start_epoch(self.epoch)
+        for batch in in_step(self.task.batches()):
             self.optimizer.zero_grad()
-            self.loss(batch).backward()
+            if batch is not None:
+                self.loss(batch).backward()
+            average_gradients(self.optimizer, batch is not None)
             self.optimizer.step()
             if self.scheduler is not None:
                 self.scheduler.step()
@@ -158,7 +167,8 @@ class Stage:
                 f"not finite in epoch {self.epoch} of stage '{self.name}'); "
                 f'check the loss, or lower the learning rate'
             )
-        metric = self.task.evaluate(self.model)
+        average_buffers(self.model)
+        metric = mean(self.task.evaluate(self.model))
         if math.isnan(metric):
             raise ValueError("'evaluate' needs to return a number (got nan)")
         if not self.history or metric > max(self.history):

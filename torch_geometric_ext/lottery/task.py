@@ -5,9 +5,11 @@ from typing import Any, Callable, Collection, Iterator, List, Optional
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils.data import DistributedSampler
 from torch_geometric.data import Data
 
 from torch_geometric_ext.lottery.edges.prune_edges import prune_edges
+from torch_geometric_ext.lottery.ranks import gather
 
 # `loss_fn(model, batch)` and `evaluate(model, data)`:
 LossFunction = Callable[[Module, Any], Tensor]
@@ -25,8 +27,13 @@ class Task(ABC):
 
     @property
     def num_batches(self) -> int:
-        """Return the number of mini-batches of an epoch."""
-        return len(self.batches())
+        """Return the number of steps of an epoch, the largest number of
+        mini-batches of a rank.
+        """
+        return max(gather(len(self.batches())))
+
+    def start_epoch(self, epoch: int) -> None:  # noqa: B027
+        """Prepare the mini-batches of an epoch, counted from zero."""
 
     def first_batch(self) -> Any:
         """Return a mini-batch. Iterate over all of them, since loaders may
@@ -136,6 +143,16 @@ class CustomTask(Task):
         if isinstance(self.data, Data):
             return [self.data]
         return _PrunedLoader(self.data, self.edge_mask)
+
+    def start_epoch(self, epoch: int) -> None:  # noqa: D102
+        for holder in [self.data, getattr(self.data, 'batch_sampler', None)]:
+            sampler = getattr(holder, 'sampler', None)
+            # Samplers of this package count epochs on their own:
+            if isinstance(sampler, DistributedSampler):
+                sampler.set_epoch(epoch)
+        node_sampler = getattr(self.data, 'node_sampler', None)
+        if node_sampler is not None and hasattr(node_sampler, 'set_epoch'):
+            node_sampler.set_epoch(epoch)
 
     def loss(self, model: Module, batch: Any) -> Tensor:  # noqa: D102
         return self.loss_fn(model, batch)
