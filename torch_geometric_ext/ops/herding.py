@@ -36,39 +36,27 @@ def herding(
     Implements herding without replacement from the `"Herding Dynamical Weights
     to Learn" <https://dl.acm.org/doi/10.1145/1553374.1553517>`_ paper. Each
     step selects the row that brings the mean of the selected rows closest to
-    the mean of the group in Euclidean distance; the first of several such rows
-    wins. Row :math:`i` is sparse and holds :obj:`value[ptr[i]:ptr[i + 1]]` in
-    the columns :obj:`item[ptr[i]:ptr[i + 1]]`.
+    the mean of the group, or the first such row. Row :math:`i` is sparse, with
+    :obj:`value[ptr[i]:ptr[i + 1]]` in columns :obj:`item[ptr[i]:ptr[i + 1]]`.
 
-    Values are integers. Hence the result depends neither on the number of
-    threads nor on rounding. A group of more than :obj:`num_candidates` rows is
-    split into parts of consecutive rows and equal size, and the steps visit
-    the parts in turn. Hence rows need an order in which similar rows are
-    spread.
-
-    A group of one part is herded exactly. With more parts, a visit evaluates
-    an eighth of the rows of a part, or one in as many as there are parts, and
-    the :obj:`num_finalists` rows of the lowest score at their last evaluation,
-    since scores change little between visits. The :math:`v`-th visit of
-    :math:`C` rows evaluates at least :math:`4 C / v` of them.
+    Integer values make the result independent of threads. A group of more than
+    :obj:`num_candidates` rows is split into parts of consecutive rows, which
+    steps visit in turn: spread similar rows over the order. One part is herded
+    exactly. Else, a visit evaluates an eighth of a part, and
+    :obj:`num_finalists` rows (more in first visits) of the lowest last scores.
 
     Takes :math:`O(Z + K C z / 8)` time for :math:`Z` entries, :math:`z` in a
-    row, :math:`K` selected rows and :math:`C` candidates. Memory is 40 bytes
-    for each row and, on each thread, 16 bytes for each distinct column. On
-    CPU, groups run in parallel.
+    row, :math:`K` selected rows and :math:`C` candidates, and 40 bytes a row.
 
     Args:
         ptr (torch.Tensor): The row pointers.
-        item (torch.Tensor): The columns, in :math:`[0, 2^{31})`, distinct
-            within a row (not checked).
+        item (torch.Tensor): The columns, distinct in a row (not checked).
         value (torch.Tensor): The values, in :math:`(-2^{31}, 2^{31})`.
         group_ptr (torch.Tensor): The row pointers of groups to rows.
-        num_candidates (int, optional): The largest number of rows that one
-            step compares. (default: :obj:`2048`)
+        num_candidates (int, optional): The size of a part. (default: 2048)
         num_samples (int, optional): The largest number of rows to select from
             each group. (default: all of them)
-        num_finalists (int, optional): The number of rows of the lowest score
-            that each visit evaluates. (default: :obj:`16`)
+        num_finalists (int, optional): See above. (default: 16)
 
     Shapes:
         - **input:** :obj:`ptr` :math:`(N + 1)` and :obj:`group_ptr`
@@ -78,9 +66,8 @@ def herding(
           the order of selection, :obj:`torch.int64`
 
     Raises:
-        ValueError: If a shape, dtype or value is invalid, or if a group is so
-            large or its values are so large that scores could overflow 64
-            bits.
+        ValueError: If an argument is invalid, or a group or its values are so
+            large that scores could overflow 64 bits.
 
     .. code-block:: python
 

@@ -1,7 +1,7 @@
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Union
 
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.transforms.collated import check_dataset
@@ -105,25 +105,7 @@ class MirageCondense:
         check the model with :func:`~torch_geometric_ext.nn.check_exact`.
 
     The time is that of finding trees, and for :obj:`"herding"` also that of
-    comparing up to 300 graphs for each graph kept. Time and memory are linear
-    in the data set: `benchmark/scale.py` lists both for a million graphs.
-
-    Under :obj:`torchrun`, ranks share the work to find trees:
-
-    .. code-block:: python
-
-        # torchrun --nproc-per-node=4 condense.py
-        import torch.distributed as dist
-        from torch_geometric.datasets import TUDataset
-        from torch_geometric_ext.transforms import MirageCondense
-
-        dist.init_process_group('gloo')
-        dataset = TUDataset('data', 'NCI1')
-        condense = MirageCondense(2, ratio=0.05, distributed=True)
-        small = condense(dataset, root='data/NCI1')  # Equal on all ranks.
-        if dist.get_rank() == 0:
-            print(condense.report())
-        dist.destroy_process_group()
+    comparing some hundred graphs for each one kept. Memory is linear.
 
     Args:
         num_layers (int): The number of message-passing layers :math:`L`.
@@ -178,9 +160,8 @@ class MirageCondense:
             (default: :obj:`False`)
         distributed (bool, optional): If set to :obj:`True`, each rank of
             :mod:`torch.distributed` finds the trees of a part of the graphs,
-            the first rank selects, and all ranks return the same result, that
-            of a single process. All ranks need the same data set and call the
-            transform together. (default: :obj:`False`)
+            the first rank selects, and all ranks return the result of a single
+            process. All ranks need the same graphs. (default: :obj:`False`)
 
     Raises:
         ValueError: If an argument is out of its range, not exactly one of
@@ -305,24 +286,23 @@ class MirageCondense:
     ) -> Condensed:
         """Find trees on all ranks, and select and cache on the first one."""
         key = self._cache_key(dataset)
-        settings = {**key, 'root': root is None, 'force_reload': force_reload}
-        name = self.__class__.__name__
-        check_same_on_ranks({**outline(dataset), **settings}, name)
+        values = {**outline(dataset), **key, 'force_reload': force_reload}
+        check_same_on_ranks(values, self.__class__.__name__)
 
-        def load() -> Tuple[Optional[Path], Optional[Dict[str, Any]]]:
-            if root is None:
-                return None, None
-            path = cache_path(root, dataset, key)
-            out = None if force_reload else self._load(path)
-            return path, None if out is None else to_state(out, self.report())
+        def load() -> Optional[Dict[str, Any]]:
+            if root is None or force_reload:
+                return None
+            out = self._load(cache_path(root, dataset, key))
+            return None if out is None else to_state(out, self.report())
 
         def condense() -> Dict[str, Any]:
             out = self._condense(shared)
-            if path is not None:
+            if root is not None:
+                path = cache_path(root, dataset, key)
                 save_condensed(out, self.report(), path)
             return to_state(out, self.report())
 
-        path, state = from_first_rank(load)
+        state = from_first_rank(load)
         if state is None:
             shared = self._share(dataset)
             state = from_first_rank(condense)
@@ -350,12 +330,8 @@ class MirageCondense:
             self._check_shared(dataset)
             shared = dataset
         else:
-            shared = share_graphs(
-                dataset,
-                self._tree_settings,
-                distributed=self.distributed,
-                log=self.log,
-            )
+            options = {'distributed': self.distributed, 'log': self.log}
+            shared = share_graphs(dataset, self._tree_settings, **options)
         self._seconds = time.perf_counter() - start
         return shared
 
