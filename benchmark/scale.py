@@ -255,8 +255,8 @@ def main() -> None:
                 path = f'{folder}/{name.split()[0]}_{size}.pt'
                 if not Path(path).exists():
                     run('--make', name, size, path)
-                seconds, text = run('--row', name, size, path).split('\t')
-                value = float(seconds)
+                out, text = run('--row', name, size, path).split('\t')
+                value = float(out)
                 growth = f'{value / before:>7.1f}x' if before else f'{"":>8}'
                 print(
                     f'{name:<15}{size:>10,}{value:>10.2f}{growth}  '

@@ -328,12 +328,13 @@ class MirageCondense:
         start = time.perf_counter()
         if isinstance(dataset, SharedTrees):
             self._check_shared(dataset)
-            shared = dataset
         else:
-            options = {'distributed': self.distributed, 'log': self.log}
-            shared = share_graphs(dataset, self._tree_settings, **options)
+            settings, ranks = self._tree_settings, self.distributed
+            dataset = share_graphs(
+                dataset, settings, distributed=ranks, log=self.log
+            )
         self._seconds = time.perf_counter() - start
-        return shared
+        return dataset
 
     def _condense(self, shared: SharedTrees) -> Condensed:
         self_loops = self._tree_settings.self_loops == 'keep'

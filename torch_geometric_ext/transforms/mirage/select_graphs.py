@@ -229,8 +229,8 @@ def _depth_scales(
         size = part
     # Sum over distinct counts, independent of the number of threads:
     scales = []
-    for depth in range(num_depths):
-        part = size[depth::num_depths].double()
+    for first in range(num_depths):
+        part = size[first::num_depths].double()
         level = torch.arange(part.numel(), device=part.device)
         square = (level.double().log1p().square() * part)[part > 0].sum()
         scales.append(RESOLUTION / (square / num_graphs).sqrt())
