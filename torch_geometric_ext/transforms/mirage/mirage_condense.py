@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.transforms.collated import check_dataset
+from torch_geometric_ext.transforms.collated import CHUNK_SIZE, check_dataset
 from torch_geometric_ext.transforms.discretize import Discretize
 from torch_geometric_ext.transforms.mirage.budget import CondenseBudget
 from torch_geometric_ext.transforms.mirage.cache import (
@@ -329,10 +329,9 @@ class MirageCondense:
         if isinstance(dataset, SharedTrees):
             self._check_shared(dataset)
         else:
-            settings, ranks = self._tree_settings, self.distributed
-            dataset = share_graphs(
-                dataset, settings, distributed=ranks, log=self.log
-            )
+            ranks, settings = self.distributed, self._tree_settings
+            options = (None, CHUNK_SIZE, ranks, self.log)
+            dataset = share_graphs(dataset, settings, *options)
         self._seconds = time.perf_counter() - start
         return dataset
 
