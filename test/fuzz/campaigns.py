@@ -221,8 +221,11 @@ def herding(draw):
     item = torch.cat([torch.empty(0, dtype=torch.long), *rows])
     value = torch.randint(-5, 6, (item.numel(),), generator=generator)
     groups = make_ptr(num_groups, num_rows, generator)
+    if draw(st.booleans()):
+        item, value = item.int(), value.int()
     num_samples = draw(st.sampled_from([None, 0, 1, 3]))
-    return [ptr, item, value, groups, draw(st.integers(1, 4)), num_samples]
+    settings = [draw(st.integers(1, 4)), num_samples, draw(st.integers(1, 4))]
+    return [ptr, item, value, groups, *settings]
 
 
 @st.composite

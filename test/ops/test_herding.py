@@ -52,7 +52,7 @@ def brute_force(ptr, item, value, group_ptr, num_candidates):
         taken = []
         for j in range(size):
             best, nearest = -1, None
-            for i in range(j % num_parts, size, num_parts):
+            for i in np.array_split(range(size), num_parts)[j % num_parts]:
                 if begin + i in taken:
                     continue
                 total = x[[*taken, begin + i]].sum(axis=0)
@@ -73,22 +73,27 @@ def brute_force(ptr, item, value, group_ptr, num_candidates):
 )
 def test_herding_by_brute_force(group_sizes, num_candidates, seed):
     args = random_rows(group_sizes, seed)
-    expected = brute_force(*args, num_candidates)
-    assert herding(*args, num_candidates).tolist() == expected
-    assert herding_reference(*args, num_candidates).tolist() == expected
+    expected = brute_force(*args, num_candidates)  # Evaluates all rows.
+    assert herding(*args, num_candidates, None, 9).tolist() == expected
+    out = herding_reference(*args, num_candidates, None, 9)
+    assert out.tolist() == expected
 
 
 @withKernels
 @given(
     group_sizes=st.lists(st.integers(0, 60), max_size=4),
     num_candidates=st.sampled_from([1, 2, 7, 50, 2**63 - 1]),
+    num_finalists=st.sampled_from([1, 3, 2**63 - 1]),
     high=st.sampled_from([1, 2, 10**6]),
     seed=st.integers(0, 1000),
 )
-def test_herding_equals_reference(group_sizes, num_candidates, high, seed):
+def test_herding_equals_reference(
+    group_sizes, num_candidates, num_finalists, high, seed
+):
     args = random_rows(group_sizes, seed, num_columns=9, low=-1, high=high)
-    out = torch.ops.torch_geometric_ext.herding(*args, num_candidates)
-    assert torch.equal(out, herding_reference(*args, num_candidates))
+    settings = (num_candidates, None, num_finalists)
+    out = torch.ops.torch_geometric_ext.herding(*args, *settings)
+    assert torch.equal(out, herding_reference(*args, *settings))
     for begin, end in zip(args[3][:-1], args[3][1:]):
         assert out[begin:end].sort().values.tolist() == list(range(begin, end))
 
@@ -137,6 +142,30 @@ def test_herding_empty(ext):
     assert herding(zero, none, none, torch.zeros(3).long()).tolist() == []
 
 
+def test_herding_of_int32(ext):
+    ptr, item, value, groups = random_rows([8, 3], seed=5)
+    expected = herding(ptr, item, value, groups)
+    out = herding(ptr, item.int(), value.int(), groups)
+    assert torch.equal(out, expected) and out.dtype == torch.long
+
+
+def test_stale_scores_lose_little_quality():
+    args = random_rows([3000], seed=0, num_columns=30)
+    x = torch.tensor(dense(*args).astype(float))
+    size = torch.arange(1, 3001).view(-1, 1)
+
+    def error(order):
+        mean = x[order].cumsum(0) / size
+        return (mean - x.mean(0)).norm(dim=1)[10:2000]
+
+    out = herding(*args, num_candidates=256)
+    exact = herding(*args, num_candidates=256, num_finalists=256)
+    assert not torch.equal(out, exact)
+    assert float((error(out) / error(exact)).mean()) < 1.2
+    random = torch.randperm(3000, generator=torch.Generator().manual_seed(0))
+    assert float((error(out) / error(random)).mean()) < 0.5
+
+
 def test_herding_of_views(ext):
     ptr, item, value, groups = random_rows([8], seed=5)
     views = [torch.stack([x, x], dim=1)[:, 0] for x in [ptr, item, value]]
@@ -149,7 +178,7 @@ def test_herding_errors(ext):
     value, groups = torch.tensor([1, 2]), torch.tensor([0, 2])
     args = (ptr, item, value, groups)
     for i, name in enumerate(['ptr', 'item', 'value', 'group_ptr']):
-        for bad in [args[i].int(), args[i].view(1, -1), args[i].double()]:
+        for bad in [args[i].short(), args[i].view(1, -1), args[i].double()]:
             with pytest.raises(ValueError, match=f"'{name}' needs to be a on"):
                 herding(*args[:i], bad, *args[i + 1 :])
     with pytest.raises(ValueError, match=r"'value' needs 2 .* \(got 1\)"):
@@ -164,6 +193,8 @@ def test_herding_errors(ext):
     for num in [0, -1]:
         with pytest.raises(ValueError, match=f"'num_cand.* \\(got {num}\\)"):
             herding(*args, num)
+        with pytest.raises(ValueError, match=f"'num_fin.* \\(got {num}\\)"):
+            herding(*args, 1, None, num)
     for bad in [-1, 2**31]:
         match = rf"'item' needs to be in \[0, 2\^31\) \(got {bad}\)"
         with pytest.raises(ValueError, match=match):

@@ -185,7 +185,8 @@ def test_other_versions_have_other_files(tmp_path, monkeypatch):
 
 
 def test_key_holds_all_settings(monkeypatch):
-    settings = set(inspect.signature(MirageCondense).parameters) - {'log'}
+    settings = set(inspect.signature(MirageCondense).parameters)
+    settings -= {'log', 'distributed'}
     keys = []
 
     def save_key(root, dataset, key):

@@ -12,10 +12,15 @@ from torch_geometric_ext.transforms import ShareComputationTrees
 from torch_geometric_ext.transforms.mirage.select_graphs import (
     RESOLUTION,
     herding_order,
+    herding_rows,
     interleave,
     random_order,
     tree_features,
 )
+
+
+def order_of(shared, group):
+    return herding_order(herding_rows(shared, group), group)
 
 
 def share(graphs, num_layers=1):
@@ -78,7 +83,7 @@ def test_herding_order_prefers_what_is_typical():
     odd = [make_graph([2, 2, 2, 2, 2, 2])]
     graphs = odd + usual + odd + usual + usual
     group = torch.tensor([0] * 6 + [1] * 11)
-    order = herding_order(share(graphs), group)
+    order = order_of(share(graphs), group)
     assert order.sort().values.tolist() == list(range(17))
     assert order[:4].tolist() == [1, 7, 2, 8]
     # One graph of six is odd: of the first three, none or one may be.
@@ -93,8 +98,8 @@ def test_herding_order_does_not_depend_on_the_order_of_classes():
         for _ in range(40)
     ]
     group = torch.randint(2, (40,), generator=generator)
-    order = herding_order(share(graphs), group)
-    other = herding_order(share(graphs), 1 - group)
+    order = order_of(share(graphs), group)
+    other = order_of(share(graphs), 1 - group)
     for y in range(2):
         kept = order[group[order] == y]
         assert torch.equal(kept, other[group[other] == y])
@@ -107,7 +112,7 @@ def test_herding_order_of_very_different_sizes():
     group = torch.zeros(9001).long()
     with pytest.raises(ValueError, match="'value' needs smaller values"):
         herding(*tree_features(shared), torch.tensor([0, 9001]))
-    order = herding_order(shared, group)
+    order = order_of(shared, group)
     assert order.sort().values.tolist() == list(range(9001))
     assert order[0] == 0 and order[-1] != 9000
 
@@ -126,6 +131,6 @@ def test_herding_order_does_not_depend_on_threads():
             torch.set_num_threads(num_threads)
             for out, other in zip(tree_features(shared), expected):
                 assert torch.equal(out, other)
-        assert herding_order(shared, group).numel() == 100
+        assert order_of(shared, group).numel() == 100
     finally:
         torch.set_num_threads(default)

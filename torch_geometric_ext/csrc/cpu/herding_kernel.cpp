@@ -1,6 +1,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -19,41 +21,53 @@ constexpr int64_t kLimit = int64_t(1) << 31;
 // `ops/herding.py` holds the same bound.
 constexpr double kMaxTerm = 1e18;
 
-// An element of a sparse row. Sums of integers do not depend on their order,
-// hence neither threads nor instruction sets change the result.
-struct Entry {
-  int32_t item;
-  int32_t value;
-};
+// Measured by `benchmark/transforms/herding.py`. A row of a group of many parts
+// is evaluated at least once in as many visits. `ops/herding.py` holds the same
+// number.
+constexpr int64_t kMaxPeriod = 8;
 
+// Sparse rows. Sums of integers do not depend on their order, hence neither
+// threads nor instruction sets change the result.
 struct Rows {
+  at::Tensor ptr_tensor, item_tensor, value_tensor;
   const int64_t* ptr;
-  std::vector<Entry> entries;
+  const int32_t* items;
+  const int32_t* values;
+  int64_t num_items = 0;
 
-  // Renumbers the items if most of the ids up to the largest one are missing.
-  // Returns the number of items, which bounds the memory of each thread.
-  int64_t compact() {
-    const auto num_entries = int64_t(entries.size());
-    int64_t num_items = 0;
-    for (const auto& x : entries) {
-      num_items = std::max(num_items, int64_t(x.item) + 1);
+  Rows(const at::Tensor& ptrs, const at::Tensor& item, const at::Tensor& value)
+      : ptr_tensor(ptrs.contiguous()),
+        item_tensor(item.to(at::kInt).contiguous()),
+        value_tensor(value.to(at::kInt).contiguous()),
+        ptr(ptr_tensor.const_data_ptr<int64_t>()),
+        items(item_tensor.const_data_ptr<int32_t>()),
+        values(value_tensor.const_data_ptr<int32_t>()) {
+    for (int64_t k = 0; k < item.numel(); k++) {
+      num_items = std::max(num_items, int64_t(items[k]) + 1);
     }
-    if (num_items <= 2 * num_entries) return num_items;
-    std::vector<int32_t> ids;
-    ids.reserve(num_entries);
-    for (const auto& x : entries) ids.push_back(x.item);
+    if (num_items > 2 * item.numel()) compact();
+  }
+
+  // Renumbers the items, so that their number, which bounds the memory of each
+  // thread, is that of the distinct ids.
+  void compact() {
+    const auto size = item_tensor.numel();
+    std::vector<int32_t> ids(items, items + size);
     std::sort(ids.begin(), ids.end());
     ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-    for (auto& x : entries) {
-      x.item = std::lower_bound(ids.begin(), ids.end(), x.item) - ids.begin();
+    auto out = at::empty_like(item_tensor);
+    auto* data = out.mutable_data_ptr<int32_t>();
+    for (int64_t k = 0; k < size; k++) {
+      data[k] =
+          std::lower_bound(ids.begin(), ids.end(), items[k]) - ids.begin();
     }
-    return ids.size();
+    item_tensor = out, items = data, num_items = ids.size();
   }
 
   int64_t norm(int64_t row) const {
     int64_t out = 0;
     for (auto k = ptr[row]; k < ptr[row + 1]; k++) {
-      out += int64_t(entries[k].value) * entries[k].value;
+      out += int64_t(values[k]) * values[k];
     }
     return out;
   }
@@ -61,56 +75,120 @@ struct Rows {
   int64_t dot(int64_t row, const int64_t* dense) const {
     int64_t out = 0;
     for (auto k = ptr[row]; k < ptr[row + 1]; k++) {
-      out += entries[k].value * dense[entries[k].item];
+      out += values[k] * dense[items[k]];
     }
     return out;
   }
 
   void add_to(int64_t* dense, int64_t row) const {
     for (auto k = ptr[row]; k < ptr[row + 1]; k++) {
-      dense[entries[k].item] += entries[k].value;
+      dense[items[k]] += values[k];
     }
   }
 };
 
-struct Candidate {
-  int64_t row;
-  int64_t norm;     // |x|^2
-  int64_t sum_dot;  // <x, sum of the group>
+// Rows that one step compares.
+struct Part {
+  struct Candidate {
+    int64_t score;  // When it was last evaluated.
+    int64_t row;
+    int64_t norm;     // |x|^2
+    int64_t sum_dot;  // <x, sum of the group>
+    int64_t turn;     // The visits that evaluate it anyway.
+  };
+  std::vector<Candidate> candidates;
+  int64_t num_visits = 0;
 };
 
-// Step j selects the row x of the smallest score
+// The sums of a group, with an element for each column.
+struct Sums {
+  std::vector<int64_t> all;
+  std::vector<int64_t> selected;
+};
+
+// Selects rows of a group. Step j selects the row x of the smallest score
 // n |x|^2 - 2 <x, (j + 1) sum of the group - n sum of the selected rows>,
 // which brings the mean of the selected rows closest to the mean of the group.
-void herd(
-    const Rows& rows, int64_t begin, int64_t end, int64_t num_candidates,
-    int64_t num_samples, std::vector<int64_t>& dense, int64_t* out) {
-  const auto size = end - begin;
-  const auto num_parts = size == 0 ? 0 : (size - 1) / num_candidates + 1;
-  std::fill(dense.begin(), dense.end(), 0);
-  for (auto row = begin; row < end; row++) rows.add_to(dense.data(), row);
-  std::vector<std::vector<Candidate>> parts(num_parts);
-  for (int64_t i = 0; i < size; i++) {
-    const auto row = begin + i;
-    parts[i % num_parts].push_back(
-        {row, rows.norm(row), rows.dot(row, dense.data())});
-  }
-  std::fill(dense.begin(), dense.end(), 0);  // The sum of the selected rows.
-  for (int64_t j = 0; j < num_samples; j++) {
-    auto& candidates = parts[j % num_parts];
-    size_t best = 0;
-    auto lowest = std::numeric_limits<int64_t>::max();
-    for (size_t i = 0; i < candidates.size(); i++) {
-      const auto& x = candidates[i];
-      const auto score = size * (x.norm + 2 * rows.dot(x.row, dense.data())) -
-                         2 * (j + 1) * x.sum_dot;
-      if (score < lowest) lowest = score, best = i;
+class Herd {
+ public:
+  Herd(
+      const Rows& rows, int64_t begin, int64_t end, int64_t num_candidates,
+      int64_t num_finalists, Sums& sums)
+      : rows_(rows),
+        selected_(sums.selected.data()),
+        size_(end - begin),
+        num_finalists_(num_finalists),
+        parts_(size_ == 0 ? 0 : (size_ - 1) / num_candidates + 1),
+        period_(std::min<int64_t>(parts_.size(), kMaxPeriod)) {
+    std::fill(sums.all.begin(), sums.all.end(), 0);
+    std::fill(sums.selected.begin(), sums.selected.end(), 0);
+    for (auto row = begin; row < end; row++) rows.add_to(sums.all.data(), row);
+    const auto num_parts = int64_t(parts_.size());
+    auto row = begin;
+    for (int64_t i = 0; i < num_parts; i++) {
+      const auto part_size = size_ / num_parts + (i < size_ % num_parts);
+      for (int64_t k = 0; k < part_size; k++, row++) {
+        parts_[i].candidates.push_back(
+            {0, row, rows.norm(row), rows.dot(row, sums.all.data()),
+             k * period_ / part_size});
+      }
     }
-    out[j] = candidates[best].row;
-    rows.add_to(dense.data(), out[j]);
-    candidates.erase(candidates.begin() + best);
   }
-}
+
+  int64_t select(int64_t step) {
+    auto& part = parts_[step % parts_.size()];
+    evaluate_(part, step);
+    auto& best =
+        *std::min_element(evaluated_.begin(), evaluated_.end(), is_before_);
+    const auto row = best->row;
+    rows_.add_to(selected_, row);
+    *best = part.candidates.back();
+    part.candidates.pop_back();
+    return row;
+  }
+
+ private:
+  static bool is_before_(const Part::Candidate* a, const Part::Candidate* b) {
+    return a->score != b->score ? a->score < b->score : a->row < b->row;
+  }
+
+  // Evaluates the candidates of the lowest scores, and those whose turn it is.
+  void evaluate_(Part& part, int64_t step) {
+    const auto turn = part.num_visits++ % period_;
+    // Scores change most at first, and the first visit evaluates all rows:
+    const auto num_finalists = std::max(
+        num_finalists_, 4 * int64_t(part.candidates.size()) / part.num_visits);
+    evaluated_.clear();
+    in_turn_.clear();
+    for (auto& x : part.candidates) {
+      if (x.turn == turn) {
+        in_turn_.push_back(&x);
+        continue;
+      }
+      if (int64_t(evaluated_.size()) == num_finalists) {
+        if (!is_before_(&x, evaluated_[0])) continue;
+        std::pop_heap(evaluated_.begin(), evaluated_.end(), is_before_);
+        evaluated_.pop_back();
+      }
+      evaluated_.push_back(&x);
+      std::push_heap(evaluated_.begin(), evaluated_.end(), is_before_);
+    }
+    evaluated_.insert(evaluated_.end(), in_turn_.begin(), in_turn_.end());
+    for (auto* x : evaluated_) {
+      x->score = size_ * (x->norm + 2 * rows_.dot(x->row, selected_)) -
+                 2 * (step + 1) * x->sum_dot;
+    }
+  }
+
+  const Rows& rows_;
+  int64_t* selected_;
+  int64_t size_;
+  int64_t num_finalists_;
+  std::vector<Part> parts_;
+  int64_t period_;
+  std::vector<Part::Candidate*> evaluated_;
+  std::vector<Part::Candidate*> in_turn_;
+};
 
 // Checks that no score overflows 64 bits.
 void check_values(const Rows& rows, const at::Tensor& group_ptr) {
@@ -121,7 +199,7 @@ void check_values(const Rows& rows, const at::Tensor& group_ptr) {
     for (auto row = ptr[g]; row < ptr[g + 1]; row++) {
       double norm = 0;  // May exceed 64 bits.
       for (auto k = rows.ptr[row]; k < rows.ptr[row + 1]; k++) {
-        const double value = rows.entries[k].value;
+        const double value = rows.values[k];
         norm += value * value;
       }
       highest = std::max(highest, norm);
@@ -135,42 +213,46 @@ void check_values(const Rows& rows, const at::Tensor& group_ptr) {
   }
 }
 
+at::ScalarType index_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kInt ? at::kInt : at::kLong;
+}
+
+// Checks that elements are in [low, 2^31).
+void check_range(const char* name, const at::Tensor& x, int64_t low) {
+  if (x.numel() == 0) return;
+  const auto [lowest, highest] = x.aminmax();
+  const auto a = lowest.item<int64_t>(), b = highest.item<int64_t>();
+  TORCH_CHECK_VALUE(
+      a >= low && b < kLimit, "herding: '", name, "' needs to be in ",
+      low == 0 ? "[0, 2^31)" : "(-2^31, 2^31)", " (got ", a < low ? a : b, ")");
+}
+
 at::Tensor herding_cpu(
     const at::Tensor& ptr, const at::Tensor& item, const at::Tensor& value,
     const at::Tensor& group_ptr, int64_t num_candidates,
-    std::optional<int64_t> num_samples) {
+    std::optional<int64_t> num_samples, int64_t num_finalists) {
   check_integers("herding", "ptr", ptr, at::kLong);
-  check_integers("herding", "item", item, at::kLong);
-  check_integers("herding", "value", value, at::kLong, item.numel());
+  check_integers("herding", "item", item, index_type(item));
+  check_integers("herding", "value", value, index_type(value), item.numel());
   check_integers("herding", "group_ptr", group_ptr, at::kLong);
   TORCH_CHECK_VALUE(
       num_candidates > 0,
       "herding: 'num_candidates' needs to be positive (got ", num_candidates,
       ")");
   TORCH_CHECK_VALUE(
+      num_finalists > 0, "herding: 'num_finalists' needs to be positive (got ",
+      num_finalists, ")");
+  TORCH_CHECK_VALUE(
       num_samples.value_or(0) >= 0,
       "herding: 'num_samples' needs to be non-negative (got ",
       num_samples.value_or(0), ")");
-  const auto ptr_c = ptr.contiguous(), item_c = item.contiguous(),
-             value_c = value.contiguous(), group_c = group_ptr.contiguous();
-  check_ptr<int64_t>("herding", "ptr", ptr_c, item.numel());
+  const auto group_c = group_ptr.contiguous();
+  check_ptr<int64_t>("herding", "ptr", ptr.contiguous(), item.numel());
   check_ptr<int64_t>("herding", "group_ptr", group_c, ptr.numel() - 1);
-  Rows rows{ptr_c.const_data_ptr<int64_t>(), {}};
-  rows.entries.reserve(item.numel());
-  const auto* items = item_c.const_data_ptr<int64_t>();
-  const auto* values = value_c.const_data_ptr<int64_t>();
-  for (int64_t k = 0; k < item.numel(); k++) {
-    TORCH_CHECK_VALUE(
-        items[k] >= 0 && items[k] < kLimit,
-        "herding: 'item' needs to be in [0, 2^31) (got ", items[k], ")");
-    TORCH_CHECK_VALUE(
-        values[k] > -kLimit && values[k] < kLimit,
-        "herding: 'value' needs to be in (-2^31, 2^31) (got ", values[k], ")");
-    rows.entries.push_back(
-        {static_cast<int32_t>(items[k]), static_cast<int32_t>(values[k])});
-  }
+  check_range("item", item, 0);
+  check_range("value", value, -kLimit + 1);
+  const Rows rows(ptr, item, value);
   check_values(rows, group_c);
-  const auto num_items = rows.compact();
 
   const auto num_groups = group_c.numel() - 1;
   const auto* groups = group_c.const_data_ptr<int64_t>();
@@ -182,11 +264,16 @@ at::Tensor herding_cpu(
   auto out = at::empty({out_ptr[num_groups]}, ptr.options());
   auto* out_data = out.mutable_data_ptr<int64_t>();
   at::parallel_for(0, num_groups, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> dense(num_items);
+    Sums sums{
+        std::vector<int64_t>(rows.num_items),
+        std::vector<int64_t>(rows.num_items)};
     for (auto g = begin; g < end; g++) {
-      herd(
-          rows, groups[g], groups[g + 1], num_candidates,
-          out_ptr[g + 1] - out_ptr[g], dense, out_data + out_ptr[g]);
+      Herd herd(
+          rows, groups[g], groups[g + 1], num_candidates, num_finalists, sums);
+      const auto num_steps = out_ptr[g + 1] - out_ptr[g];
+      for (int64_t j = 0; j < num_steps; j++) {
+        out_data[out_ptr[g] + j] = herd.select(j);
+      }
     }
   });
   return out;
@@ -197,7 +284,8 @@ at::Tensor herding_cpu(
 TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
   m.def(
       "herding(Tensor ptr, Tensor item, Tensor value, Tensor group_ptr, "
-      "int num_candidates, int? num_samples=None) -> Tensor");
+      "int num_candidates, int? num_samples=None, int num_finalists=16) -> "
+      "Tensor");
 }
 
 TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {

@@ -48,6 +48,12 @@ class CondenseBudget(NamedTuple):
         """Return the fields that are set."""
         return {k: v for k, v in self._asdict().items() if v is not None}
 
+    def ratio_of(self, total_bytes: int) -> float:
+        """Return the ratio of bytes to keep, and 0 without a limit of them."""
+        if self.num_bytes is not None:
+            return self.num_bytes / max(total_bytes, 1)
+        return self.ratio or 0.0
+
     def num_kept(
         self,
         candidates: SharedTrees,

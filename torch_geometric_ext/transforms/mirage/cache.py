@@ -44,10 +44,8 @@ def save_condensed(out: Condensed, report: CondenseReport, path: Path) -> None:
     """Save a condensed data set and its report to a file, which is replaced at
     once.
     """
-    state = report._asdict()
-    state['classes'] = [tuple(row) for row in report.classes]
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_save({'tensors': condensed_dict(out), 'report': state}, path, FILE)
+    atomic_save(to_state(out, report), path, FILE)
 
 
 def load_condensed(path: Path) -> Tuple[Condensed, CondenseReport]:
@@ -56,10 +54,18 @@ def load_condensed(path: Path) -> Tuple[Condensed, CondenseReport]:
     Raises:
         ValueError: If the file is damaged, or of another kind.
     """
-    return load_saved(path, FILE, _parse)
+    return load_saved(path, FILE, from_state)
 
 
-def _parse(state: Dict[str, Any]) -> Tuple[Condensed, CondenseReport]:
+def to_state(out: Condensed, report: CondenseReport) -> Dict[str, Any]:
+    """Return a condensed data set and its report as a dictionary."""
+    state = report._asdict()
+    state['classes'] = [tuple(row) for row in report.classes]
+    return {'tensors': condensed_dict(out), 'report': state}
+
+
+def from_state(state: Dict[str, Any]) -> Tuple[Condensed, CondenseReport]:
+    """Return what :func:`to_state` was called with."""
     report, tensors = state['report'], state['tensors']
     report['classes'] = [ClassReport(*row) for row in report['classes']]
     if 'slices' in tensors:

@@ -142,4 +142,6 @@ def _candidates(
         generator = torch.Generator().manual_seed(settings.seed)
         order = random_order(classes.group.cpu(), generator)
         return [reorder(shared, order)]
-    return herded_graphs(shared, classes, settings.budget.num_graphs)
+    budget = settings.budget
+    ratio = budget.ratio_of(shared.num_bytes)
+    return herded_graphs(shared, classes, budget.num_graphs, ratio)

@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.transforms.collated import check_dataset
+from torch_geometric_ext.transforms.collated import CHUNK_SIZE, check_dataset
 from torch_geometric_ext.transforms.discretize import Discretize
 from torch_geometric_ext.transforms.mirage.budget import CondenseBudget
 from torch_geometric_ext.transforms.mirage.cache import (
     cache_path,
+    from_state,
     load_condensed,
     save_condensed,
+    to_state,
 )
 from torch_geometric_ext.transforms.mirage.condense_trees import (
     Condensed,
@@ -20,6 +22,12 @@ from torch_geometric_ext.transforms.mirage.condense_trees import (
 from torch_geometric_ext.transforms.mirage.frequent_patterns import (
     MiningSettings,
     Support,
+)
+from torch_geometric_ext.transforms.mirage.ranks import (
+    check_initialized,
+    check_same_on_ranks,
+    from_first_rank,
+    outline,
 )
 from torch_geometric_ext.transforms.mirage.report import CondenseReport
 from torch_geometric_ext.transforms.share_graphs import share_graphs
@@ -96,9 +104,8 @@ class MirageCondense:
         :class:`~torch_geometric_ext.nn.TreeBatchNorm`, which is exact, and
         check the model with :func:`~torch_geometric_ext.nn.check_exact`.
 
-    The time is that of finding trees, and for :obj:`"herding"` also
-    :math:`O(Z)` for each thousand graphs kept, with :math:`Z` distinct trees
-    in all graphs. Memory is linear in the shared trees.
+    The time is that of finding trees, and for :obj:`"herding"` also that of
+    comparing some hundred graphs for each one kept. Memory is linear.
 
     Args:
         num_layers (int): The number of message-passing layers :math:`L`.
@@ -151,10 +158,15 @@ class MirageCondense:
             (default: :obj:`0`)
         log (bool, optional): Whether to show a progress bar.
             (default: :obj:`False`)
+        distributed (bool, optional): If set to :obj:`True`, each rank of
+            :mod:`torch.distributed` finds the trees of a part of the graphs,
+            the first rank selects, and all ranks return the result of a single
+            process. All ranks need the same graphs. (default: :obj:`False`)
 
     Raises:
-        ValueError: If an argument is out of its range, or not exactly one of
-            support and budgets is set.
+        ValueError: If an argument is out of its range, not exactly one of
+            support and budgets is set, or :obj:`distributed` is set without a
+            process group.
 
     .. code-block:: python
 
@@ -187,6 +199,7 @@ class MirageCondense:
         discretizer: Optional[Discretize] = None,
         seed: int = 0,
         log: bool = False,
+        distributed: bool = False,
     ) -> None:
         self._tree_settings = tree_settings(
             self.__class__.__name__,
@@ -206,7 +219,11 @@ class MirageCondense:
         self.discretizer = discretizer
         self.seed = seed
         self.log = log
+        self.distributed = distributed
         self._report: Optional[CondenseReport] = None
+        self._seconds = 0.0  # To find trees.
+        if distributed:
+            check_initialized(self.__class__.__name__)
         self._settings().check(self.__class__.__name__)
 
     def __call__(
@@ -232,25 +249,19 @@ class MirageCondense:
             TypeError: If :obj:`dataset` does not hold homogeneous graphs.
             ValueError: If labels are not classes, features are missing or
                 continuous, keys of graphs differ, a class has no frequent
-                pattern, or the budget is too small for one graph of each
-                class.
+                pattern, the budget is too small for one graph of each class,
+                or the data set or a setting differs between ranks.
         """
         check_dataset(dataset, self.__class__.__name__)
+        if self.distributed:
+            return self._condense_with_ranks(dataset, root, force_reload)
         if root is None:
-            return self._condense(dataset)
+            return self._condense(self._share(dataset))
         path = cache_path(root, dataset, self._cache_key(dataset))
-        if path.exists() and not force_reload:
-            try:
-                out, self._report = load_condensed(path)
-                return out
-            except ValueError as error:
-                warnings.warn(
-                    f"The cached file '{path}' is broken and is written again "
-                    f'({error})',
-                    stacklevel=2,
-                )
-        out = self._condense(dataset)
-        save_condensed(out, self.report(), path)
+        out = None if force_reload else self._load(path)
+        if out is None:
+            out = self._condense(self._share(dataset))
+            save_condensed(out, self.report(), path)
         return out
 
     def report(self) -> CondenseReport:
@@ -267,18 +278,68 @@ class MirageCondense:
             )
         return self._report
 
-    def _condense(self, dataset: Any) -> Condensed:
+    def _condense_with_ranks(
+        self,
+        dataset: Any,
+        root: Optional[Union[str, Path]],
+        force_reload: bool,
+    ) -> Condensed:
+        """Find trees on all ranks, and select and cache on the first one."""
+        key = self._cache_key(dataset)
+        values = {**outline(dataset), **key, 'force_reload': force_reload}
+        check_same_on_ranks(values, self.__class__.__name__)
+
+        def load() -> Optional[Dict[str, Any]]:
+            if root is None or force_reload:
+                return None
+            out = self._load(cache_path(root, dataset, key))
+            return None if out is None else to_state(out, self.report())
+
+        def condense() -> Dict[str, Any]:
+            out = self._condense(shared)
+            if root is not None:
+                path = cache_path(root, dataset, key)
+                save_condensed(out, self.report(), path)
+            return to_state(out, self.report())
+
+        state = from_first_rank(load)
+        if state is None:
+            shared = self._share(dataset)
+            state = from_first_rank(condense)
+        out, self._report = from_state(state)
+        return out
+
+    def _load(self, path: Path) -> Optional[Condensed]:
+        """Return a cached result, or `None` if it is missing or broken."""
+        if not path.exists():
+            return None
+        try:
+            out, self._report = load_condensed(path)
+        except ValueError as error:
+            warnings.warn(
+                f"The cached file '{path}' is broken and is written again "
+                f'({error})',
+                stacklevel=3,
+            )
+            return None
+        return out
+
+    def _share(self, dataset: Any) -> SharedTrees:
         start = time.perf_counter()
         if isinstance(dataset, SharedTrees):
             self._check_shared(dataset)
-            shared = dataset
         else:
-            shared = share_graphs(dataset, self._tree_settings, log=self.log)
-        seconds = time.perf_counter() - start
+            ranks, settings = self.distributed, self._tree_settings
+            options = (None, CHUNK_SIZE, ranks, self.log)
+            dataset = share_graphs(dataset, settings, *options)
+        self._seconds = time.perf_counter() - start
+        return dataset
+
+    def _condense(self, shared: SharedTrees) -> Condensed:
         self_loops = self._tree_settings.self_loops == 'keep'
         out, report = condense_trees(shared, self._settings(), self_loops)
         self._report = report._replace(
-            seconds={'trees': seconds, **report.seconds}
+            seconds={'trees': self._seconds, **report.seconds}
         )
         return out
 

@@ -1,7 +1,7 @@
 """Orders of graphs whose prefixes represent a data set."""
 
 from dataclasses import replace
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -9,11 +9,13 @@ from torch import Tensor
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.data.shared_trees import take_attrs
 from torch_geometric_ext.ops import herding
+from torch_geometric_ext.ops.herding import NUM_CANDIDATES
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 from torch_geometric_ext.transforms.mirage.class_labels import ClassLabels
 
 NUM_SAMPLES = 1024  # Graphs of each class to herd at first; a choice.
 RESOLUTION = 1024  # Root mean square norm of the features of a depth.
+CHUNK_SIZE = 1 << 16  # Graphs whose trees to sort at a time; a choice.
 MAX_NORM = 0.99e9  # A bound: larger products of norms overflow 64 bits.
 
 
@@ -39,6 +41,7 @@ def herded_graphs(
     shared: SharedTrees,
     classes: ClassLabels,
     num_graphs: Optional[int] = None,
+    ratio: float = 0.0,
 ) -> Iterator[SharedTrees]:
     """Iterate over prefixes of the herding order, from short to long, since
     herding takes time for each graph and most budgets are small.
@@ -48,18 +51,50 @@ def herded_graphs(
         classes (ClassLabels): The class of each graph.
         num_graphs (int, optional): The length of the only prefix, if known.
             (default: :obj:`None`)
+        ratio (float, optional): The ratio of the bytes that may be kept. The
+            first prefix has this ratio of the graphs. (default: :obj:`0.0`)
     """
-    num_samples = num_graphs or NUM_SAMPLES
+    largest = int(classes.size.max())
+    num_samples = num_graphs or max(NUM_SAMPLES, int(ratio * largest))
+    rows = herding_rows(shared, classes.group)
     while True:
-        order = herding_order(shared, classes.group, num_samples)
+        order = herding_order(rows, classes.group, num_samples)
         yield reorder(shared, order)
-        if num_graphs is not None or num_samples >= int(classes.size.max()):
+        if num_graphs is not None or num_samples >= largest:
             return
-        num_samples *= 8
+        num_samples *= 4
+
+
+class HerdingRows(NamedTuple):
+    """The features of graphs as sparse rows, group by group."""
+
+    graph: Tensor
+    ptr: Tensor
+    item: Tensor
+    value: Tensor
+    group_ptr: Tensor
+
+
+def herding_rows(shared: SharedTrees, group: Tensor) -> HerdingRows:
+    """Return the :func:`tree_features` of graphs. Graphs of a group that are
+    close to each other in the data set, and may be similar, are in different
+    parts of :func:`~torch_geometric_ext.ops.herding`.
+    """
+    size = group.bincount()
+    group_ptr = row_ptr(size)
+    num_parts = (size - 1) // NUM_CANDIDATES + 1
+    order = group.argsort(stable=True)
+    index = group[order]
+    position = torch.arange(group.numel(), device=group.device)
+    part = (position - group_ptr[index]) % num_parts[index]
+    order = order[(index * num_parts.max() + part).argsort(stable=True)]
+    rows = HerdingRows(order, *tree_features(shared, order), group_ptr)
+    _limit_norms(rows, group)
+    return rows
 
 
 def herding_order(
-    shared: SharedTrees,
+    rows: HerdingRows,
     group: Tensor,
     num_samples: Optional[int] = None,
 ) -> Tensor:
@@ -67,66 +102,139 @@ def herding_order(
     mean :func:`tree_features` of each group.
 
     Args:
-        shared (SharedTrees): The graphs.
+        rows (HerdingRows): The features of the graphs.
         group (torch.Tensor): The group of each graph.
         num_samples (int, optional): The largest number of graphs of each
             group in the result. (default: :obj:`None`)
     """
-    order = group.argsort(stable=True)
-    ptr, item, value = tree_features(shared)
-    value = _limit_norms(ptr, value, group)
-    ptr, position = take_rows(ptr, order)
-    chosen = herding(
-        ptr,
-        item[position],
-        value[position],
-        row_ptr(group.bincount()),
-        num_samples=num_samples,
-    )
-    order = order[chosen]
+    order = rows.graph[herding(*rows[1:], num_samples=num_samples)]
     return order[interleave(group[order])]
 
 
-def _limit_norms(ptr: Tensor, value: Tensor, group: Tensor) -> Tensor:
-    """Scale down the values of groups that are too large for exact scores."""
-    row, size = row_index(ptr), group.bincount().double()
-    norm = size.new_zeros(group.numel())
-    norm = norm.index_add_(0, row, value.double().square()).sqrt()
-    excess = torch.ones_like(size).scatter_reduce_(
-        0, group, norm * size[group] / MAX_NORM, 'amax'
-    )
-    return (value / excess[group][row]).long()
+def _limit_norms(rows: HerdingRows, group: Tensor) -> None:
+    """Scale down the values of groups that are too large for exact scores, in
+    place.
+    """
+    chunks = torch.arange(group.numel()).split(CHUNK_SIZE)
+    group, size = group[rows.graph], rows.group_ptr.diff().double()
+    excess = torch.ones_like(size)
+    for chunk in chunks:
+        row, value = _entries(rows, chunk)
+        norm = size.new_zeros(chunk.numel())
+        norm = norm.index_add_(0, row, value.double().square()).sqrt()
+        part = group[chunk]
+        norm = norm * size[part] / MAX_NORM
+        excess.scatter_reduce_(0, part, norm, 'amax')
+    if bool((excess > 1).any()):
+        for chunk in chunks:
+            row, value = _entries(rows, chunk)
+            value.copy_(value / excess[group[chunk]][row])
 
 
-def tree_features(shared: SharedTrees) -> Tuple[Tensor, Tensor, Tensor]:
+def _entries(rows: HerdingRows, chunk: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return the position in a chunk of rows, and the value, of each entry."""
+    ptr = rows.ptr[int(chunk[0]) : int(chunk[-1]) + 2]
+    return row_index(ptr), rows.value[int(ptr[0]) : int(ptr[-1])]
+
+
+def tree_features(
+    shared: SharedTrees,
+    order: Optional[Tensor] = None,
+) -> Tuple[Tensor, Tensor, Tensor]:
     """Return the logarithmic counts of the trees of all depths in each graph,
     as sparse rows of integers: boundaries, trees and values. The root mean
     square norm of each depth is `RESOLUTION`.
+
+    Args:
+        shared (SharedTrees): The graphs.
+        order (torch.Tensor, optional): The graph of each row. By default, row
+            :math:`i` is graph :math:`i`. (default: :obj:`None`)
+
+    Shapes:
+        - **output:** boundaries :math:`(G + 1)`, :obj:`torch.int64`; trees and
+          values :math:`(Z)`, :obj:`torch.int32`
     """
-    graph, ids = row_index(shared.graph_ptr), shared.tree.long()
-    count = shared.count.long()
-    graphs, items, values = [], [], []
-    offset = 0
-    for depth in range(shared.num_layers, -1, -1):
-        num_ids = max(shared.num_trees[depth], 1)
-        code, inverse = (graph * num_ids + ids).unique(return_inverse=True)
-        total = torch.zeros_like(code).index_add_(0, inverse, count)
-        value = total.double().log1p()
-        # Sum over distinct counts, independent of the number of threads:
-        size = total.bincount().double()
-        level = torch.arange(size.numel(), device=size.device)
-        square = (level.double().log1p().square() * size)[size > 0].sum()
-        scale = RESOLUTION / (square / len(shared)).sqrt()
-        graphs.append(code // num_ids)
-        items.append(code % num_ids + offset)
-        values.append((value * scale).round().long())
-        offset += num_ids
-        if depth > 0:
-            ids = shared.levels[depth - 1].own[ids].long()
-    graph = torch.cat(graphs)
-    order = graph.argsort(stable=True)
-    ptr = row_ptr(graph.bincount(minlength=len(shared)))
-    return ptr, torch.cat(items)[order], torch.cat(values)[order]
+    if order is None:
+        order = torch.arange(len(shared), device=shared.tree.device)
+    num_ids = torch.tensor(shared.num_trees[::-1]).clamp(min=1)
+    offset = row_ptr(num_ids).to(order.device)
+    parts = [_count_trees(shared, x, offset) for x in order.split(CHUNK_SIZE)]
+    sizes, items, counts = map(list, zip(*parts))
+    del parts
+    scale = _depth_scales(items, counts, offset, len(shared))
+    for item, count in zip(items, counts):  # In place, to save memory.
+        depth = torch.bucketize(item, offset[1:], right=True)
+        count.copy_((count.double().log1p() * scale[depth]).round())
+    item = torch.cat(items)
+    del items
+    return row_ptr(torch.cat(sizes)), item, torch.cat(counts)
+
+
+def _count_trees(
+    shared: SharedTrees,
+    graphs: Tensor,
+    offset: Tensor,
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Return the number of distinct trees of all depths of each graph, the
+    trees, numbered from the offset of their depth, and their counts.
+    """
+    ptr, entry = take_rows(shared.graph_ptr, graphs)
+    row, ids = row_index(ptr), shared.tree[entry].long()
+    count = shared.count[entry].long()
+    depths = [(row, ids + offset[0], count)]
+    levels = zip(shared.levels[::-1], shared.num_trees[-2::-1], offset[1:])
+    for level, num_ids, begin in levels:
+        code, count = _sum_equal(row * num_ids + level.own[ids], count)
+        row = code // num_ids
+        ids = code - row * num_ids
+        depths.append((row, ids + begin, count))
+    # Each depth is sorted by row already:
+    sizes = [x.bincount(minlength=graphs.numel()) for x, _, _ in depths]
+    size = torch.stack(sizes).sum(dim=0)
+    begin = row_ptr(size)[:-1]
+    item = torch.empty(int(size.sum()), dtype=torch.int, device=size.device)
+    total = torch.empty_like(item)
+    for (row, ids, count), part in zip(depths, sizes):
+        shift = begin - row_ptr(part)[:-1]
+        position = torch.arange(row.numel(), device=row.device) + shift[row]
+        item[position], total[position] = ids.int(), count.int()
+        begin = begin + part
+    return size, item, total
+
+
+def _sum_equal(code: Tensor, count: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return the distinct codes in ascending order, and their counts."""
+    code, order = code.sort()
+    last = torch.ones_like(code, dtype=torch.bool)
+    last[:-1] = code[1:] != code[:-1]
+    total = row_ptr(count[order])[1:][last]
+    return code[last], total.diff(prepend=total.new_zeros(1))
+
+
+def _depth_scales(
+    items: List[Tensor],
+    counts: List[Tensor],
+    offset: Tensor,
+    num_graphs: int,
+) -> Tensor:
+    """Return the factors of logarithmic counts that give each depth a root
+    mean square norm of `RESOLUTION`.
+    """
+    num_depths = offset.numel() - 1
+    size = offset.new_zeros(0)
+    for item, count in zip(items, counts):
+        depth = torch.bucketize(item, offset[1:], right=True)
+        part = (count * num_depths + depth).bincount(minlength=size.numel())
+        part[: size.numel()] += size
+        size = part
+    # Sum over distinct counts, independent of the number of threads:
+    scales = []
+    for first in range(num_depths):
+        part = size[first::num_depths].double()
+        level = torch.arange(part.numel(), device=part.device)
+        square = (level.double().log1p().square() * part)[part > 0].sum()
+        scales.append(RESOLUTION / (square / num_graphs).sqrt())
+    return torch.stack(scales)
 
 
 def reorder(shared: SharedTrees, order: Tensor) -> SharedTrees:
