@@ -130,6 +130,11 @@ def check_model(model: Module, data: Data) -> None:
             f'{list(data.x.shape)}, and parameters of {", ".join(dtypes)})'
             f'{advice}'
         ) from error
+    check_outputs(out, data)
+
+
+def check_outputs(out: Any, data: Data) -> None:
+    """Raise if the scores of a model do not fit the labels of the graph."""
     check_scores(out)
     if out.size(0) != data.num_nodes:
         raise ValueError(

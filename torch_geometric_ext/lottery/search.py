@@ -116,7 +116,8 @@ class Search:
             # Dense weights would overfit a sample of the targets:
             sparse = len(self.weights.names) > 0
             sampler = self._generator('targets') if sparse else None
-            self.task = self.task.distilled(teacher, settings.distill, sampler)
+            task = self.task.accelerate(teacher)
+            self.task = task.distilled(teacher, settings.distill, sampler)
             self._pruned = None
         if settings.method == 'fast' and self.weights.channels is None:
             with self.clock.measure('channels'):
@@ -239,13 +240,15 @@ class Search:
         task = self._pruned_task(candidate.pairs)
         weights = Weights(self.weights.initial, candidate.masks)
         model = self.weights.build(weights)
-        if name == DENSE:
-            task.check(copy.deepcopy(model))
         # Learned scores change the aggregated features in each step:
         task = task.accelerate(model, cache_aggregation=scores is None)
-        fallback = task.fallback() if name == DENSE else None
-        if fallback is not None:
-            warn_user(f"'model' trains slower, with equal results, {fallback}")
+        if name == DENSE:
+            task.check(model)
+            fallback = task.fallback()
+            if fallback is not None:
+                warn_user(
+                    f"'model' trains slower, with equal results, {fallback}"
+                )
         torch.manual_seed(seed)
         optimizer = build_optimizer(self.optimizer, model)
         if name != DENSE:
