@@ -15,8 +15,6 @@ from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 DTYPES = [torch.float, torch.double]  # Of sparse matrices on all devices.
 REDUCTIONS = ['add', 'sum', 'mean']
 
-Matrices = Tuple[Tensor, Tensor]
-
 
 class Adjacency:
     """Hold edges and, once needed, their compressed rows.
@@ -35,7 +33,7 @@ class Adjacency:
         self.edge_index = edge_index
         self.weight = weight
         self.num_nodes = num_nodes
-        self._matrices: Dict[Any, Matrices] = {}
+        self._matrices: Dict[Any, Tensor] = {}
 
     @cached_property
     def rows(self) -> Tuple[Tensor, Tensor, Tensor]:
@@ -57,7 +55,7 @@ class Adjacency:
             aggr (str, optional): :obj:`"add"`, :obj:`"sum"` or
                 :obj:`"mean"`. (default: :obj:`"sum"`)
         """
-        out: Tensor = _Product.apply(x, *self.matrices(x.dtype, aggr))
+        out: Tensor = _Product.apply(x, self, aggr, False)
         return out
 
     def weighted_matmul(
@@ -77,18 +75,17 @@ class Adjacency:
             out = out / degree.to(x.dtype).view(-1, 1, 1)
         return out
 
-    def matrices(self, dtype: torch.dtype, aggr: str) -> Matrices:
+    def matrix(
+        self, dtype: torch.dtype, aggr: str, transposed: bool = False
+    ) -> Tensor:
         """Return the adjacency matrix of shape :obj:`[N, N]`, row by target,
-        and its transpose.
+        or its transpose, which only gradients need.
         """
-        key = dtype, aggr == 'mean'
+        key = dtype, aggr == 'mean', transposed
         if key not in self._matrices:
             value = self._values(dtype, aggr)
-            pair = [
-                _csr(ptr, index, value[perm], self.num_nodes)
-                for ptr, index, perm in [self.rows, self.cols]
-            ]
-            self._matrices[key] = pair[0], pair[1]
+            ptr, index, perm = self.cols if transposed else self.rows
+            self._matrices[key] = _csr(ptr, index, value[perm], self.num_nodes)
         return self._matrices[key]
 
     def aggregate(
@@ -142,8 +139,7 @@ class Adjacency:
             for name in ['rows', 'cols']
             for tensor in vars(self).get(name, ())
         ]
-        for pair in self._matrices.values():
-            tensors += [matrix.values() for matrix in pair]
+        tensors += [matrix.values() for matrix in self._matrices.values()]
         return sum(x.numel() * x.element_size() for x in tensors)
 
     def _values(self, dtype: torch.dtype, aggr: str) -> Tensor:
@@ -162,14 +158,15 @@ class _Product(torch.autograd.Function):
     """Multiply by a constant sparse matrix, of any order of derivatives."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Any:
-        ctx.matrices = matrix, transpose
-        return matrix @ x
+    def forward(
+        ctx: Any, x: Tensor, adj: Adjacency, aggr: str, transposed: bool
+    ) -> Any:
+        ctx.args = adj, aggr, not transposed
+        return adj.matrix(x.dtype, aggr, transposed) @ x
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        matrix, transpose = ctx.matrices
-        return _Product.apply(grad, transpose, matrix), None, None
+        return _Product.apply(grad, *ctx.args), None, None, None
 
 
 def _compress(

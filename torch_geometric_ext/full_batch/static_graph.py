@@ -8,7 +8,6 @@ from typing import Any, Callable, Dict, Hashable, Optional, Tuple, TypeVar
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
-from torch_geometric.utils import is_undirected
 
 from torch_geometric_ext.full_batch.adjacency import Adjacency
 from torch_geometric_ext.full_batch.check_static import (
@@ -23,6 +22,8 @@ Function = TypeVar('Function', bound=Callable[..., Any])
 MAX_FRACTION = 0.9  # A larger subgraph saves less than it copies (choice).
 MAX_SUBGRAPHS = 8  # Masks of training, validation and test, and some more.
 
+# Odd factors of SplitMix64, as signed integers:
+SPLIT_MIX = [0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64]
 
 IS_SUBGRAPH = '_is_static_subgraph'  # Marks the edges of subgraphs.
 
@@ -108,10 +109,13 @@ class StaticGraph:
 
     @property
     def undirected(self) -> bool:
-        """Return whether all edges go both ways."""
+        """Return whether all edges go both ways, by hashes of both directions
+        (which agree by chance with a probability of about 2^-64).
+        """
         if self._undirected is None:
-            index, num_nodes = self.data.edge_index, self.num_nodes
-            self._undirected = is_undirected(index, num_nodes=num_nodes)
+            row, col = self.data.edge_index
+            hashes = [_sum_hash(row, col), _sum_hash(col, row)]
+            self._undirected = bool(hashes[0] == hashes[1])
         return self._undirected
 
     @property
@@ -347,3 +351,13 @@ class StaticGraph:
 
     def _raw_edges(self, subgraph: Subgraph) -> Adjacency:
         return self.edges(subgraph, None, lambda data: (data.edge_index, None))
+
+
+def _sum_hash(row: Tensor, col: Tensor) -> Tensor:
+    """Return a hash of edges in any order, the sum of their hashes by the
+    finalizer of SplitMix64 (Steele et al., 2014), in linear time.
+    """
+    x = (row << 32) ^ col
+    for shift, factor in [(30, SPLIT_MIX[0]), (27, SPLIT_MIX[1])]:
+        x = x.bitwise_xor_(x >> shift).mul_(factor)
+    return (x ^ (x >> 31)).sum()

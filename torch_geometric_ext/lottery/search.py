@@ -237,7 +237,10 @@ class Search:
     ) -> Stage:
         seed = named_seed(self.settings.seed, name)
         torch.manual_seed(seed)
-        task = self._pruned_task(candidate.pairs)
+        task = self.task
+        # Learned scores need numbered edges, as the pruned graph has them:
+        if scores is not None or self._prunes(candidate.pairs):
+            task = self._pruned_task(candidate.pairs)
         weights = Weights(self.weights.initial, candidate.masks)
         model = self.weights.build(weights)
         # Learned scores change the aggregated features in each step:
@@ -267,6 +270,9 @@ class Search:
             evaluate_every=every,
             patience=patience,
         )
+
+    def _prunes(self, pairs: Optional[Tensor]) -> bool:
+        return pairs is not None and not pairs.all()
 
     def _pruned_task(self, pairs: Optional[Tensor]) -> Task:
         if pairs is None or self.edges is None:
