@@ -81,7 +81,8 @@ def _check_finite(value: Tensor, name: str) -> None:
         value = value.coalesce()
     if value.layout != torch.strided:
         value = value.values()
-    if not value.isfinite().all():
+    # A sum in one pass is finite, unless a value is not or it overflows:
+    if not value.sum().isfinite() and not value.isfinite().all():
         raise ValueError(
             f'{name} needs to be finite (got '
             f'{int((~value.isfinite()).sum())} values that are infinite or '

@@ -4,8 +4,9 @@ more accurate than many channels of few weights.
 
 import copy
 import math
+from bisect import bisect_left
 from collections import defaultdict
-from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -64,7 +65,8 @@ def find_channels(
       which depend on no parameter, such as features, keep all inputs.
     * All channels remain if the loss cannot be differentiated twice.
 
-    The search takes :math:`O(\log C)` forward passes for :math:`C` channels.
+    The search takes two forward passes if inputs become constant exactly where
+    outputs are pruned, and :math:`O(\log C)` for :math:`C` channels at most.
 
     Args:
         model (torch.nn.Module): The model.
@@ -84,15 +86,28 @@ def find_channels(
     high = max(order, default=0)
     out = probe.channels({})
     low = min(min_channels, high) - 1  # Too few channels of the widest layer.
+
+    def select(num_channels: int) -> Dict[int, Tensor]:
+        return _leading(order, num_channels, min_channels, probe.heads)
+
+    def guess(num_channels: int) -> bool:
+        found = _aligned(probe.outputs(select(num_channels)), probe.ranges)
+        return sum(map(found.num_weights, names)) >= size
+
+    numbers = range(low + 1, high)
+    middle = low + 1 + bisect_left(numbers, True, key=guess)
+    # Observe the guess and its neighbor, which nearly always decide:
+    middles = iter([middle, middle - 1, middle + 1])
     while high - low > 1:
-        middle = (low + high) // 2
-        index = _leading(order, middle, min_channels, probe.heads)
-        found = probe.channels(index)
+        middle = next(middles, (low + high) // 2)
+        if not low < middle < high:
+            continue
+        found = probe.channels(select(middle))
         if sum(map(found.num_weights, names)) >= size:
             high, out = middle, found
         else:
             low = middle
-    return out, _aligned(out, list(probe.ranges))
+    return out, _aligned(out, probe.ranges)
 
 
 def channel_density(model: Module, names: List[str]) -> float:
@@ -137,7 +152,7 @@ def _leading(
     return out
 
 
-def _aligned(channels: Channels, hidden: List[str]) -> Channels:
+def _aligned(channels: Channels, hidden: Iterable[str]) -> Channels:
     """Return channels whose hidden inputs are the outputs of one layer, or of
     several layers side by side.
     """
@@ -214,6 +229,19 @@ class _Probe:
         """Return the outputs and inputs that remain with some channels of
         hidden layers, given for each number of outputs.
         """
+        rows, cols = self.outputs(index)
+        if len(index) > 0:
+            ranges = self._record(rows).ranges
+            for name in ranges.keys() & self.ranges.keys():
+                varies = ranges[name] > TOLERANCE * self.ranges[name]
+                if varies.any():  # A single row has no range.
+                    cols[name] = varies
+        return Channels(rows, cols)
+
+    def outputs(self, index: Mapping[int, Tensor]) -> Channels:
+        """Return the outputs that remain with some channels, and all
+        inputs.
+        """
         rows, cols = {}, {}
         for name, layer in self.layers.items():
             weight = layer.get_parameter('weight')
@@ -223,12 +251,6 @@ class _Probe:
             if name in self.hidden and width in index:
                 rows[name].zero_()
                 rows[name][index[width]] = True
-        if len(index) > 0:
-            ranges = self._record(rows).ranges
-            for name in ranges.keys() & self.ranges.keys():
-                varies = ranges[name] > TOLERANCE * self.ranges[name]
-                if varies.any():  # A single row has no range.
-                    cols[name] = varies
         return Channels(rows, cols)
 
     def _observe(self) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
