@@ -102,6 +102,22 @@ class StaticGraph:
         self.data = data
         self._reset()
 
+    def with_edges(self, data: Data) -> 'StaticGraph':
+        """Return a graph with other edges, which shares the compressed
+        features.
+
+        Args:
+            data (torch_geometric.data.Data): The graph, with the same
+                features :obj:`x`.
+        """
+        if data.x is not self.data.x:
+            raise ValueError("'data' needs to hold the same features 'x'")
+        check_static(data)
+        out = copy.copy(self)
+        out.data = copy.copy(data)
+        out._forget()
+        return out
+
     @property
     def num_nodes(self) -> int:
         """The number of nodes."""
@@ -255,8 +271,8 @@ class StaticGraph:
         return self._saves[key]
 
     def clear(self) -> None:
-        """Free all caches."""
-        self._reset()
+        """Free all caches, except for the compressed features."""
+        self._forget()
 
     def __deepcopy__(self, memo: Any) -> 'StaticGraph':
         return self  # Copies of a model run on the same graph.
@@ -278,6 +294,13 @@ class StaticGraph:
     def _reset(self) -> None:
         self.whole = Subgraph(self.data)
         self.whole.compress(self.data.x)
+        self._forget()
+
+    def _forget(self) -> None:
+        inputs = self.whole.inputs.get(id(self.data.x))
+        self.whole = Subgraph(self.data)
+        if inputs is not None:
+            self.whole.inputs[id(self.data.x)] = inputs
         self._cache: OrderedDict[Hashable, Tuple[Tensor, Selection]]
         self._cache = OrderedDict()
         self._undirected = None

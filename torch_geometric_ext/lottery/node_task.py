@@ -53,6 +53,8 @@ class NodeTask(Task):
         sample (torch.Tensor, optional): The nodes, ascending, whose targets
             are enough if their receptive field is only a part of the graph.
             (default: :obj:`None`)
+        graph (StaticGraph, optional): The graph to train on, if there is one
+            already. (default: :obj:`None`)
     """
 
     by_shapes = True
@@ -63,14 +65,16 @@ class NodeTask(Task):
         targets: Optional[Tensor] = None,
         fraction: float = 0.0,
         sample: Optional[Tensor] = None,
+        graph: Optional[StaticGraph] = None,
     ) -> None:
         self.data = data
-        self.graph: Optional[StaticGraph] = None
+        self.graph = graph
         self.obstacle: Optional[str] = None
-        try:
-            self.graph = StaticGraph(data)
-        except (TypeError, ValueError) as error:
-            self.obstacle = str(error)
+        if graph is None:
+            try:
+                self.graph = StaticGraph(data)
+            except (TypeError, ValueError) as error:
+                self.obstacle = str(error)
         self.targets = targets
         self.fraction = fraction
         self.sample = sample
@@ -126,9 +130,11 @@ class NodeTask(Task):
         data = prune_edges(self.data, edge_mask)
         if 'e_id' not in data:  # Subgraphs identify their edges by it.
             data.e_id = edge_mask.nonzero().flatten()
+        graph = None
         if self.graph is not None:
             self.graph.clear()  # Training goes on with the pruned graph.
-        out = NodeTask(data, self.targets, self.fraction, self.sample)
+            graph = self.graph.with_edges(data)
+        out = NodeTask(data, self.targets, self.fraction, self.sample, graph)
         out.verification = self.verification
         return out
 
