@@ -113,8 +113,8 @@ class StaticGraph:
         if data.x is not self.data.x:
             raise ValueError("'data' needs to hold the same features 'x'")
         check_static(data)
-        out = copy.copy(self)
-        out.data = copy.copy(data)
+        out = object.__new__(StaticGraph)
+        out.data, out.whole = copy.copy(data), self.whole
         out._forget()
         return out
 
