@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+from torch_geometric_ext.lottery.shapes_only import ShapesOnly, keep_shapes
 from torch_geometric_ext.lottery.task import LossFunction
 from torch_geometric_ext.utils.macs import count_macs
-from torch_geometric_ext.utils.shapes_only import ShapesOnly, forget
 
 
 def loss_macs(
@@ -26,8 +26,8 @@ def loss_macs(
     """
     if by_shapes:
         with suppress(Exception):  # User models can raise anything.
-            loss = _Loss(forget(model), loss_fn, by_shapes)
-            return count_macs(loss, forget(batch)).forward
+            loss = _Loss(keep_shapes(model), loss_fn, by_shapes)
+            return count_macs(loss, keep_shapes(batch)).forward
     return count_macs(_Loss(model, loss_fn), batch).forward
 
 

@@ -6,7 +6,16 @@ import copy
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Tuple,
+)
 
 import torch
 from torch import Tensor
@@ -82,32 +91,46 @@ def find_channels(
         inputs that follow from the positions of pruned channels.
     """
     probe = _Probe(model.eval(), loss_fn, batch, names)
-    order = probe.by_importance()
-    high = max(order, default=0)
-    out = probe.channels({})
-    low = min(min_channels, high) - 1  # Too few channels of the widest layer.
+    order, seen = probe.by_importance(), {0: probe.channels({})}
 
     def select(num_channels: int) -> Dict[int, Tensor]:
         return _leading(order, num_channels, min_channels, probe.heads)
 
-    def guess(num_channels: int) -> bool:
-        found = _aligned(probe.outputs(select(num_channels)), probe.ranges)
-        return sum(map(found.num_weights, names)) >= size
+    def suffice(channels: Channels) -> bool:
+        return sum(map(channels.num_weights, names)) >= size
 
+    def guess(num_channels: int) -> bool:
+        outputs = probe.outputs(select(num_channels))
+        return suffice(_aligned(outputs, probe.ranges))
+
+    def observe(num_channels: int) -> bool:
+        seen[num_channels] = probe.channels(select(num_channels))
+        return suffice(seen[num_channels])
+
+    high = max(order, default=0)
+    low = min(min_channels, high) - 1  # Too few channels of the widest layer.
     numbers = range(low + 1, high)
-    middle = low + 1 + bisect_left(numbers, True, key=guess)
-    # Observe the guess and its neighbor, which nearly always decide:
-    middles = iter([middle, middle - 1, middle + 1])
+    first = low + 1 + bisect_left(numbers, True, key=guess)
+    out = seen.get(_bisect(low, high, first, observe), seen[0])
+    return out, _aligned(out, probe.ranges)
+
+
+def _bisect(
+    low: int, high: int, guess: int, is_enough: Callable[[int], bool]
+) -> int:
+    """Return the smallest number that is enough, given numbers that are too
+    low and enough. A guess and its neighbors are tried first.
+    """
+    guesses = iter([guess, guess - 1, guess + 1])
     while high - low > 1:
-        middle = next(middles, (low + high) // 2)
+        middle = next(guesses, (low + high) // 2)
         if not low < middle < high:
             continue
-        found = probe.channels(select(middle))
-        if sum(map(found.num_weights, names)) >= size:
-            high, out = middle, found
+        if is_enough(middle):
+            high = middle
         else:
             low = middle
-    return out, _aligned(out, probe.ranges)
+    return high
 
 
 def channel_density(model: Module, names: List[str]) -> float:

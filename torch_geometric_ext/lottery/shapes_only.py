@@ -5,7 +5,7 @@ from typing import Any, List, Optional
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch_geometric.data import Data
@@ -30,22 +30,30 @@ class ShapesOnly(TorchDispatchMode):
             args = (args[0], _positions(args[1]), *args[2:])
         leaves = tree_leaves((args, kwargs))
         if not any(isinstance(x, Tensor) and x.is_meta for x in leaves):
-            return tree_map(_forget, func(*args, **kwargs))
-        if func._schema.is_mutable and not args[0].is_meta:
+            return tree_map(_keep_shape, func(*args, **kwargs))
+        in_place = func.overloadpacket.__name__.endswith('_')
+        if in_place and not args[0].is_meta:
             raise NotImplementedError(f"'{func}' changes integers in place")
         args, kwargs = tree_map(_to_meta, (args, kwargs))
         return func(*args, **kwargs)
 
 
-def forget(value: Any) -> Any:
+def keep_shapes(value: Any) -> Any:
     """Return a copy of a model or a graph whose floating point tensors have
     shapes only.
     """
     if isinstance(value, Data):
-        return copy.copy(value).apply(_forget)
-    if isinstance(value, Module):
-        return copy.deepcopy(value)._apply(_forget)
-    return tree_map(_forget, value)
+        return copy.copy(value).apply(_keep_shape)
+    if not isinstance(value, Module):
+        return tree_map(_keep_shape, value)
+    model = copy.deepcopy(value)
+    for module in model.modules():
+        for name, x in module.named_parameters(recurse=False):
+            x = Parameter(_keep_shape(x.detach()), x.requires_grad)
+            module.register_parameter(name, x)
+        for name, x in module.named_buffers(recurse=False):
+            setattr(module, name, _keep_shape(x))
+    return model
 
 
 def _positions(index: List[Optional[Tensor]]) -> List[Optional[Tensor]]:
@@ -56,9 +64,9 @@ def _positions(index: List[Optional[Tensor]]) -> List[Optional[Tensor]]:
     return out
 
 
-def _forget(x: Any) -> Any:
-    is_float = isinstance(x, Tensor) and not x.is_meta
-    return _to_meta(x) if is_float and x.is_floating_point() else x
+def _keep_shape(x: Any) -> Any:
+    is_float = isinstance(x, Tensor) and x.is_floating_point()
+    return _to_meta(x) if is_float else x
 
 
 def _to_meta(x: Any) -> Any:

@@ -16,8 +16,8 @@ from torch_geometric.nn import (
 
 from torch_geometric_ext.lottery.loss_macs import loss_macs
 from torch_geometric_ext.lottery.node_task import NodeTask
+from torch_geometric_ext.lottery.shapes_only import ShapesOnly, keep_shapes
 from torch_geometric_ext.nn import sparsify
-from torch_geometric_ext.utils.shapes_only import ShapesOnly, forget
 
 SIZE = (16, 32, 2, 4)
 CONVS = {
@@ -103,7 +103,7 @@ def test_shapes_that_depend_on_values():
 
 def test_shapes_only():
     index = torch.tensor([2, 0, 0])
-    x, mask = forget((torch.randn(3, 4), index > 0))
+    x, mask = keep_shapes((torch.randn(3, 4), index > 0))
     assert x.is_meta and not mask.is_meta
     with ShapesOnly():
         assert torch.equal(index + 1, torch.tensor([3, 1, 1]))
