@@ -29,7 +29,12 @@ from typing import Any, List, Tuple
 
 import torch
 import torch.nn.functional as F
-from lottery import accuracy, load, network, pair
+from lottery import (  # type: ignore[import-not-found]
+    accuracy,
+    load,
+    network,
+    pair,
+)
 from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data
@@ -68,22 +73,24 @@ def train_loop(model: Module, data: Data, num_epochs: int) -> Module:
     adj = torch.sparse_coo_tensor(
         torch.stack([col, row]), weight, (num_nodes, num_nodes)
     ).to_sparse_csr()
+    edges = both(adj)
     features = data.x.to_sparse_csr()
     aggregated = adj @ features
     num_values = [x.values().numel() for x in [adj, features, aggregated]]
     is_cached = num_values[2] <= num_values[0] + num_values[1]
-    x, adj = both(aggregated if is_cached else features), both(adj)
+    x = both(aggregated if is_cached else features)
     del aggregated, features
     out = copy.deepcopy(model)
-    first, second = out.convs
+    convs: Any = out.convs
+    first, second = convs
     optimizer = torch.optim.Adam(out.parameters(), lr=0.01, weight_decay=5e-4)
 
     def forward() -> Tensor:
         h = Product.apply(first.lin.weight.t(), *x)
         if not is_cached:
-            h = Product.apply(h, *adj)
+            h = Product.apply(h, *edges)
         h = F.dropout((h + first.bias).relu(), 0.5, out.training)
-        return Product.apply(second.lin(h), *adj) + second.bias
+        return Product.apply(second.lin(h), *edges) + second.bias
 
     train, y = data.train_mask, data.y
     best, state = -1.0, out.state_dict()
@@ -103,7 +110,9 @@ def train_loop(model: Module, data: Data, num_epochs: int) -> Module:
     return out
 
 
-def compare(name: str, data: Data, sizes: Tuple[float, float], args: Any):
+def compare(
+    name: str, data: Data, sizes: Tuple[float, float], args: Any
+) -> None:
     """Print a row of the table."""
     seconds: List[List[float]] = [[], []]
     for i in range(args.repeats):

@@ -22,6 +22,7 @@ from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.edge_pruner import EdgePruner
 from torch_geometric_ext.lottery.edges.edge_selection import prune_randomly
 from torch_geometric_ext.lottery.edges.learned_scores import LearnedScores
+from torch_geometric_ext.lottery.node_task import NodeTask
 from torch_geometric_ext.lottery.optimizer import (
     MakeOptimizer,
     build_optimizer,
@@ -236,10 +237,11 @@ class Search:
     ) -> Stage:
         seed = named_seed(self.settings.seed, name)
         torch.manual_seed(seed)
-        task = self.task
-        # Learned scores need numbered edges, as the pruned graph has them:
-        if scores is not None or self._prunes(candidate.pairs):
-            task = self._pruned_task(candidate.pairs)
+        pairs: Optional[Tensor] = candidate.pairs
+        if isinstance(self.task, NodeTask) and scores is None:
+            # Others need numbered edges, as only pruned graphs have them:
+            pairs = None if pairs is None or pairs.all() else pairs
+        task = self._pruned_task(pairs)
         weights = Weights(self.weights.initial, candidate.masks)
         model = self.weights.build(weights)
         # Learned scores change the aggregated features in each step:
@@ -269,9 +271,6 @@ class Search:
             evaluate_every=every,
             patience=patience,
         )
-
-    def _prunes(self, pairs: Optional[Tensor]) -> bool:
-        return pairs is not None and not pairs.all()
 
     def _pruned_task(self, pairs: Optional[Tensor]) -> Task:
         if pairs is None or self.edges is None:

@@ -49,8 +49,8 @@ def keep_shapes(value: Any) -> Any:
     model = copy.deepcopy(value)
     for module in model.modules():
         for name, x in module.named_parameters(recurse=False):
-            x = Parameter(_keep_shape(x.detach()), x.requires_grad)
-            module.register_parameter(name, x)
+            param = Parameter(_keep_shape(x.detach()), x.requires_grad)
+            module.register_parameter(name, param)
         for name, x in module.named_buffers(recurse=False):
             setattr(module, name, _keep_shape(x))
     return model
@@ -59,8 +59,10 @@ def keep_shapes(value: Any) -> Any:
 def _positions(index: List[Optional[Tensor]]) -> List[Optional[Tensor]]:
     out: List[Optional[Tensor]] = []
     for x in index:
-        is_mask = x is not None and x.dtype == torch.bool
-        out += x.nonzero().unbind(dim=1) if is_mask else [x]
+        if x is not None and x.dtype == torch.bool:
+            out += x.nonzero().unbind(dim=1)
+        else:
+            out.append(x)
     return out
 
 
