@@ -51,8 +51,8 @@ def keep_shapes(value: Any) -> Any:
         for name, x in module.named_parameters(recurse=False):
             param = Parameter(_keep_shape(x.detach()), x.requires_grad)
             module.register_parameter(name, param)
-        for name, x in module.named_buffers(recurse=False):
-            setattr(module, name, _keep_shape(x))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, _keep_shape(buffer))
     return model
 
 
