@@ -93,8 +93,11 @@ def test_subgraph():
 def test_num_bytes():
     adj = Adjacency(*make_edges(), NUM_NODES)
     assert adj.num_bytes == 0
-    adj.matmul(torch.randn(NUM_NODES, 4).double())
-    size = 2 * 8 * (NUM_NODES + 1 + 2 * 30) + 2 * 8 * 30
-    assert adj.num_bytes == size
-    adj.matmul(torch.randn(NUM_NODES, 4).double())
-    assert adj.num_bytes == size
+    x = torch.randn(NUM_NODES, 4).double().requires_grad_()
+    size = 8 * (NUM_NODES + 1 + 2 * 30) + 8 * 30
+    for _ in range(2):
+        adj.matmul(x)
+        assert adj.num_bytes == size
+    for _ in range(2):  # Only gradients need the transpose.
+        adj.matmul(x).sum().backward()
+        assert adj.num_bytes == 2 * size

@@ -188,3 +188,35 @@ def test_errors():
     check('got -1 to 288', edge_index=edge_index - 1)
     check("'edge_weight' .* each of the 521", edge_weight=torch.rand(3))
     check("'edge_attr' .* each of the 521", edge_attr=[1, 2])
+
+
+NODES = st.integers(0, 4)
+
+
+@given(st.lists(st.tuples(NODES, NODES), max_size=8), st.booleans())
+def test_undirected(edges, reverse):
+    if reverse:
+        edges = edges + [(v, u) for u, v in edges]
+    edge_index = torch.tensor(edges).view(-1, 2).t().long()
+    graph = StaticGraph(Data(x=torch.randn(5, 2), edge_index=edge_index))
+    expected = sorted(edges) == sorted((v, u) for u, v in edges)
+    assert graph.undirected == expected
+
+
+def test_with_edges():
+    data = make_sparse(make_graph())
+    graph = StaticGraph(data)
+    inputs = graph.whole.inputs[id(data.x)]
+    other = copy.copy(data)
+    other.edge_index = data.edge_index[:, ::2]
+    model = GCN(CHANNELS, 8, 2, 3).double()
+    found = accelerate(model, graph.with_edges(other))()
+    torch.testing.assert_close(found, accelerate(model, StaticGraph(other))())
+    expected = accelerate(model, StaticGraph(data))()
+    torch.testing.assert_close(accelerate(model, graph)(), expected)
+    for x in [graph, graph.with_edges(other)]:
+        x.clear()  # Features are not compressed again.
+        assert x.whole.inputs[id(data.x)] is inputs
+    other.x = data.x.clone()
+    with pytest.raises(ValueError, match="same features 'x'"):
+        graph.with_edges(other)

@@ -8,17 +8,19 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 from torch_geometric.nn import (
     GCN,
     GIN,
     ChebConv,
+    GCNConv,
     Linear,
     Sequential,
 )
 from torch_geometric.testing import withCUDA
 
 from searches import SHORT, equal, flat, graph, prune
+from torch_geometric_ext.full_batch.sparse_input import SparseInput
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.stage import Stage
 from torch_geometric_ext.utils import GraphLotteryPruner
@@ -491,3 +493,42 @@ def test_no_fallback():
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         prune(GCN(5, 8, 2, 3), graph())
+
+
+def test_cost_outside_of_stages(monkeypatch):
+    """Edges are grouped once, and no pass over the whole graph needs a message
+    for each edge.
+    """
+    num_nodes, counts = 3000, {'pairs': 0, 'features': 0, 'messages': 0}
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.randint(num_nodes, (2, 6000), generator=generator)
+    x = torch.rand(num_nodes, 40, generator=generator)
+    train = torch.arange(num_nodes) < 20
+    data = Data(
+        x=x * (x > 0.95),
+        edge_index=torch.cat([edges, edges.flip(0)], dim=1),
+        y=torch.arange(num_nodes) % 3,
+        train_mask=train,
+        val_mask=train.roll(20),
+    )
+
+    def group(self, *args, init=EdgePairs.__init__):
+        counts['pairs'] += 1
+        init(self, *args)
+
+    def compress(x, find=SparseInput.find):
+        counts['features'] += x is data.x
+        return find(x)
+
+    def message(self, x_j, *args, message=GCNConv.message, **kwargs):
+        if not x_j.is_meta:
+            counts['messages'] = max(counts['messages'], x_j.size(0))
+        return message(self, x_j, *args, **kwargs)
+
+    monkeypatch.setattr(EdgePairs, '__init__', group)
+    monkeypatch.setattr(SparseInput, 'find', compress)
+    monkeypatch.setattr(GCNConv, 'message', message)
+    ticket = prune(GCN(40, 32, 2, 3), data)
+    assert ticket.edge_sparsity == pytest.approx(0.3, abs=1e-3)
+    assert counts['pairs'] == counts['features'] == 1
+    assert 0 < counts['messages'] < data.num_edges / 4

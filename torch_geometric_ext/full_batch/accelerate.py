@@ -123,7 +123,7 @@ def accelerate(
     run_on = _run_on(forward)
     plan = find_plan(model, graph, forward, run_on, cache_aggregation)
     if verify:
-        verify_plan(model, graph, plan, forward, run_on)
+        verify_plan(model, graph, plan, run_on)
     return AcceleratedModel(model, graph, plan, forward)
 
 

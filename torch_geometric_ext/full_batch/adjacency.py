@@ -2,18 +2,14 @@
 messages.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from torch_geometric_ext.ops.csr_matmul import csr_matmul
-from torch_geometric_ext.ops.csr_product import (
-    CSRPair,
-    compress,
-    csr_matrix,
-)
+from torch_geometric_ext.ops.csr_product import compress, csr_matrix, multiply
 from torch_geometric_ext.ops.ragged import row_index, take_rows
 
 REDUCTIONS = ['add', 'sum', 'mean']
@@ -36,7 +32,7 @@ class Adjacency:
         self.edge_index = edge_index
         self.weight = weight
         self.num_nodes = num_nodes
-        self._matrices: Dict[Any, CSRPair] = {}
+        self._matrices: Dict[Any, Tensor] = {}
 
     @cached_property
     def rows(self) -> Tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +56,7 @@ class Adjacency:
             aggr (str, optional): :obj:`"add"`, :obj:`"sum"` or
                 :obj:`"mean"`. (default: :obj:`"sum"`)
         """
-        return self.matrices(x.dtype, aggr).matmul(x)
+        return multiply(x, partial(self.matrix, x.dtype, aggr))
 
     def weighted_matmul(
         self, value: Tensor, x: Tensor, aggr: str = 'sum'
@@ -79,18 +75,18 @@ class Adjacency:
             out = out / degree.to(x.dtype).view(-1, 1, 1)
         return out
 
-    def matrices(self, dtype: torch.dtype, aggr: str) -> CSRPair:
+    def matrix(
+        self, dtype: torch.dtype, aggr: str, transposed: bool = False
+    ) -> Tensor:
         """Return the adjacency matrix of shape :obj:`[N, N]`, row by target,
-        and its transpose.
+        or its transpose, which only gradients need.
         """
-        key = dtype, aggr == 'mean'
+        key = dtype, aggr == 'mean', transposed
         if key not in self._matrices:
             value = self._values(dtype, aggr)
-            pair = [
-                csr_matrix(ptr, index, value[perm], self.num_nodes)
-                for ptr, index, perm in [self.rows, self.cols]
-            ]
-            self._matrices[key] = CSRPair(*pair)
+            ptr, index, perm = self.cols if transposed else self.rows
+            matrix = csr_matrix(ptr, index, value[perm], self.num_nodes)
+            self._matrices[key] = matrix
         return self._matrices[key]
 
     def aggregate(
@@ -144,8 +140,7 @@ class Adjacency:
             for name in ['rows', 'cols']
             for tensor in vars(self).get(name, ())
         ]
-        for pair in self._matrices.values():
-            tensors += [matrix.values() for matrix in pair]
+        tensors += [matrix.values() for matrix in self._matrices.values()]
         return sum(x.numel() * x.element_size() for x in tensors)
 
     def _values(self, dtype: torch.dtype, aggr: str) -> Tensor:

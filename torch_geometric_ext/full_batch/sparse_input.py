@@ -60,9 +60,21 @@ class SparseInput:
         """The transposes of blocks of rows as CSR matrices, for gradients of
         weights.
         """
+        rows, blocks = self.rows, []
+        ptr, num_rows = rows.crow_indices(), self.x.size(0)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            return [_transpose(block) for block in self.x.split(BLOCK_SIZE)]
+            for first in range(0, num_rows, BLOCK_SIZE):
+                part = ptr[first : first + BLOCK_SIZE + 1]
+                inside = slice(int(part[0]), int(part[-1]))
+                block = torch.sparse_csr_tensor(
+                    part - part[0],
+                    rows.col_indices()[inside],
+                    rows.values()[inside],
+                    (part.numel() - 1, self.x.size(1)),
+                )
+                blocks.append(_transpose(block))
+        return blocks
 
     @property
     def density(self) -> float:

@@ -8,7 +8,6 @@ from typing import Any, Callable, Dict, Hashable, Optional, Tuple, TypeVar
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
-from torch_geometric.utils import is_undirected
 
 from torch_geometric_ext.full_batch.adjacency import Adjacency
 from torch_geometric_ext.full_batch.check_static import (
@@ -23,6 +22,8 @@ Function = TypeVar('Function', bound=Callable[..., Any])
 MAX_FRACTION = 0.9  # A larger subgraph saves less than it copies (choice).
 MAX_SUBGRAPHS = 8  # Masks of training, validation and test, and some more.
 
+# Odd factors of SplitMix64, as signed integers:
+SPLIT_MIX = [0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64]
 
 IS_SUBGRAPH = '_is_static_subgraph'  # Marks the edges of subgraphs.
 
@@ -101,6 +102,22 @@ class StaticGraph:
         self.data = data
         self._reset()
 
+    def with_edges(self, data: Data) -> 'StaticGraph':
+        """Return a graph with other edges, which shares the compressed
+        features.
+
+        Args:
+            data (torch_geometric.data.Data): The graph, with the same
+                features :obj:`x`.
+        """
+        if data.x is not self.data.x:
+            raise ValueError("'data' needs to hold the same features 'x'")
+        check_static(data)
+        out = object.__new__(StaticGraph)
+        out.data, out.whole = copy.copy(data), self.whole
+        out._forget()
+        return out
+
     @property
     def num_nodes(self) -> int:
         """The number of nodes."""
@@ -108,10 +125,13 @@ class StaticGraph:
 
     @property
     def undirected(self) -> bool:
-        """Return whether all edges go both ways."""
+        """Return whether all edges go both ways, by hashes of both directions
+        (which agree by chance with a probability of about 2^-64).
+        """
         if self._undirected is None:
-            index, num_nodes = self.data.edge_index, self.num_nodes
-            self._undirected = is_undirected(index, num_nodes=num_nodes)
+            row, col = self.data.edge_index
+            hashes = [_sum_hash(row, col), _sum_hash(col, row)]
+            self._undirected = bool(hashes[0] == hashes[1])
         return self._undirected
 
     @property
@@ -251,8 +271,8 @@ class StaticGraph:
         return self._saves[key]
 
     def clear(self) -> None:
-        """Free all caches."""
-        self._reset()
+        """Free all caches, except for the compressed features."""
+        self._forget()
 
     def __deepcopy__(self, memo: Any) -> 'StaticGraph':
         return self  # Copies of a model run on the same graph.
@@ -274,6 +294,13 @@ class StaticGraph:
     def _reset(self) -> None:
         self.whole = Subgraph(self.data)
         self.whole.compress(self.data.x)
+        self._forget()
+
+    def _forget(self) -> None:
+        inputs = self.whole.inputs.get(id(self.data.x))
+        self.whole = Subgraph(self.data)
+        if inputs is not None:
+            self.whole.inputs[id(self.data.x)] = inputs
         self._cache: OrderedDict[Hashable, Tuple[Tensor, Selection]]
         self._cache = OrderedDict()
         self._undirected = None
@@ -347,3 +374,13 @@ class StaticGraph:
 
     def _raw_edges(self, subgraph: Subgraph) -> Adjacency:
         return self.edges(subgraph, None, lambda data: (data.edge_index, None))
+
+
+def _sum_hash(row: Tensor, col: Tensor) -> Tensor:
+    """Return a hash of edges in any order, the sum of their hashes by the
+    finalizer of SplitMix64 (Steele et al., 2014), in linear time.
+    """
+    x = (row << 32) ^ col
+    for shift, factor in [(30, SPLIT_MIX[0]), (27, SPLIT_MIX[1])]:
+        x = x.bitwise_xor_(x >> shift).mul_(factor)
+    return (x ^ (x >> 31)).sum()

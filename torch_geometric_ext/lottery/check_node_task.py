@@ -81,7 +81,8 @@ def _check_finite(value: Tensor, name: str) -> None:
         value = value.coalesce()
     if value.layout != torch.strided:
         value = value.values()
-    if not value.isfinite().all():
+    # A sum in one pass is finite, unless a value is not or it overflows:
+    if not value.sum().isfinite() and not value.isfinite().all():
         raise ValueError(
             f'{name} needs to be finite (got '
             f'{int((~value.isfinite()).sum())} values that are infinite or '
@@ -130,6 +131,11 @@ def check_model(model: Module, data: Data) -> None:
             f'{list(data.x.shape)}, and parameters of {", ".join(dtypes)})'
             f'{advice}'
         ) from error
+    check_outputs(out, data)
+
+
+def check_outputs(out: Any, data: Data) -> None:
+    """Raise if the scores of a model do not fit the labels of the graph."""
     check_scores(out)
     if out.size(0) != data.num_nodes:
         raise ValueError(

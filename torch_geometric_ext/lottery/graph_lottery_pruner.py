@@ -395,4 +395,5 @@ def _ticket(
 
 def _first_macs(model: Module, task: Task, seed: int) -> int:
     torch.manual_seed(seed)  # The same mini-batch for each model.
-    return loss_macs(model, task.loss, next(iter(task.batches())))
+    batch = next(iter(task.batches()))
+    return loss_macs(model, task.loss, batch, task.by_shapes)

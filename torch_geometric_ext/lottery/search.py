@@ -1,4 +1,3 @@
-import copy
 import math
 from typing import (
     Any,
@@ -23,6 +22,7 @@ from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.edge_pruner import EdgePruner
 from torch_geometric_ext.lottery.edges.edge_selection import prune_randomly
 from torch_geometric_ext.lottery.edges.learned_scores import LearnedScores
+from torch_geometric_ext.lottery.node_task import NodeTask
 from torch_geometric_ext.lottery.optimizer import (
     MakeOptimizer,
     build_optimizer,
@@ -121,7 +121,8 @@ class Search:
             # Dense weights would overfit a sample of the targets:
             sparse = len(self.weights.names) > 0
             sampler = self._generator('targets') if sparse else None
-            self.task = self.task.distilled(teacher, settings.distill, sampler)
+            task = self.task.accelerate(teacher)
+            self.task = task.distilled(teacher, settings.distill, sampler)
             self._pruned = None
         if settings.method == 'fast' and self.weights.channels is None:
             with self.clock.measure('channels'):
@@ -232,17 +233,23 @@ class Search:
     ) -> Stage:
         seed = named_seed(self.settings.seed, name)
         torch.manual_seed(seed)
-        task = self._pruned_task(candidate.pairs)
+        pairs: Optional[Tensor] = candidate.pairs
+        if isinstance(self.task, NodeTask) and scores is None:
+            # Others need numbered edges, as only pruned graphs have them:
+            pairs = None if pairs is None or pairs.all() else pairs
+        task = self._pruned_task(pairs)
         weights = Weights(self.weights.initial, candidate.masks)
         model = self.weights.build(weights)
-        if name == DENSE:
-            with raise_together():
-                task.check(copy.deepcopy(model))
         # Learned scores change the aggregated features in each step:
         task = task.accelerate(model, cache_aggregation=scores is None)
-        fallback = task.fallback() if name == DENSE else None
-        if fallback is not None:
-            warn_user(f"'model' trains slower, with equal results, {fallback}")
+        if name == DENSE:
+            with raise_together():
+                task.check(model)
+            fallback = task.fallback()
+            if fallback is not None:
+                warn_user(
+                    f"'model' trains slower, with equal results, {fallback}"
+                )
         torch.manual_seed(own_seed(self.settings.seed, name))
         optimizer = build_optimizer(self.optimizer, model)
         if name != DENSE:

@@ -1,3 +1,4 @@
+import copy
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any, Callable, Collection, Iterator, List, Optional
@@ -20,6 +21,7 @@ class Task(ABC):
     """The loss that trains a ticket, and its validation metric."""
 
     is_distilled: bool = False  # Whether the loss holds a distillation loss.
+    by_shapes: bool = False  # Whether the loss runs on shapes of tensors.
 
     @abstractmethod
     def batches(self) -> Collection[Any]:
@@ -58,9 +60,7 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, model: Module) -> None:
-        """Raise if a model does not fit the task. The model is changed to
-        evaluation mode.
-        """
+        """Raise if a model, which is not changed, does not fit the task."""
 
     def initialize(self, model: Module) -> None:
         """Initialize the lazy layers of a model, in evaluation mode."""
@@ -170,7 +170,7 @@ class CustomTask(Task):
 
     def check(self, model: Module) -> None:  # noqa: D102
         self.first_batch()  # Edges that cannot be pruned raise an error.
-        self.evaluate(model)
+        self.evaluate(copy.deepcopy(model))
 
     def identity(self) -> List[Tensor]:  # noqa: D102
         graph = getattr(self.data, 'data', self.data)

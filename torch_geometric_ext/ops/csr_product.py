@@ -1,7 +1,7 @@
 """Products with a constant sparse matrix, forward and backward."""
 
 import warnings
-from typing import Any, NamedTuple, Tuple
+from typing import Any, Callable, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -76,21 +76,35 @@ def csr_product(x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
           :obj:`transpose` :math:`(N, M)`, all of one floating-point type
         - **output:** :math:`(M, C)`
     """
-    out: Tensor = _Product.apply(x, matrix, transpose)
+    return multiply(x, lambda transposed: transpose if transposed else matrix)
+
+
+def multiply(x: Tensor, get_matrix: Callable[[bool], Tensor]) -> Tensor:
+    """Multiply by a constant sparse matrix that is made when needed.
+
+    Args:
+        x (torch.Tensor): The features, of shape :obj:`[N, C]`.
+        get_matrix (callable): Returns the matrix, or its transpose, which only
+            gradients need, in CSR format.
+    """
+    out: Tensor = _Product.apply(x, get_matrix, False)
     return out
 
 
 class _Product(torch.autograd.Function):
+    """Multiply by a matrix or its transpose, of any order of derivatives."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Any:
-        ctx.matrices = matrix, transpose
+    def forward(
+        ctx: Any, x: Tensor, get_matrix: Callable, transposed: bool
+    ) -> Any:
+        ctx.args = get_matrix, not transposed
         with torch.autocast(x.device.type, enabled=False):
-            return matrix @ x
+            return get_matrix(transposed) @ x
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        matrix, transpose = ctx.matrices
-        return _Product.apply(grad, transpose, matrix), None, None
+        return _Product.apply(grad, *ctx.args), None, None
 
 
 def compress(

@@ -18,7 +18,10 @@ from torch_geometric.nn import (
 )
 from torch_geometric.testing import withCUDA
 
-from torch_geometric_ext.lottery.weights.channel_selection import find_channels
+from torch_geometric_ext.lottery.weights.channel_selection import (
+    _Probe,
+    find_channels,
+)
 
 
 def graph(num_nodes=20, num_features=6, device=None):
@@ -344,3 +347,21 @@ def test_find_channels_on_device(device):
         assert rows.device == device
         assert where(rows) == where(expected.rows[key])
         assert where(found.cols[key]) == where(expected.cols[key])
+
+
+@pytest.mark.parametrize('size', [100, 400, 1000, 2000])
+def test_number_of_observations(monkeypatch, size):
+    """The first guess of the number of channels and its neighbor decide."""
+    calls = []
+
+    def record(self, rows, record=_Probe._record):
+        calls.append(rows)
+        return record(self, rows)
+
+    monkeypatch.setattr(_Probe, '_record', record)
+    torch.manual_seed(0)
+    model, data = GCN(6, 256, 2, 3), graph(num_nodes=300)
+    channels = find(model, size, data)
+    found = sum(map(channels.num_weights, layers(model)))
+    assert size <= found < size + 6 + 3  # A channel holds so many weights.
+    assert len(calls) <= 3

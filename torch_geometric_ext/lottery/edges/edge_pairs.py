@@ -1,8 +1,5 @@
-from typing import Tuple
-
 import torch
 from torch import Tensor
-from torch_geometric.utils import cumsum
 
 
 class EdgePairs:
@@ -30,18 +27,21 @@ class EdgePairs:
         index = (~self.is_loop).nonzero().flatten()
         row, col = row[index], col[index]
         key = torch.minimum(row, col) * num_nodes + torch.maximum(row, col)
-        forward = row < col
-        rank, (num_forward, num_backward), group = _ranks(key, forward)
-        self.undirected = bool((num_forward == num_backward).all())
+        key, order = key.sort(stable=True)
+        forward = (row < col)[order]
+        # Numbers of edges of each direction, up to each edge:
+        counts = forward.cumsum(0), (~forward).cumsum(0)
+        is_last = torch.ones_like(forward)
+        is_last[:-1] = key[1:] != key[:-1]
+        balanced = (counts[0] == counts[1]) | ~is_last
+        self.undirected = bool(balanced.all())
 
         self.pair = torch.full_like(self.is_loop, -1, dtype=torch.long)
         if self.undirected:
-            ptr = cumsum(num_forward)
-            self.pair[index] = ptr[group] + rank
-            first = forward.nonzero().flatten()
-            ends = torch.stack([row[first], col[first]])
-            order = self.pair[index[first]].argsort()
-            self.ends = ends[:, order]
+            # Earlier keys have as many edges of one direction as of the other:
+            self.pair[index[order]] = torch.where(forward, *counts) - 1
+            first = order[forward]
+            self.ends = torch.stack([row[first], col[first]])
         else:
             self.pair[index] = torch.arange(index.numel(), device=key.device)
             self.ends = torch.stack([row, col])
@@ -56,20 +56,3 @@ class EdgePairs:
         if self.num_pairs == 0:
             return self.is_loop.clone()
         return self.is_loop | pair_mask[self.pair.clamp(min=0)]
-
-
-def _ranks(
-    key: Tensor, forward: Tensor
-) -> Tuple[Tensor, Tuple[Tensor, Tensor], Tensor]:
-    """Return the rank of each edge among the edges of its key and direction,
-    the number of edges of each key by direction, and the position of the key
-    of each edge among all keys.
-    """
-    unique, group = key.unique(return_inverse=True)
-    split = 2 * group + (~forward).long()
-    count = torch.bincount(split, minlength=2 * unique.numel())
-    order = split.argsort(stable=True)
-    rank = torch.empty_like(order)
-    position = torch.arange(order.numel(), device=key.device)
-    rank[order] = position - cumsum(count)[split[order]]
-    return rank, (count[0::2], count[1::2]), group

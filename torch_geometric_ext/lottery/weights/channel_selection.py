@@ -4,8 +4,18 @@ more accurate than many channels of few weights.
 
 import copy
 import math
+from bisect import bisect_left
 from collections import defaultdict
-from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Tuple,
+)
 
 import torch
 from torch import Tensor
@@ -64,7 +74,8 @@ def find_channels(
       which depend on no parameter, such as features, keep all inputs.
     * All channels remain if the loss cannot be differentiated twice.
 
-    The search takes :math:`O(\log C)` forward passes for :math:`C` channels.
+    The search takes two forward passes if inputs become constant exactly where
+    outputs are pruned, and :math:`O(\log C)` for :math:`C` channels at most.
 
     Args:
         model (torch.nn.Module): The model.
@@ -80,19 +91,46 @@ def find_channels(
         inputs that follow from the positions of pruned channels.
     """
     probe = _Probe(model.eval(), loss_fn, batch, names)
-    order = probe.by_importance()
+    order, seen = probe.by_importance(), {0: probe.channels({})}
+
+    def select(num_channels: int) -> Dict[int, Tensor]:
+        return _leading(order, num_channels, min_channels, probe.heads)
+
+    def suffice(channels: Channels) -> bool:
+        return sum(map(channels.num_weights, names)) >= size
+
+    def guess(num_channels: int) -> bool:
+        outputs = probe.outputs(select(num_channels))
+        return suffice(_aligned(outputs, probe.ranges))
+
+    def observe(num_channels: int) -> bool:
+        seen[num_channels] = probe.channels(select(num_channels))
+        return suffice(seen[num_channels])
+
     high = max(order, default=0)
-    out = probe.channels({})
     low = min(min_channels, high) - 1  # Too few channels of the widest layer.
+    numbers = range(low + 1, high)
+    first = low + 1 + bisect_left(numbers, True, key=guess)
+    out = seen.get(_bisect(low, high, first, observe), seen[0])
+    return out, _aligned(out, probe.ranges)
+
+
+def _bisect(
+    low: int, high: int, guess: int, is_enough: Callable[[int], bool]
+) -> int:
+    """Return the smallest number that is enough, given numbers that are too
+    low and enough. A guess and its neighbors are tried first.
+    """
+    guesses = iter([guess, guess - 1, guess + 1])
     while high - low > 1:
-        middle = (low + high) // 2
-        index = _leading(order, middle, min_channels, probe.heads)
-        found = probe.channels(index)
-        if sum(map(found.num_weights, names)) >= size:
-            high, out = middle, found
+        middle = next(guesses, (low + high) // 2)
+        if not low < middle < high:
+            continue
+        if is_enough(middle):
+            high = middle
         else:
             low = middle
-    return out, _aligned(out, list(probe.ranges))
+    return high
 
 
 def channel_density(model: Module, names: List[str]) -> float:
@@ -137,7 +175,7 @@ def _leading(
     return out
 
 
-def _aligned(channels: Channels, hidden: List[str]) -> Channels:
+def _aligned(channels: Channels, hidden: Iterable[str]) -> Channels:
     """Return channels whose hidden inputs are the outputs of one layer, or of
     several layers side by side.
     """
@@ -214,6 +252,19 @@ class _Probe:
         """Return the outputs and inputs that remain with some channels of
         hidden layers, given for each number of outputs.
         """
+        rows, cols = self.outputs(index)
+        if len(index) > 0:
+            ranges = self._record(rows).ranges
+            for name in ranges.keys() & self.ranges.keys():
+                varies = ranges[name] > TOLERANCE * self.ranges[name]
+                if varies.any():  # A single row has no range.
+                    cols[name] = varies
+        return Channels(rows, cols)
+
+    def outputs(self, index: Mapping[int, Tensor]) -> Channels:
+        """Return the outputs that remain with some channels, and all
+        inputs.
+        """
         rows, cols = {}, {}
         for name, layer in self.layers.items():
             weight = layer.get_parameter('weight')
@@ -223,12 +274,6 @@ class _Probe:
             if name in self.hidden and width in index:
                 rows[name].zero_()
                 rows[name][index[width]] = True
-        if len(index) > 0:
-            ranges = self._record(rows).ranges
-            for name in ranges.keys() & self.ranges.keys():
-                varies = ranges[name] > TOLERANCE * self.ranges[name]
-                if varies.any():  # A single row has no range.
-                    cols[name] = varies
         return Channels(rows, cols)
 
     def _observe(self) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
