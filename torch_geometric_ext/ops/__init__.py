@@ -1,3 +1,7 @@
+from .block_sparse_linear import (
+    block_sparse_linear,
+    block_sparse_linear_crossover,
+)
 from .computation_tree_ids import computation_tree_ids
 from .csr_matmul import csr_matmul
 from .csr_sparse_linear import csr_sparse_linear
@@ -11,6 +15,8 @@ from .unique_trees import unique_trees
 from .weighted_sample import weighted_sample
 
 __all__ = functions = [
+    'block_sparse_linear',
+    'block_sparse_linear_crossover',
     'computation_tree_ids',
     'csr_matmul',
     'csr_sparse_linear',

@@ -1,0 +1,379 @@
+from typing import Any, Callable, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import wrap_torch_function
+
+import torch_geometric_ext.typing
+from torch_geometric_ext.ops.check import check_pattern
+from torch_geometric_ext.ops.csr_linear import csr_linear, csr_linear_backward
+from torch_geometric_ext.ops.operands import (
+    cast_operands,
+    check_bias,
+    check_operands,
+    on_rows,
+)
+from torch_geometric_ext.ops.register import register_operator
+
+# The sizes that the kernels have loops for: a row of a block fills one or two
+# vector registers.
+BLOCK_SIZES = [8, 16, 32]
+
+
+def _overridden_by(x: Tensor, *args: Any, **kwargs: Any) -> Tuple[Tensor]:
+    return (x,)
+
+
+@wrap_torch_function(_overridden_by)  # Modes can see a layer, not kernels.
+def block_sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    size: Tuple[int, int],
+    block_size: int,
+    check_invariants: bool = True,
+) -> Tensor:
+    r"""Apply a linear transformation with a weight matrix whose active weights
+    form square blocks.
+
+    .. math::
+        \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}
+
+    The weight is a grid of :math:`R \times C` blocks, with
+    :math:`R = \lceil O / B \rceil` and :math:`C = \lceil I / B \rceil`. The
+    pattern holds the active blocks in CSR and CSC format, as
+    :func:`~torch_geometric_ext.ops.sparse_linear` holds the active weights.
+    The values are the weights themselves in row-major order, so that
+    :func:`~torch_geometric_ext.ops.sparse_linear` takes the same
+    :obj:`values` for the same weights. Blocks at the last rows and columns
+    hold the weights that exist, and no padding.
+
+    Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
+    outputs, :math:`O(\textrm{nnz} + I + O)` memory, and :math:`O(I + O)` for
+    each thread. Where a dense matrix product is expected to be faster, the
+    kernel uses it instead and takes :math:`O(I \cdot O)` memory. The same
+    holds under transforms of :mod:`torch.func` and forward-mode
+    differentiation. The result is deterministic for a given number of threads.
+
+    Args:
+        x (torch.Tensor): The input. The operator computes half precision in
+            single precision and rounds the output.
+        values (torch.Tensor): The weights, row by row, of the dtype of
+            :obj:`x` (any dtype but :obj:`torch.double` under autocast).
+        bias (torch.Tensor, optional): The bias, of the dtype of
+            :obj:`values`.
+        rowptr (torch.Tensor): The pointers of the rows of blocks.
+        col (torch.Tensor): The column of each block, ascending within each
+            row.
+        colptr (torch.Tensor): The pointers of the columns of blocks.
+        row (torch.Tensor): The row of each block, column by column, ascending
+            within each column.
+        perm (torch.Tensor): The position of each block in :obj:`col`, column
+            by column.
+        size (Tuple[int, int]): The numbers :math:`O` and :math:`I` of outputs
+            and inputs.
+        block_size (int): The size :math:`B` of blocks (:obj:`8`, :obj:`16` or
+            :obj:`32`).
+        check_invariants (bool, optional): If set to :obj:`False`, only checks
+            the shapes and dtypes of the pattern and the ends of row pointers.
+            Other errors in it are undefined behavior. The check takes time in
+            proportion to the number of blocks and waits for the device.
+            (default: :obj:`True`)
+
+    Shapes:
+        - **input:** :obj:`x` :math:`(*, I)`, :obj:`values`
+          :math:`(\textrm{nnz})`, :obj:`bias` :math:`(O)`, :obj:`rowptr`
+          :math:`(R + 1)`, :obj:`colptr` :math:`(C + 1)`, and :obj:`col`,
+          :obj:`row`, :obj:`perm` one element for each block, all indices of
+          :obj:`torch.int32`
+        - **output:** :math:`(*, O)`, of the dtype of :obj:`x`, or of the
+          autocast dtype
+
+    Raises:
+        ValueError: If :obj:`x` has another number of features than the weight
+            or another dtype than :obj:`values`, if another shape, dtype or
+            device is invalid, if the pattern is, or if :obj:`values` does not
+            hold the weights of all blocks.
+        IndexError: If a row or column of the pattern is out of range.
+
+    Example:
+        >>> rowptr, col = torch.tensor([[0, 1], [0, 1]], dtype=torch.int32)
+        >>> pattern = (rowptr, col[:1], rowptr, col[:1], col[:1])
+        >>> x, weight = torch.ones(1, 8), torch.full((24,), 0.5)
+        >>> args = (*pattern, (3, 8), 8)  # A block of 8 x 8, cut to 3 rows.
+        >>> block_sparse_linear(x, weight, None, *args)
+        tensor([[4., 4., 4.]])
+    """
+    x, values, bias = cast_operands(
+        'block_sparse_linear', x, values, bias, size[1]
+    )
+    pattern = (rowptr, col, colptr, row, perm)
+    args = (values, bias, *pattern, size[0], block_size, check_invariants)
+    return on_rows(_block_sparse_linear, x, *args)
+
+
+def block_sparse_linear_crossover() -> float:
+    """Return the density above which :func:`block_sparse_linear` computes a
+    dense product.
+
+    The reference always computes dense products, hence returns zero without
+    kernels.
+    """
+    if not torch_geometric_ext.typing.WITH_EXT:
+        return 0.0
+    op: Callable = torch.ops.torch_geometric_ext.block_sparse_linear_crossover
+    return op()
+
+
+class Weights(NamedTuple):
+    """Weights of blocks in CSR format (int64), in row-major order.
+
+    Attributes:
+        rowptr (torch.Tensor): The row pointers, of shape :math:`(O + 1)`.
+        row (torch.Tensor): The row of each weight.
+        col (torch.Tensor): The column of each weight.
+        block (torch.Tensor): The block of each weight.
+    """
+
+    rowptr: Tensor
+    row: Tensor
+    col: Tensor
+    block: Tensor
+
+
+def expand_blocks(
+    rowptr: Tensor,
+    col: Tensor,
+    size: Tuple[int, int],
+    block_size: int,
+    num_weights: Optional[int] = None,
+) -> Weights:
+    """Return the weights of blocks.
+
+    Args:
+        rowptr (torch.Tensor): The pointers of the rows of blocks.
+        col (torch.Tensor): The column of each block.
+        size (Tuple[int, int]): The number of rows and columns of the weight.
+        block_size (int): The size of blocks.
+        num_weights (int, optional): The number of weights. If set to
+            :obj:`None`, the function waits for the device to count them.
+            (default: :obj:`None`)
+    """
+    first = col.long() * block_size
+    width = (size[1] - first).clamp(max=block_size)
+    degree = F.pad(width.cumsum(0), (1, 0))[rowptr.long()].diff()
+    degree = degree.repeat_interleave(block_size)[: size[0]]
+    ptr = F.pad(degree.cumsum(0), (1, 0))
+    num_weights = int(ptr[-1]) if num_weights is None else num_weights
+    row = torch.arange(size[0], device=col.device)
+    row = row.repeat_interleave(degree, output_size=num_weights)
+    # Only the last block of a row may be cut, so that offsets tell the block:
+    offset = torch.arange(num_weights, device=col.device) - ptr[row]
+    block = rowptr[row // block_size] + offset // block_size
+    return Weights(ptr, row, first[block] + offset % block_size, block)
+
+
+def block_sparse_linear_reference(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    out_channels: int,
+    block_size: int,
+    check_invariants: bool = True,
+) -> Tensor:
+    """Compute :func:`block_sparse_linear` in plain PyTorch by dense products
+    with some rows of weights at a time.
+    """
+    op, pattern = 'block_sparse_linear', (rowptr, col, colptr, row, perm)
+    args = (out_channels, block_size, check_invariants)
+    weights = _check(op, x, values, pattern, *args)
+    check_bias(op, bias, values, out_channels)
+    return csr_linear(x, values, bias, weights.rowptr, weights.col)
+
+
+def block_sparse_linear_backward_reference(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    block_size: int,
+    needs_x: bool,
+    needs_values: bool,
+    check_invariants: bool = True,
+) -> Tuple[Tensor, Tensor]:
+    """Compute the gradients of :func:`block_sparse_linear` in plain PyTorch.
+
+    A gradient that is not needed is empty.
+    """
+    op = 'block_sparse_linear_backward'
+    pattern = (rowptr, col, colptr, row, perm)
+    if grad.dim() != 2 or x.dim() != 2 or grad.size(0) != x.size(0):
+        raise ValueError(
+            f"{op}: 'grad' needs to be a matrix with a row for each one of "
+            f"'x' (got {list(grad.shape)} and {list(x.shape)})"
+        )
+    args = (grad.size(1), block_size, check_invariants)
+    weights = _check(op, x, values, pattern, *args)
+    csr = (values, weights.rowptr, weights.col)
+    return csr_linear_backward(grad, x, *csr, needs_x, needs_values)
+
+
+def _check(
+    op: str,
+    x: Tensor,
+    values: Tensor,
+    pattern: Tuple[Tensor, ...],
+    out_channels: int,
+    block_size: int,
+    check_invariants: bool,
+) -> Weights:
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(
+            f"{op}: 'block_size' needs to be 8, 16 or 32 (got {block_size})"
+        )
+    check_operands(op, x, values)
+    rowptr, col = pattern[:2]
+    num_cols = -(-x.size(1) // block_size)
+    check_pattern(op, pattern, col.numel(), num_cols, check_invariants)
+    if out_channels < 0 or rowptr.numel() - 1 != -(
+        -out_channels // block_size
+    ):
+        raise ValueError(
+            f"{op}: 'rowptr' needs a pointer for each {block_size} of the "
+            f'{out_channels} outputs (got {rowptr.numel() - 1})'
+        )
+    num_weights = None if check_invariants else values.numel()
+    size = (out_channels, x.size(1))
+    weights = expand_blocks(rowptr, col, size, block_size, num_weights)
+    if values.numel() != weights.col.numel():
+        raise ValueError(
+            f"{op}: 'values' needs {weights.col.numel()} elements, the "
+            f'weights of {col.numel()} blocks (got {values.numel()})'
+        )
+    return weights
+
+
+def block_sparse_linear_composite(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    out_channels: int,
+    block_size: int,
+    check_invariants: bool = True,
+) -> Tensor:
+    """Compute :func:`block_sparse_linear` by a dense product that all
+    transforms of :mod:`torch.func` support. Autograd saves the dense weight.
+    """
+    size = (out_channels, x.size(-1))
+    if check_invariants:
+        pattern, num_cols = (
+            (rowptr, col, colptr, row, perm),
+            colptr.numel() - 1,
+        )
+        check_pattern(
+            'block_sparse_linear', pattern, col.numel(), num_cols, True
+        )
+    weights = expand_blocks(rowptr, col, size, block_size, values.size(-1))
+    weight = values.new_zeros(size[0] * size[1])
+    index = weights.row * size[1] + weights.col
+    weight = weight.scatter(0, index, values).view(size)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(values.dtype), weight, bias).to(x.dtype)
+
+
+class _BlockSparseLinear(torch.autograd.Function):
+    """Differentiable reference that saves sparse values for the backward pass.
+
+    Autograd itself would save a dense weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, *args: Any) -> Tensor:
+        ctx.save_for_backward(x, values, *args[1:6])
+        ctx.block_size = args[7]
+        return block_sparse_linear_reference(x, values, *args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
+        grad_x, grad_values = block_sparse_linear_backward_reference(
+            grad,
+            *ctx.saved_tensors,
+            ctx.block_size,
+            needs_x,
+            needs_values,
+            False,  # The forward pass checked the pattern.
+        )
+        return (
+            grad_x if needs_x else None,
+            grad_values if needs_values else None,
+            grad.to(grad_values.dtype).sum(0) if needs_bias else None,
+            *[None] * 8,
+        )
+
+
+def _double_backward(
+    grad: Tensor, x: Tensor, values: Tensor, *args: Any
+) -> Tuple[Tensor, Tensor]:
+    # A check would stop tracing, and PyTorch checks indices itself.
+    return block_sparse_linear_backward_reference(
+        grad, x, values, *args[:8], False
+    )
+
+
+def _fake(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    out_channels: int,
+    *args: Any,
+) -> Tensor:
+    return x.new_empty(x.size(0), out_channels)
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, values: Tensor, *args: Any
+) -> Tuple[Tensor, Tensor]:
+    needs_x, needs_values = args[6:8]
+    grad_x = x.new_empty(x.shape if needs_x else (0, 0))
+    return grad_x, values.new_empty(values.numel() if needs_values else 0)
+
+
+_block_sparse_linear = register_operator(
+    'block_sparse_linear',
+    _BlockSparseLinear.apply,
+    _fake,
+    cuda=block_sparse_linear_reference,
+    composite=block_sparse_linear_composite,
+)
+register_operator(
+    'block_sparse_linear_backward',
+    block_sparse_linear_backward_reference,
+    _fake_backward,
+    autograd=_double_backward,
+)
