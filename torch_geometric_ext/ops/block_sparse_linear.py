@@ -214,8 +214,9 @@ def block_sparse_linear_backward_reference(
     block_size: int,
     needs_x: bool,
     needs_values: bool,
+    needs_bias: bool,
     check_invariants: bool = True,
-) -> Tuple[Tensor, Tensor]:
+) -> Tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of :func:`block_sparse_linear` in plain PyTorch.
 
     A gradient that is not needed is empty.
@@ -230,7 +231,11 @@ def block_sparse_linear_backward_reference(
     args = (grad.size(1), block_size, check_invariants)
     weights = _check(op, x, values, pattern, *args)
     csr = (values, weights.rowptr, weights.col)
-    return csr_linear_backward(grad, x, *csr, needs_x, needs_values)
+    grad_x, grad_values = csr_linear_backward(
+        grad, x, *csr, needs_x, needs_values
+    )
+    grad_bias = grad[:, : grad.size(1) * needs_bias].to(values.dtype).sum(0)
+    return grad_x, grad_values, grad_bias
 
 
 def _check(
@@ -315,29 +320,24 @@ class _BlockSparseLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
-        grad_x, grad_values = block_sparse_linear_backward_reference(
+        needs = ctx.needs_input_grad[:3]
+        grads = block_sparse_linear_backward_reference(
             grad,
             *ctx.saved_tensors,
             ctx.block_size,
-            needs_x,
-            needs_values,
+            *needs,
             False,  # The forward pass checked the pattern.
         )
-        return (
-            grad_x if needs_x else None,
-            grad_values if needs_values else None,
-            grad.to(grad_values.dtype).sum(0) if needs_bias else None,
-            *[None] * 8,
-        )
+        out = [x if needed else None for x, needed in zip(grads, needs)]
+        return (*out, *[None] * 8)
 
 
 def _double_backward(
     grad: Tensor, x: Tensor, values: Tensor, *args: Any
-) -> Tuple[Tensor, Tensor]:
+) -> Tuple[Tensor, Tensor, Tensor]:
     # A check would stop tracing, and PyTorch checks indices itself.
     return block_sparse_linear_backward_reference(
-        grad, x, values, *args[:8], False
+        grad, x, values, *args[:9], False
     )
 
 
@@ -358,10 +358,13 @@ def _fake(
 
 def _fake_backward(
     grad: Tensor, x: Tensor, values: Tensor, *args: Any
-) -> Tuple[Tensor, Tensor]:
-    needs_x, needs_values = args[6:8]
-    grad_x = x.new_empty(x.shape if needs_x else (0, 0))
-    return grad_x, values.new_empty(values.numel() if needs_values else 0)
+) -> Tuple[Tensor, Tensor, Tensor]:
+    needs_x, needs_values, needs_bias = args[6:9]
+    return (
+        x.new_empty(x.shape if needs_x else (0, 0)),
+        values.new_empty(values.numel() if needs_values else 0),
+        values.new_empty(grad.size(1) if needs_bias else 0),
+    )
 
 
 _block_sparse_linear = register_operator(

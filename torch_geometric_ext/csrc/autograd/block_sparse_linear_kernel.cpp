@@ -17,7 +17,7 @@ using Forward = Tensor(
     const Tensor&, const Tensor&, const std::optional<Tensor>&, const Tensor&,
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t,
     int64_t, bool);
-using Backward = std::tuple<Tensor, Tensor>(
+using Backward = std::tuple<Tensor, Tensor, Tensor>(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
     const Tensor&, const Tensor&, const Tensor&, int64_t, bool, bool, bool);
 
@@ -43,23 +43,21 @@ class BlockSparseLinear : public torch::autograd::Function<BlockSparseLinear> {
     const auto saved = ctx->get_saved_variables();
     const bool needs_x = ctx->needs_input_grad(0);
     const bool needs_values = ctx->needs_input_grad(1);
+    const bool needs_bias = ctx->needs_input_grad(2);
     variable_list out(11);
-    if (needs_x || needs_values) {
-      static const auto op = find_op<Backward>(
-          "torch_geometric_ext::block_sparse_linear_backward");
-      const auto [x, values] = call_in_backward([&] {
-        return op.call(
-            grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
-            saved[5], saved[6], ctx->saved_data["block_size"].toInt(), needs_x,
-            needs_values,
-            /*check_invariants=*/false);  // The forward pass checked them.
-      });
-      if (needs_x) out[0] = x;
-      if (needs_values) out[1] = values;
-    }
-    if (ctx->needs_input_grad(2)) {
-      out[2] = grads[0].to(saved[1].scalar_type()).sum(0);
-    }
+    if (!needs_x && !needs_values && !needs_bias) return out;
+    static const auto op =
+        find_op<Backward>("torch_geometric_ext::block_sparse_linear_backward");
+    const auto [x, values, bias] = call_in_backward([&] {
+      return op.call(
+          grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5],
+          saved[6], ctx->saved_data["block_size"].toInt(), needs_x,
+          needs_values, needs_bias,
+          /*check_invariants=*/false);  // The forward pass checked them.
+    });
+    if (needs_x) out[0] = x;
+    if (needs_values) out[1] = values;
+    if (needs_bias) out[2] = bias;
     return out;
   }
 };

@@ -30,6 +30,11 @@ struct BlockLoops {
   void (*add_outer)(
       const scalar_t* grad, const scalar_t* x, int64_t num_rows,
       scalar_t* grad_weight);
+
+  // Adds the sum over the rows of a tile of `num_blocks` blocks to `sum`.
+  void (*add_rows)(
+      const scalar_t* tile, int64_t num_rows, int64_t num_blocks,
+      scalar_t* sum);
 };
 
 // Return the loops for blocks of 8, 16 or 32 weights.

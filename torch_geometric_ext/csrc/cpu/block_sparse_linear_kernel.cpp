@@ -285,13 +285,14 @@ Tensor forward(
   return out;
 }
 
-// Computes gradients: the one of the input unless `grad_x` is undefined, and
-// the one of blocks of weights, which it adds to `grad_blocks` unless that is
-// undefined.
+// Computes the gradient of the input, and adds the gradients of blocks of
+// weights and of the bias, the latter by parts of the batch. Gradients that are
+// undefined are not computed.
 template <typename scalar_t>
 void add_gradients(
     const Tensor& grad, const Tensor& x, const Tensor& values,
-    const Layout& layout, const Tensor& grad_x, const Tensor& grad_blocks) {
+    const Layout& layout, const Tensor& grad_x, const Tensor& grad_blocks,
+    const Tensor& grad_bias) {
   const auto size = layout.size, num_blocks = layout.num_blocks;
   const auto loops = block_loops<scalar_t>(size);
   const auto& pattern = layout.pattern;
@@ -326,6 +327,11 @@ void add_gradients(
         if (grad_blocks.defined()) {
           loops.pack(rows_of<const scalar_t>(x, row), num_rows, layout.in, h);
         }
+        if (grad_bias.defined()) {
+          const auto part = row / plan.num_rows % grad_bias.size(0);
+          auto* sum = grad_bias.template mutable_data_ptr<scalar_t>();
+          loops.add_rows(g, num_rows, layout.num_rows, sum + part * num_out);
+        }
         if (!grad_x.defined()) return;
         loops.multiply(
             g, num_rows, 0, layout.num_cols,
@@ -352,28 +358,35 @@ void add_gradients(
 }
 
 template <typename scalar_t>
-std::tuple<Tensor, Tensor> backward(
+std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor& grad, const Tensor& x, const Tensor& values,
-    const Layout& layout, bool needs_x, bool needs_values) {
+    const Layout& layout, bool needs_x, bool needs_values, bool needs_bias) {
   auto grad_x = at::empty({0, 0}, values.options());
   auto grad_values = at::empty({0}, values.options());
+  auto grad_bias = at::empty({0}, values.options());
   if (prefers_dense(layout)) {
     if (needs_x) grad_x = at::mm(grad, to_dense<scalar_t>(values, layout));
     if (needs_values) {
       grad_values = select<scalar_t>(at::mm(grad.t(), x), layout, false);
     }
-    return {grad_x, grad_values};
+    if (needs_bias) grad_bias = grad.sum(0);
+    return {grad_x, grad_values, grad_bias};
   }
-  Tensor blocks;
+  const auto size = layout.size;
+  Tensor blocks, parts;
   if (needs_x) grad_x = at::empty(x.sizes(), values.options());
   if (needs_values) {
-    const auto size = layout.num_blocks * layout.size * layout.size;
-    blocks = at::zeros({size}, values.options());
+    blocks = at::zeros({layout.num_blocks * size * size}, values.options());
+  }
+  if (needs_bias) {  // Concurrent tiles belong to different parts.
+    parts = at::zeros(
+        {at::get_num_threads(), layout.num_rows * size}, values.options());
   }
   add_gradients<scalar_t>(
-      grad, x, values, layout, needs_x ? grad_x : Tensor(), blocks);
+      grad, x, values, layout, needs_x ? grad_x : Tensor(), blocks, parts);
   if (needs_values) grad_values = select<scalar_t>(blocks, layout, true);
-  return {grad_x, grad_values};
+  if (needs_bias) grad_bias = parts.sum(0).narrow(0, 0, layout.out).clone();
+  return {grad_x, grad_values, grad_bias};
 }
 
 Tensor block_sparse_linear_cpu(
@@ -385,14 +398,14 @@ Tensor block_sparse_linear_cpu(
   constexpr auto* op = "block_sparse_linear";
   const Pattern pattern{rowptr, col, colptr, row, perm};
   check(op, x, values, pattern, out_channels, block_size, check_invariants);
+  const Layout layout(pattern, out_channels, x.size(1), block_size);
+  check_values(op, values, layout);
   const bool with_bias = bias.has_value() && bias->defined();
   TORCH_CHECK_VALUE(
       !with_bias || (bias->dim() == 1 && bias->numel() == out_channels &&
                      bias->scalar_type() == values.scalar_type()),
       op, ": 'bias' needs to be a vector of ", out_channels, " ",
       values.scalar_type());
-  const Layout layout(pattern, out_channels, x.size(1), block_size);
-  check_values(op, values, layout);
   const auto rows = as_rows(x, values), weight = values.contiguous();
   auto out = AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), op, [&] {
     return forward<scalar_t>(
@@ -401,11 +414,11 @@ Tensor block_sparse_linear_cpu(
   return out.to(x.scalar_type());
 }
 
-std::tuple<Tensor, Tensor> block_sparse_linear_backward_cpu(
+std::tuple<Tensor, Tensor, Tensor> block_sparse_linear_backward_cpu(
     const Tensor& grad, const Tensor& x, const Tensor& values,
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr,
     const Tensor& row, const Tensor& perm, int64_t block_size, bool needs_x,
-    bool needs_values, bool check_invariants) {
+    bool needs_values, bool needs_bias, bool check_invariants) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   constexpr auto* op = "block_sparse_linear_backward";
   const Pattern pattern{rowptr, col, colptr, row, perm};
@@ -417,13 +430,13 @@ std::tuple<Tensor, Tensor> block_sparse_linear_backward_cpu(
   const Layout layout(pattern, grad.size(1), x.size(1), block_size);
   check_values(op, values, layout);
   const auto rows = as_rows(x, values), grad_rows = as_rows(grad, values);
-  const auto [grad_x, grad_values] =
+  const auto [grad_x, grad_values, grad_bias] =
       AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), op, [&] {
         return backward<scalar_t>(
-            grad_rows, rows, values.contiguous(), layout, needs_x,
-            needs_values);
+            grad_rows, rows, values.contiguous(), layout, needs_x, needs_values,
+            needs_bias);
       });
-  return {grad_x.to(x.scalar_type()), grad_values};
+  return {grad_x.to(x.scalar_type()), grad_values, grad_bias};
 }
 
 double crossover() {
@@ -441,8 +454,8 @@ TORCH_LIBRARY_FRAGMENT(torch_geometric_ext, m) {
   m.def(
       "block_sparse_linear_backward(Tensor grad, Tensor x, Tensor values, "
       "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor perm, "
-      "int block_size, bool needs_x, bool needs_values, "
-      "bool check_invariants=True) -> (Tensor, Tensor)");
+      "int block_size, bool needs_x, bool needs_values, bool needs_bias, "
+      "bool check_invariants=True) -> (Tensor, Tensor, Tensor)");
   m.def("block_sparse_linear_crossover() -> float");
 }
 

@@ -165,8 +165,24 @@ struct Block {
     }
   }
 
+  static void add_rows(
+      const scalar_t* tile, int64_t num_rows, int64_t num_blocks,
+      scalar_t* sum) {
+    for (int64_t i = 0; i < num_blocks; i++, sum += B) {
+      Vec total[B / L] = {};
+      for (int64_t row = 0; row < num_rows; row++, tile += B) {
+#pragma GCC unroll 8
+        for (int v = 0; v < B / L; v++) total[v] += load(tile + v * L);
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < B / L; v++) {
+        store(sum + v * L, load(sum + v * L) + total[v]);
+      }
+    }
+  }
+
   static BlockLoops<scalar_t> loops() {
-    return {pack, multiply, add_outer};
+    return {pack, multiply, add_outer, add_rows};
   }
 };
 
