@@ -21,6 +21,7 @@ from torch_geometric_ext.ops.sparse_linear import (
     _sparse_linear,
     sparse_linear_backward_reference,
 )
+from torch_geometric_ext.ops.top_positions import _top_positions
 from torch_geometric_ext.ops.weighted_sample import _weighted_sample
 
 FLOATS = st.sampled_from([torch.float, torch.double])
@@ -168,6 +169,37 @@ def weighted_sample(draw):
     weight = torch.rand(size, generator=generator).to(draw(FLOATS))
     noise = torch.rand(size, generator=generator).double() + 0.1
     return [weight, noise, draw(st.integers(0, size))]
+
+
+@st.composite
+def top_positions(draw):
+    generator, size = draw(GENERATORS), draw(SIZES)
+    score = torch.randint(-3, 4, (size,), generator=generator)
+    bound = draw(st.sampled_from([None, -1.0, 0.0, 1.5, float('inf')]))
+    return [score.to(draw(FLOATS)), draw(st.integers(0, 7)), bound]
+
+
+def positions(high, generator):
+    return (torch.rand(high, generator=generator) < 0.5).nonzero().flatten()
+
+
+@st.composite
+def sparse_pattern(draw):
+    size = draw(SIZES), draw(SIZES)
+    return [positions(size[0] * size[1], draw(GENERATORS)), *size]
+
+
+@st.composite
+def merge_positions(draw):
+    generator = draw(GENERATORS)
+    return [positions(draw(st.integers(0, 12)), generator) for _ in range(2)]
+
+
+@st.composite
+def missing_positions(draw):
+    generator, size = draw(GENERATORS), draw(SIZES)
+    index = positions(draw(st.integers(0, 12)), generator)
+    return [index, below(10, size, generator).sort().values]
 
 
 @st.composite
@@ -419,6 +451,10 @@ CAMPAIGNS = [
     ('csr_matmul', with_gradients(ops.csr_matmul, 0, 1), csr_matmul),
     ('csr_dot_products', as_tuple(_dot_products), dot_products),
     ('weighted_sample', as_tuple(_weighted_sample), weighted_sample),
+    ('top_positions', as_tuple(_top_positions), top_positions),
+    ('sparse_pattern', as_tuple(ops.sparse_pattern), sparse_pattern),
+    ('merge_positions', as_tuple(ops.merge_positions), merge_positions),
+    ('missing_positions', as_tuple(ops.missing_positions), missing_positions),
     ('unique_rows', as_tuple(ops.unique_rows), unique_rows),
     ('unique_trees', as_tuple(ops.unique_trees), unique_trees),
     ('computation_tree_ids', flat_trees, computation_tree_ids),

@@ -58,10 +58,11 @@ def test_move_weights(name, same_size):
 
     inactive = torch.arange(96)[~layer.mask.flatten()]
     num_new = 10 if same_size else 3
-    index = torch.cat([layer.index[10:], inactive[:num_new]]).sort().values
-    move_weights(layer, optimizer, index)
+    kept, grown = torch.arange(10, 48), inactive[:num_new]
+    index = torch.cat([layer.index[kept], grown]).sort().values
+    out = move_weights(layer, optimizer, layer.index, kept, grown)
 
-    assert torch.equal(layer.index, index)
+    assert torch.equal(out, index) and torch.equal(layer.index, index)
     assert layer.values is values and optimizer.state[values] is state
     mask = layer.mask.flatten()
     tensors = [layer.values, layer.values.grad] + [state[x] for x in keys]
@@ -77,9 +78,11 @@ def test_move_weights(name, same_size):
 def test_move_weights_to_none_and_back():
     layer = SparseLinear(4, 3, sparsity=0.5)
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
-    move_weights(layer, optimizer, torch.empty(0, dtype=torch.long))
+    nothing = torch.empty(0, dtype=torch.long)
+    move_weights(layer, optimizer, layer.index, nothing, nothing)
     assert layer.values.numel() == 0 and layer.sparsity == 1
-    move_weights(layer, optimizer, torch.tensor([2, 7]))
+    grown = torch.tensor([2, 7])
+    move_weights(layer, optimizer, nothing, nothing, grown)
     assert layer.values.tolist() == [0, 0]
     out = layer(torch.ones(2, 4))
     assert torch.equal(out, layer.bias.expand(2, 3))

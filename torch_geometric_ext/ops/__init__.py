@@ -8,8 +8,11 @@ from .csr_sparse_linear import csr_sparse_linear
 from .extract_trees import extract_trees
 from .frequent_itemsets import frequent_itemsets
 from .herding import herding
+from .merge_positions import merge_positions, missing_positions
 from .prototype_loss import prototype_loss
 from .sparse_linear import sparse_linear, sparse_linear_crossover
+from .sparse_pattern import sparse_pattern
+from .top_positions import top_positions
 from .unique_rows import unique_rows
 from .unique_trees import unique_trees
 from .weighted_sample import weighted_sample
@@ -23,9 +26,13 @@ __all__ = functions = [
     'extract_trees',
     'frequent_itemsets',
     'herding',
+    'merge_positions',
+    'missing_positions',
     'prototype_loss',
     'sparse_linear',
     'sparse_linear_crossover',
+    'sparse_pattern',
+    'top_positions',
     'unique_rows',
     'unique_trees',
     'weighted_sample',

@@ -1,4 +1,3 @@
-import math
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -198,15 +197,16 @@ class GradualMagnitude(WeightScheduler):
         """Prune all but the :obj:`size` largest weights of given layers."""
         magnitude = torch.cat(
             [x.values.detach().abs().to(layers[0].values) for x in layers]
-        ).nan_to_num_(nan=math.inf, posinf=math.inf)
+        )
         if magnitude.numel() <= size:
             return
         masks = top_mask(magnitude, size).split(
             [x.values.numel() for x in layers]
         )
         for layer, mask in zip(layers, masks):
-            index = layer.index[mask.to(layer.values.device)]
-            move_weights(layer, self.optimizer, index)
+            kept = mask.to(layer.values.device).nonzero().flatten()
+            nothing = kept.new_empty(0)
+            move_weights(layer, self.optimizer, layer.index, kept, nothing)
 
     def _check_distributed(self) -> None:
         if is_distributed():

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.ops.merge_positions import merge_positions
 
 
 def unwrap_optimizer(optimizer: Any, name: str) -> Optimizer:
@@ -95,28 +96,39 @@ def check_state(optimizer: Optimizer, layer: SparseLinear, name: str) -> None:
 
 @torch.no_grad()
 def move_weights(
-    layer: SparseLinear, optimizer: Optimizer, index: Tensor
-) -> None:
-    """Change the active weights of a layer.
+    layer: SparseLinear,
+    optimizer: Optimizer,
+    index: Tensor,
+    kept: Tensor,
+    grown: Tensor,
+) -> Tensor:
+    r"""Change the active weights of a layer.
 
     Weights that remain active keep their value, gradient and optimizer state.
     These are zero for new weights. If the number of active weights is
-    constant, all tensors are overwritten in-place.
+    constant, all tensors are overwritten in-place. Takes
+    :math:`O(\textrm{nnz} + I + O)` time on CPU.
 
     Args:
         layer (SparseLinear): The layer.
         optimizer (torch.optim.Optimizer): The optimizer that trains it.
-        index (torch.Tensor): The new active positions, ascending (int64).
+        index (torch.Tensor): The active positions, :obj:`layer.index`.
+        kept (torch.Tensor): The positions in :obj:`layer.values` of the
+            weights that remain active, ascending (int64).
+        grown (torch.Tensor): The positions of new weights in the flattened
+            weight, ascending and inactive (int64).
+
+    Returns:
+        torch.Tensor: The new active positions, ascending (int64).
     """
     values = layer.values
-    old, grad, shape = layer.index, values.grad, values.shape
-    target = torch.searchsorted(index, old)
-    remains = F.pad(index, (0, 1), value=-1)[target] == old
-    source = remains.nonzero().flatten()
-    target = target[source]
+    grad, shape = values.grad, values.shape
+    new, rank = merge_positions(index.index_select(0, kept), grown)
+    source = F.pad(kept, (0, 1), value=index.numel()).index_select(0, rank)
 
     def move(x: Tensor) -> Tensor:
-        return x.new_zeros(index.shape).scatter_(0, target, x[source])
+        # New weights read the zero at the end:
+        return F.pad(x, (0, 1)).index_select(0, source)
 
     state = optimizer.state.get(values, {})
     keys: List[str] = [
@@ -124,7 +136,7 @@ def move_weights(
         for key, x in state.items()
         if isinstance(x, Tensor) and x.shape == shape
     ]
-    layer.set_weights(index, move(values))
+    layer.set_weights(new, move(values))
     in_place = values.shape == shape
     for key in keys:
         if in_place:
@@ -136,3 +148,4 @@ def move_weights(
             grad.copy_(move(grad))
         else:
             values.grad = move(grad)
+    return new

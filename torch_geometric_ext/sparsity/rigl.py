@@ -13,7 +13,12 @@ from torch_geometric_ext.sparsity.recorder import Recorder
 from torch_geometric_ext.sparsity.topology_scheduler import TopologyScheduler
 from torch_geometric_ext.sparsity.weight_scheduler import is_distributed
 
-BLOCK_SIZE = 1 << 22  # A bound: elements of the dense gradient at a time.
+# Elements of the dense gradient at a time. `benchmark/sparsity/
+# topology_updates.py` is fastest if they stay in cache.
+BLOCK_SIZE = 1 << 19
+# A block of fewer rows reads all inputs to compute little. A choice.
+MIN_ROWS = 64
+MAX_BLOCK_SIZE = 1 << 22  # A bound on the memory that these rows take.
 
 
 class RigL(TopologyScheduler):
@@ -203,7 +208,8 @@ class RigL(TopologyScheduler):
         pairs = self._recorders[name].pairs
         finite = index.new_ones(())
         for _, grad in pairs:
-            finite *= grad.isfinite().all()
+            if grad.numel() > 0:  # One pass is faster than `isfinite(grad)`.
+                finite *= torch.stack(grad.aminmax()).isfinite().all()
         if is_distributed():
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         top, allowed = RunningTop(num_weights), self.allowed.get(name)
@@ -231,7 +237,8 @@ class RigL(TopologyScheduler):
             (_as_operand(x, dtype), grad.to(dtype))
             for x, grad in self._recorders[name].pairs
         ]
-        step = min(max(BLOCK_SIZE // num_cols, 1), num_rows)
+        min_rows = min(MIN_ROWS, MAX_BLOCK_SIZE // num_cols)
+        step = min(max(BLOCK_SIZE // num_cols, min_rows, 1), num_rows)
         buffer = layer.values.new_empty((step, num_cols), dtype=dtype)
         for begin in range(0, num_rows, step):
             rows = slice(begin, min(begin + step, num_rows))

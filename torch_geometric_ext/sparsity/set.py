@@ -1,9 +1,9 @@
 from typing import Optional
 
-import torch
 from torch import Tensor
 
 from torch_geometric_ext.nn.dense.pattern import random_index
+from torch_geometric_ext.ops.merge_positions import missing_positions
 from torch_geometric_ext.sparsity.topology_scheduler import TopologyScheduler
 
 
@@ -73,10 +73,8 @@ class SET(TopologyScheduler):
     ) -> Optional[Tensor]:
         layer = self.layers[name]
         numel = layer.out_channels * layer.in_channels
-        # Draw ranks among the inactive positions. `num_before` counts the
-        # inactive positions before each active one.
+        # Draw ranks among the inactive positions:
         rank = random_index(
             numel - index.numel(), num_weights, self._generator
-        ).to(index.device)
-        num_before = index - torch.arange(index.numel(), device=index.device)
-        return rank + torch.searchsorted(num_before, rank, right=True)
+        )
+        return missing_positions(index, rank.to(index.device))

@@ -13,8 +13,10 @@ from torch_geometric_ext.ops.check_state_dict import (
     is_generator,
     is_index,
 )
+from torch_geometric_ext.ops.merge_positions import merge_positions
+from torch_geometric_ext.ops.top_positions import top_positions
+from torch_geometric_ext.sparsity.explored import Explored
 from torch_geometric_ext.sparsity.optimizer_state import move_weights
-from torch_geometric_ext.sparsity.ranking import top_mask
 from torch_geometric_ext.sparsity.weight_scheduler import WeightScheduler
 
 
@@ -98,9 +100,8 @@ class TopologyScheduler(WeightScheduler):
             )
         self.drop_fraction = drop_fraction
         self._generator = torch.Generator().manual_seed(seed)
-        # All positions that were active before the last update:
         empty = torch.empty(0, dtype=torch.long)
-        self._explored = {key: empty for key in self.layers}
+        self._explored = {key: Explored(empty) for key in self.layers}
         self._prepare()
 
     @property
@@ -133,7 +134,7 @@ class TopologyScheduler(WeightScheduler):
         return {
             **super().state_dict(),
             'generator': self._generator.get_state(),
-            'explored': list(self._explored.values()),
+            'explored': [x.index() for x in self._explored.values()],
         }
 
     def _state_checks(self) -> Dict[str, Check]:
@@ -155,7 +156,8 @@ class TopologyScheduler(WeightScheduler):
     def _load_state(self, state: Dict[str, Any]) -> None:
         super()._load_state(state)
         self._generator.set_state(state['generator'].cpu())
-        self._explored = dict(zip(self.layers, state['explored']))
+        explored = [Explored(x) for x in state['explored']]
+        self._explored = dict(zip(self.layers, explored))
 
     @abstractmethod
     def _grow(
@@ -169,8 +171,9 @@ class TopologyScheduler(WeightScheduler):
             num_weights (int): Number of positions to grow.
 
         Returns:
-            Inactive positions of shape :math:`(\textrm{num\_weights})`
-            (int64), or :obj:`None` to skip the update of the layer.
+            Ascending inactive positions of shape
+            :math:`(\textrm{num\_weights})` (int64), or :obj:`None` to skip
+            the update of the layer.
         """
 
     def _num_positions(self, name: str) -> int:
@@ -193,18 +196,14 @@ class TopologyScheduler(WeightScheduler):
             if grown is None:
                 continue
             magnitude = layer.values.detach().abs()
-            magnitude.nan_to_num_(nan=math.inf, posinf=math.inf)
-            mask = top_mask(magnitude, index.numel() - num_dropped)
-            self._explored[key] = _union(self._explored[key], index)
-            index = torch.cat([index[mask], grown]).sort().values
-            move_weights(layer, self.optimizer, index)
+            kept = top_positions(magnitude, index.numel() - num_dropped)
+            new = move_weights(layer, self.optimizer, index, kept, grown)
+            self._explored[key].update(index, grown, new)
 
     def _num_explored(self) -> Dict[str, int]:
-        return {
-            key: _union(self._explored[key], layer.index).numel()
-            for key, layer in self.layers.items()
-        }
-
-
-def _union(index: Tensor, other: Tensor) -> Tensor:
-    return torch.cat([index.to(other.device), other]).unique()
+        out = {}
+        for key, layer in self.layers.items():
+            index = layer.index
+            explored = self._explored[key].index().to(index.device)
+            out[key] = merge_positions(explored, index)[0].numel()
+        return out

@@ -8,7 +8,9 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-MAX_INDEX = 2**31 - 1  # The bound of `torch.int32`.
+from torch_geometric_ext.ops.merge_positions import missing_positions
+from torch_geometric_ext.ops.sparse_pattern import MAX_INDEX, sparse_pattern
+from torch_geometric_ext.ops.top_positions import top_positions
 
 
 class Pattern(NamedTuple):
@@ -67,9 +69,9 @@ def random_index(
         index = torch.cat([index, draw]).unique()
     surplus = index.numel() - size
     if surplus > 0:
-        mask = index.new_ones(index.numel(), dtype=torch.bool)
-        mask[random_index(index.numel(), surplus, generator)] = False
-        index = index[mask]
+        dropped = random_index(index.numel(), surplus, generator)
+        rank = torch.arange(size, device='cpu')
+        index = index[missing_positions(dropped, rank)]
     return index
 
 
@@ -80,7 +82,8 @@ def select_index(
     index: Optional[Tensor] = None,
 ) -> Tensor:
     """Return the ascending flat positions of a weight that a mask, a sparsity
-    (by magnitude) or positions select, or else of all elements but zeros.
+    (by magnitude, the first among equals) or positions select, or else of all
+    elements but zeros.
 
     Raises:
         ValueError: If several of them are given, or one is invalid.
@@ -95,7 +98,7 @@ def select_index(
     flat = weight.flatten()
     if sparsity is not None:
         size = round((1 - sparsity) * flat.numel())
-        return flat.abs().topk(size, sorted=False).indices.sort().values
+        return top_positions(flat.abs(), size)
     if mask is None:
         return flat.nonzero().flatten()
     if mask.dtype != torch.bool or mask.shape != weight.shape:
@@ -116,18 +119,8 @@ def compress(index: Tensor, size: Tuple[int, int]) -> Pattern:
     Raises:
         ValueError: If the pattern exceeds 32-bit indices.
     """
-    num_rows, num_cols = size
     check_size(index.numel(), size)
-    row = torch.div(index, max(num_cols, 1), rounding_mode='floor')
-    col = index - row * num_cols
-    perm = torch.sort(col, stable=True).indices
-    return Pattern(
-        rowptr=_pointer(row, num_rows),
-        col=col.int(),
-        colptr=_pointer(col, num_cols),
-        row=row[perm].int(),
-        perm=perm.int(),
-    )
+    return Pattern(*sparse_pattern(index, *size))
 
 
 def flatten(rowptr: Tensor, col: Tensor, num_cols: int) -> Tensor:
@@ -231,9 +224,3 @@ def _check_rows(rowptr: Tensor, col: Tensor, size: Tuple[int, int]) -> None:
             "'col' of 'SparseLinear' needs to be ascending within each row, "
             'without duplicates'
         )
-
-
-def _pointer(index: Tensor, size: int) -> Tensor:
-    count = torch.zeros(size + 1, dtype=torch.long, device=index.device)
-    count.scatter_add_(0, index + 1, torch.ones_like(index))
-    return count.cumsum(0).int()
