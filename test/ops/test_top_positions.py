@@ -63,7 +63,9 @@ def test_top_positions_of_infinite_scores(score, size, bound):
 
 @withKernels
 @pytest.mark.parametrize('num_threads', [1, 2, 3])
-@pytest.mark.parametrize('size', [0, 1, 9_000, 70_000, 299_999, 300_000, 400_000])
+@pytest.mark.parametrize(
+    'size', [0, 1, 9_000, 70_000, 299_999, 300_000, 400_000]
+)
 @pytest.mark.parametrize('dtype', [torch.float, torch.double])
 def test_top_positions_of_large_input(num_threads, size, dtype):
     generator = torch.Generator().manual_seed(12345)

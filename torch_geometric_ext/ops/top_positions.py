@@ -79,7 +79,9 @@ def _check(score: Tensor, size: int, bound: Optional[float]) -> None:
             f"top_positions: 'size' needs to be non-negative (got {size})"
         )
     if bound is not None and math.isnan(bound):
-        raise ValueError("top_positions: 'bound' needs to be a number (got nan)")
+        raise ValueError(
+            "top_positions: 'bound' needs to be a number (got nan)"
+        )
 
 
 def _fake(score: Tensor, size: int, bound: Optional[float] = None) -> Tensor:
