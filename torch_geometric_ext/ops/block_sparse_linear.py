@@ -147,6 +147,18 @@ class Weights(NamedTuple):
     block: Tensor
 
 
+def count_columns(
+    rowptr: Tensor, col: Tensor, size: Tuple[int, int], block_size: int
+) -> Tensor:
+    """Return the number of weights of each row, of shape :math:`(O)`.
+
+    See :func:`expand_blocks` for the arguments.
+    """
+    width = (size[1] - col.long() * block_size).clamp(max=block_size)
+    degree = F.pad(width.cumsum(0), (1, 0))[rowptr.long()].diff()
+    return degree.repeat_interleave(block_size)[: size[0]]
+
+
 def expand_blocks(
     rowptr: Tensor,
     col: Tensor,
@@ -165,10 +177,7 @@ def expand_blocks(
             :obj:`None`, the function waits for the device to count them.
             (default: :obj:`None`)
     """
-    first = col.long() * block_size
-    width = (size[1] - first).clamp(max=block_size)
-    degree = F.pad(width.cumsum(0), (1, 0))[rowptr.long()].diff()
-    degree = degree.repeat_interleave(block_size)[: size[0]]
+    degree = count_columns(rowptr, col, size, block_size)
     ptr = F.pad(degree.cumsum(0), (1, 0))
     num_weights = int(ptr[-1]) if num_weights is None else num_weights
     row = torch.arange(size[0], device=col.device)
@@ -176,7 +185,8 @@ def expand_blocks(
     # Only the last block of a row may be cut, so that offsets tell the block:
     offset = torch.arange(num_weights, device=col.device) - ptr[row]
     block = rowptr[row // block_size] + offset // block_size
-    return Weights(ptr, row, first[block] + offset % block_size, block)
+    column = col[block].long() * block_size + offset % block_size
+    return Weights(ptr, row, column, block)
 
 
 def block_sparse_linear_reference(

@@ -19,7 +19,8 @@ using Forward = Tensor(
     int64_t, bool);
 using Backward = std::tuple<Tensor, Tensor, Tensor>(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-    const Tensor&, const Tensor&, const Tensor&, int64_t, bool, bool, bool);
+    const Tensor&, const Tensor&, const Tensor&, int64_t, bool, bool, bool,
+    bool);
 
 class BlockSparseLinear : public torch::autograd::Function<BlockSparseLinear> {
  public:

@@ -14,6 +14,7 @@ from torch_geometric_ext.nn.dense.pattern import (
 )
 from torch_geometric_ext.ops.block_sparse_linear import (
     BLOCK_SIZES,
+    count_columns,
     expand_blocks,
 )
 
@@ -140,7 +141,7 @@ class BlockGrid(NamedTuple):
         """Return the number of active weights of each row of the weight."""
         if self.block_size == 1:
             return rowptr.diff()
-        return expand_blocks(rowptr, col, *self, None).rowptr.diff()
+        return count_columns(rowptr, col, *self)
 
     def complete(
         self, values: Tensor, rowptr: Tensor, col: Tensor, colptr: Tensor
