@@ -39,76 +39,42 @@ def block_sparse_linear(
     block_size: int,
     check_invariants: bool = True,
 ) -> Tensor:
-    r"""Apply a linear transformation with a weight matrix whose active weights
-    form square blocks.
-
-    .. math::
-        \mathbf{x}^{\prime} = \mathbf{x} \mathbf{W}^{\top} + \mathbf{b}
+    r"""Compute :func:`~torch_geometric_ext.ops.sparse_linear` for active
+    weights that form square blocks.
 
     The weight is a grid of :math:`R \times C` blocks, with
     :math:`R = \lceil O / B \rceil` and :math:`C = \lceil I / B \rceil`. The
-    pattern holds the active blocks in CSR and CSC format, as
-    :func:`~torch_geometric_ext.ops.sparse_linear` holds the active weights.
-    The values are the weights themselves in row-major order, so that
-    :func:`~torch_geometric_ext.ops.sparse_linear` takes the same
-    :obj:`values` for the same weights. Blocks at the last rows and columns
-    hold the weights that exist, and no padding.
+    pattern holds the active blocks as the other operator holds the active
+    weights. The values are the same, in row-major order. Blocks at the last
+    rows and columns hold the weights that exist, and no padding.
 
     Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
-    outputs, :math:`O(\textrm{nnz} + I + O)` memory, and :math:`O(I + O)` for
-    each thread. Where a dense matrix product is expected to be faster, the
-    kernel uses it instead and takes :math:`O(I \cdot O)` memory. The same
-    holds under transforms of :mod:`torch.func` and forward-mode
-    differentiation. The result is deterministic for a given number of threads.
+    outputs, :math:`O(\textrm{nnz})` memory, and :math:`O(I + O)` for each
+    thread. Whole vector registers multiply the weights of a block. Where a dense matrix product is
+    expected to be faster, the kernel uses it (see
+    :func:`~torch_geometric_ext.ops.block_sparse_linear_crossover`).
 
     Args:
-        x (torch.Tensor): The input. The operator computes half precision in
-            single precision and rounds the output.
-        values (torch.Tensor): The weights, row by row, of the dtype of
-            :obj:`x` (any dtype but :obj:`torch.double` under autocast).
-        bias (torch.Tensor, optional): The bias, of the dtype of
-            :obj:`values`.
-        rowptr (torch.Tensor): The pointers of the rows of blocks.
-        col (torch.Tensor): The column of each block, ascending within each
-            row.
-        colptr (torch.Tensor): The pointers of the columns of blocks.
-        row (torch.Tensor): The row of each block, column by column, ascending
-            within each column.
-        perm (torch.Tensor): The position of each block in :obj:`col`, column
-            by column.
+        x, values, bias: As in :func:`~torch_geometric_ext.ops.sparse_linear`.
+        rowptr, col, colptr, row, perm: The pattern of the blocks.
         size (Tuple[int, int]): The numbers :math:`O` and :math:`I` of outputs
             and inputs.
         block_size (int): The size :math:`B` of blocks (:obj:`8`, :obj:`16` or
             :obj:`32`).
-        check_invariants (bool, optional): If set to :obj:`False`, only checks
-            the shapes and dtypes of the pattern and the ends of row pointers.
-            Other errors in it are undefined behavior. The check takes time in
-            proportion to the number of blocks and waits for the device.
+        check_invariants (bool, optional): As in the other operator.
             (default: :obj:`True`)
 
     Shapes:
-        - **input:** :obj:`x` :math:`(*, I)`, :obj:`values`
-          :math:`(\textrm{nnz})`, :obj:`bias` :math:`(O)`, :obj:`rowptr`
+        - **input:** as for the other operator, but :obj:`rowptr`
           :math:`(R + 1)`, :obj:`colptr` :math:`(C + 1)`, and :obj:`col`,
-          :obj:`row`, :obj:`perm` one element for each block, all indices of
-          :obj:`torch.int32`
-        - **output:** :math:`(*, O)`, of the dtype of :obj:`x`, or of the
-          autocast dtype
+          :obj:`row`, :obj:`perm` one element for each block
+        - **output:** :math:`(*, O)`
 
     Raises:
-        ValueError: If :obj:`x` has another number of features than the weight
-            or another dtype than :obj:`values`, if another shape, dtype or
-            device is invalid, if the pattern is, or if :obj:`values` does not
-            hold the weights of all blocks.
+        ValueError: If an argument has an invalid shape, dtype or device, if
+            the pattern is invalid, or if :obj:`values` does not hold the
+            weights of all blocks.
         IndexError: If a row or column of the pattern is out of range.
-
-    Example:
-        >>> rowptr, col = torch.tensor([[0, 1], [0, 1]], dtype=torch.int32)
-        >>> pattern = (rowptr, col[:1], rowptr, col[:1], col[:1])
-        >>> x, weight = torch.ones(1, 8), torch.full((24,), 0.5)
-        >>> args = (*pattern, (3, 8), 8)  # A block of 8 x 8, cut to 3 rows.
-        >>> block_sparse_linear(x, weight, None, *args)
-        tensor([[4., 4., 4.]])
     """
     x, values, bias = cast_operands(
         'block_sparse_linear', x, values, bias, size[1]
@@ -119,8 +85,9 @@ def block_sparse_linear(
 
 
 def block_sparse_linear_crossover() -> float:
-    """Return the density above which :func:`block_sparse_linear` computes a
-    dense product.
+    """Return the density above which
+    :func:`~torch_geometric_ext.ops.block_sparse_linear` computes a dense
+    product.
 
     The reference always computes dense products, hence returns zero without
     kernels.
