@@ -50,25 +50,25 @@ def block_sparse_linear(
 
     Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
     outputs, :math:`O(\textrm{nnz})` memory, and :math:`O(I + O)` for each
-    thread. Whole vector registers multiply the weights of a block. Where a dense matrix product is
-    expected to be faster, the kernel uses it (see
-    :func:`~torch_geometric_ext.ops.block_sparse_linear_crossover`).
+    thread, or :math:`O(I \cdot O)` where a dense product is faster.
 
     Args:
-        x, values, bias: As in :func:`~torch_geometric_ext.ops.sparse_linear`.
-        rowptr, col, colptr, row, perm: The pattern of the blocks.
-        size (Tuple[int, int]): The numbers :math:`O` and :math:`I` of outputs
-            and inputs.
-        block_size (int): The size :math:`B` of blocks (:obj:`8`, :obj:`16` or
-            :obj:`32`).
+        x (torch.Tensor): The input, of shape :math:`(*, I)`.
+        values (torch.Tensor): The weights, of shape :math:`(\textrm{nnz})`.
+        bias (torch.Tensor, optional): The bias, of shape :math:`(O)`.
+        rowptr (torch.Tensor): The row pointers, of shape :math:`(R + 1)`.
+        col (torch.Tensor): The column of each block.
+        colptr (torch.Tensor): The column pointers, of shape :math:`(C + 1)`.
+        row (torch.Tensor): The row of each block, column by column.
+        perm (torch.Tensor): The position in :obj:`col` of each block, column
+            by column.
+        size (Tuple[int, int]): The numbers :math:`O` and :math:`I`.
+        block_size (int): The size :math:`B` (:obj:`8`, :obj:`16`, :obj:`32`).
         check_invariants (bool, optional): As in the other operator.
             (default: :obj:`True`)
 
-    Shapes:
-        - **input:** as for the other operator, but :obj:`rowptr`
-          :math:`(R + 1)`, :obj:`colptr` :math:`(C + 1)`, and :obj:`col`,
-          :obj:`row`, :obj:`perm` one element for each block
-        - **output:** :math:`(*, O)`
+    Returns:
+        The output, of shape :math:`(*, O)`.
 
     Raises:
         ValueError: If an argument has an invalid shape, dtype or device, if

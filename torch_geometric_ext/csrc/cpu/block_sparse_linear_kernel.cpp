@@ -22,14 +22,14 @@ namespace {
 
 using at::Tensor;
 
-// Rows of a tile. Measured by `benchmark/nn/block_sparse.py`: more rows save
-// loads of gradients, fewer rows stay in the second-level cache.
+// Rows of a tile. A choice: many rows save loads of gradients of weights, and
+// few rows stay in the second-level cache.
 constexpr int64_t kMaxRows = 96;
 // A bound of the bytes of a tile, for wide layers. A choice, no measurement.
 constexpr int64_t kMaxBytes = 1 << 24;
-// The density above which a dense product is used. Products of blocks and dense
-// products run at similar rates (measured by `benchmark/nn/block_sparse.py`);
-// the margin is for machines with faster dense products.
+// The density above which a dense product is used. A choice: products of blocks
+// reach the rate of dense ones in `benchmark/nn/block_sparse.py`, and the margin
+// is for machines with faster dense products.
 constexpr double kDenseAbove = 0.5;
 
 template <typename scalar_t>

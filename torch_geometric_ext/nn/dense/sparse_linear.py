@@ -57,7 +57,8 @@ class SparseLinear(SparseParameters):
         Pass sparse features, such as bags of words, in CSR format
         (:obj:`x.to_sparse_csr()`, once before training). The layer then
         skips the zeros of both, but computes no gradient of the features, and
-        supports no transform. :func:`torch.compile` runs it eagerly.
+        supports no transform. :func:`torch.compile` runs it eagerly. Layers of
+        blocks need dense features.
 
     .. note::
         :class:`~torch.nn.parallel.DistributedDataParallel` broadcasts all
