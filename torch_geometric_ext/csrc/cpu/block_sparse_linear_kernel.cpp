@@ -28,8 +28,8 @@ constexpr int64_t kMaxRows = 96;
 // A bound of the bytes of a tile, for wide layers. A choice, no measurement.
 constexpr int64_t kMaxBytes = 1 << 24;
 // The density above which a dense product is used. A choice: products of blocks
-// reach the rate of dense ones in `benchmark/nn/block_sparse.py`, and the margin
-// is for machines with faster dense products.
+// reach the rate of dense ones in `benchmark/nn/block_sparse.py`, and the
+// margin is for machines with faster dense products.
 constexpr double kDenseAbove = 0.5;
 
 template <typename scalar_t>
