@@ -27,9 +27,9 @@ FALLBACK_TESTS := test/ops test/examples test/test_typing.py \
 	test/full_batch/conv test/full_batch/test_adjacency.py \
 	test/full_batch/test_plan.py test/full_batch/test_sparse_input.py \
 	test/loader/test_paper_draw.py test/loader/test_shared_tree_loader.py \
-	test/nn/dense/test_pattern.py test/nn/dense/test_sparse_linear.py \
-	test/nn/test_prototypes.py test/nn/test_random_trees.py \
-	test/sparsity/test_explored.py test/sparsity/test_optimizer_state.py \
+	test/nn/dense test/nn/test_prototypes.py test/nn/test_random_trees.py \
+	test/sparsity/test_blocks.py test/sparsity/test_explored.py \
+	test/sparsity/test_optimizer_state.py \
 	test/sparsity/test_ranking.py test/sparsity/test_rigl.py \
 	test/sparsity/test_set.py test/sparsity/test_topology_scheduler.py \
 	test/transforms/mirage test/transforms/test_share_computation_trees.py

@@ -91,12 +91,13 @@ def main() -> None:
     parser.add_argument(
         '--sparsities', type=float, nargs='+', default=[0.8, 0.9, 0.95, 0.98]
     )
+    parser.add_argument('--shapes', type=int, nargs='+', default=range(4))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f'{cpu_name()}; {torch.backends.cpu.get_cpu_capability()}, ', end='')
     print(f'{args.threads} thread(s), {args.dtype}, torch {torch.__version__}')
-    for shape in SHAPES:
-        compare(shape, args)
+    for i in args.shapes:
+        compare(SHAPES[i], args)
 
 
 if __name__ == '__main__':
