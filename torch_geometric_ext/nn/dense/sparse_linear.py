@@ -89,8 +89,9 @@ class SparseLinear(SparseParameters):
             that are active or not as a whole (:obj:`1`, :obj:`8`, :obj:`16`
             or :obj:`32`). Blocks fill vector registers, hence are faster than
             single weights, at a lower accuracy for the same sparsity. The
-            sparsity is rounded to whole blocks of the grid. Blocks at the
-            last outputs and inputs are cut. (default: :obj:`1`)
+            sparsity is rounded to whole blocks, and rows of blocks draw equal
+            numbers of blocks, up to one. Blocks at the last outputs and
+            inputs are cut. (default: :obj:`1`)
 
     Attributes:
         values (torch.nn.Parameter): The active weights in row-major order, of
@@ -118,7 +119,7 @@ class SparseLinear(SparseParameters):
         >>> lin(torch.randn(100, 512)).shape
         torch.Size([100, 256])
         >>> SparseLinear(512, 256, sparsity=0.9, block_size=16)
-        SparseLinear(512, 256, bias=True, sparsity=0.8..., block_size=16, ...)
+        SparseLinear(512, 256, bias=True, sparsity=0.9004, block_size=16, ...)
     """
 
     bias: Optional[Parameter]
