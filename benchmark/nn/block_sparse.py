@@ -31,15 +31,18 @@ def measure(
     shape: Tuple[int, int, int], sparsity: float, args: argparse.Namespace
 ) -> Dict[str, float]:
     """Return the median CPU time of a step of each layer in milliseconds."""
-    num_rows, *channels = shape
+    num_rows, inputs, outputs = shape
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
-    x = torch.randn(num_rows, channels[0], dtype=dtype, requires_grad=True)
-    grad = torch.randn(num_rows, channels[1], dtype=dtype)
-    layers: Dict[str, torch.nn.Module] = {'dense': torch.nn.Linear(*channels)}
+    x = torch.randn(num_rows, inputs, dtype=dtype, requires_grad=True)
+    grad = torch.randn(num_rows, outputs, dtype=dtype)
+    layers: Dict[str, torch.nn.Module] = {
+        'dense': torch.nn.Linear(inputs, outputs)
+    }
     for size in [1, *BLOCK_SIZES]:
-        layer = SparseLinear(*channels, sparsity=sparsity, block_size=size)
-        layers['single' if size == 1 else f'blocks of {size}'] = layer
+        layers['single' if size == 1 else f'blocks of {size}'] = SparseLinear(
+            inputs, outputs, sparsity=sparsity, block_size=size
+        )
     times: Dict[str, List[float]] = {name: [] for name in layers}
     for _ in range(args.steps + 2):
         for name, layer in layers.items():

@@ -298,13 +298,9 @@ class _BlockSparseLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         needs = ctx.needs_input_grad[:3]
-        grads = block_sparse_linear_backward_reference(
-            grad,
-            *ctx.saved_tensors,
-            ctx.block_size,
-            *needs,
-            False,  # The forward pass checked the pattern.
-        )
+        # The forward pass checked the pattern.
+        args = [*ctx.saved_tensors, ctx.block_size, *needs, False]
+        grads = block_sparse_linear_backward_reference(grad, *args)
         out = [x if needed else None for x, needed in zip(grads, needs)]
         return (*out, *[None] * 8)
 
@@ -313,9 +309,8 @@ def _double_backward(
     grad: Tensor, x: Tensor, values: Tensor, *args: Any
 ) -> Tuple[Tensor, Tensor, Tensor]:
     # A check would stop tracing, and PyTorch checks indices itself.
-    return block_sparse_linear_backward_reference(
-        grad, x, values, *args[:9], False
-    )
+    args = (*args[:9], False)
+    return block_sparse_linear_backward_reference(grad, x, values, *args)
 
 
 def _fake(

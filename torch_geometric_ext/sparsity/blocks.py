@@ -17,14 +17,14 @@ class ActiveBlocks(NamedTuple):
     """Active blocks of a layer. Single weights are blocks of one weight.
 
     Attributes:
-        index (torch.Tensor): The ascending positions of the blocks in the grid
-            of the layer (int64).
+        position (torch.Tensor): The ascending positions of the blocks in the
+            grid of the layer (int64).
         owner (torch.Tensor): The block of each weight (int64).
         magnitude (torch.Tensor): The root mean square of each block.
         num_weights (torch.Tensor): The number of weights of each block.
     """
 
-    index: Tensor
+    position: Tensor
     owner: Tensor
     magnitude: Tensor
     num_weights: Tensor
@@ -70,7 +70,7 @@ def move_blocks(
     blocks = torch.arange(grid.num_blocks, device=score.device)
     num_weights = grid.count_weights(blocks)
     is_free = score >= 0
-    is_free[active.index] = False
+    is_free[active.position] = False
     kept: List[Tensor] = []
     grown: List[Tensor] = []
     for size in active.num_weights.unique().tolist():  # At most four.
@@ -80,7 +80,7 @@ def move_blocks(
         num_kept = own.numel() - num_moves
         kept.append(own[top_positions(active.magnitude[own], num_kept)])
         grown.append(free[top_positions(score[free], num_moves)])
-    is_kept = torch.zeros_like(active.index, dtype=torch.bool)
+    is_kept = torch.zeros_like(active.position, dtype=torch.bool)
     is_kept[torch.cat(kept)] = True
     remaining = is_kept[active.owner].nonzero().flatten()
     index = grid.expand(torch.cat(grown).sort().values)
