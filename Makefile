@@ -27,10 +27,9 @@ FALLBACK_TESTS := test/data/test_shared_trees.py test/examples \
 	test/full_batch/test_plan.py test/full_batch/test_sparse_input.py \
 	test/loader/test_paper_draw.py \
 	test/loader/test_shared_tree_loader.py \
-	test/nn/conv/test_masked_gcn_conv.py test/nn/dense/test_pattern.py \
-	test/nn/dense/test_sparse_linear.py \
-	test/nn/dense/test_sparse_parameters.py test/nn/test_prototypes.py \
-	test/nn/test_random_trees.py test/ops test/sparsity/test_explored.py \
+	test/nn/conv/test_masked_gcn_conv.py test/nn/dense \
+	test/nn/test_prototypes.py test/nn/test_random_trees.py test/ops \
+	test/sparsity/test_blocks.py test/sparsity/test_explored.py \
 	test/sparsity/test_optimizer_state.py test/sparsity/test_ranking.py \
 	test/sparsity/test_rigl.py test/sparsity/test_set.py \
 	test/sparsity/test_topology_scheduler.py test/test_typing.py \

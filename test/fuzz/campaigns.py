@@ -6,6 +6,10 @@ from hypothesis import strategies as st
 import torch_geometric_ext.typing
 from torch_geometric_ext import ops
 from torch_geometric_ext.nn.dense.pattern import compress
+from torch_geometric_ext.ops.block_sparse_linear import (
+    _block_sparse_linear,
+    block_sparse_linear_backward_reference,
+)
 from torch_geometric_ext.ops.csr_matmul import _dot_products
 from torch_geometric_ext.ops.csr_sparse_linear import (
     _backward as csr_sparse_linear_backward,
@@ -72,6 +76,32 @@ def sparse_linear_backward(draw):
     grad = torch.randn(len(x), pattern[0].numel() - 1).to(x.dtype)
     needs = [draw(st.booleans()) for _ in range(3)]
     return [grad, x, values, *pattern, *needs]
+
+
+@st.composite
+def block_sparse_linear(draw):
+    generator, dtype = draw(GENERATORS), draw(FLOATS)
+    block_size = draw(st.sampled_from([8, 16, 32]))
+    size = draw(st.integers(0, 40)), draw(st.integers(0, 40))
+    grid = tuple(-(-x // block_size) for x in size)
+    blocks = torch.rand(grid, generator=generator) < 0.5
+    mask = blocks.repeat_interleave(block_size, 0)
+    mask = mask.repeat_interleave(block_size, 1)[: size[0], : size[1]]
+    values, x, bias = (
+        torch.randn(shape, generator=generator, dtype=dtype)
+        for shape in [int(mask.sum()), (draw(SIZES), size[1]), size[0]]
+    )
+    bias = draw(st.sampled_from([bias, None]))
+    pattern = compress(blocks.flatten().nonzero().flatten(), grid)
+    return [x, values, bias, *pattern, size[0], block_size]
+
+
+@st.composite
+def block_sparse_linear_backward(draw):
+    x, values, _, *pattern, size, block_size = draw(block_sparse_linear())
+    grad = torch.randn(len(x), size).to(x.dtype)
+    needs = [draw(st.booleans()) for _ in range(3)]
+    return [grad, x, values, *pattern, block_size, *needs]
 
 
 @st.composite
@@ -392,6 +422,21 @@ CAMPAIGNS = [
             'sparse_linear_backward', sparse_linear_backward_reference
         ),
         sparse_linear_backward,
+        SPARSE,
+    ),
+    (
+        'block_sparse_linear',
+        with_gradients(checked(_block_sparse_linear), 0, 1, 2),
+        block_sparse_linear,
+        SPARSE,
+    ),
+    (
+        'block_sparse_linear_backward',
+        without_autograd(
+            'block_sparse_linear_backward',
+            block_sparse_linear_backward_reference,
+        ),
+        block_sparse_linear_backward,
         SPARSE,
     ),
     (

@@ -170,7 +170,7 @@ def test_csr_sparse_linear_unsorted_and_duplicate_columns(ext):
 
 def test_csr_sparse_linear_reference_in_blocks(monkeypatch):
     position, inputs = make_inputs(20, 13, 11)
-    module = sys.modules['torch_geometric_ext.ops.sparse_linear']
+    module = sys.modules['torch_geometric_ext.ops.csr_linear']
     monkeypatch.setattr(module, 'BLOCK_SIZE', 30)  # Two outputs.
     typing = sys.modules['torch_geometric_ext.typing']
     monkeypatch.setattr(typing, 'WITH_EXT', False)

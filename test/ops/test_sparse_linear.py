@@ -161,7 +161,7 @@ def test_sparse_linear_reference_in_blocks(monkeypatch):
     expected = oracle(index, *inputs)
     grad = torch.randn_like(expected)
     grads = torch.autograd.grad(expected, inputs[:3], grad)
-    module = sys.modules['torch_geometric_ext.ops.sparse_linear']
+    module = sys.modules['torch_geometric_ext.ops.csr_linear']
     monkeypatch.setattr(module, 'BLOCK_SIZE', 30)  # Two rows.
     torch.testing.assert_close(sparse_linear_reference(*inputs), expected)
     x, values, _, *pattern = inputs

@@ -5,9 +5,12 @@ from typing import Dict, Sequence
 import torch
 from torch.nn import Module
 
+from torch_geometric_ext.nn.dense.block_grid import (
+    BlockGrid,
+    check_block_size,
+)
 from torch_geometric_ext.nn.dense.check_weights import check_initialized
 from torch_geometric_ext.nn.dense.distribution import layer_densities
-from torch_geometric_ext.nn.dense.pattern import random_index
 from torch_geometric_ext.nn.dense.sparse_linear import (
     DenseLinear,
     SparseLinear,
@@ -29,6 +32,7 @@ def sparsify(
     seed: int = 0,
     *,
     min_fan_in: int = 16,
+    block_size: int = 1,
 ) -> Module:
     r"""Replace the linear layers of a model with
     :class:`~torch_geometric_ext.nn.SparseLinear` layers, in-place.
@@ -88,6 +92,11 @@ def sparsify(
             output, averaged over the outputs of a layer, as far as the
             sparsity permits. It protects a last layer of few classes.
             :obj:`"uniform"` ignores it. (default: :obj:`16`)
+        block_size (int, optional): The size of blocks of weights that are
+            active or not as a whole (see
+            :class:`~torch_geometric_ext.nn.SparseLinear`). The number of
+            active weights of a layer is rounded to whole blocks, at least
+            one. (default: :obj:`1`)
 
     Returns:
         The model, or the sparse layer if the model is a linear layer.
@@ -108,6 +117,7 @@ def sparsify(
         >>> model.convs[1].lin
         Linear(64, 7, bias=False)
     """
+    check_block_size('sparsify', block_size)
     layers = swappable_linears(model, ignored)
     densities = layer_densities(
         [(linear.weight.size(1), linear.weight.size(0)) for linear in layers],
@@ -118,7 +128,7 @@ def sparsify(
     swaps: Dict[DenseLinear, SparseLinear] = {}
     for (linear, name), density in zip(layers.items(), densities):
         swaps[linear] = _sparsify_layer(
-            linear, density, named_seed(seed, name)
+            linear, density, named_seed(seed, name), block_size
         )
     empty = [layers[x] for x in swaps if swaps[x].values.numel() == 0]
     if len(empty) > 0:
@@ -171,12 +181,17 @@ def densify(model: Module) -> Module:
 
 @torch.no_grad()
 def _sparsify_layer(
-    linear: DenseLinear, density: float, seed: int
+    linear: DenseLinear, density: float, seed: int, block_size: int
 ) -> SparseLinear:
-    numel = linear.weight.numel()
-    size = round(density * numel)
+    size = (linear.weight.size(0), linear.weight.size(1))
+    grid = BlockGrid(size, block_size)
+    num_blocks = round(density * grid.num_blocks)
+    if block_size > 1:
+        num_blocks = max(num_blocks, 1)
     generator = torch.Generator().manual_seed(seed)
-    index = random_index(numel, size, generator).to(linear.weight.device)
-    out = SparseLinear.from_dense(linear, index=index)
-    out.values.mul_(math.sqrt(numel / max(size, 1)))
+    blocks = grid.draw(num_blocks, generator).to(linear.weight.device)
+    index = grid.expand(blocks)
+    out = SparseLinear.from_dense(linear, index=index, block_size=block_size)
+    num_weights = max(out.values.numel(), 1)
+    out.values.mul_(math.sqrt(linear.weight.numel() / num_weights))
     return out

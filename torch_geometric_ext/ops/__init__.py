@@ -1,3 +1,7 @@
+from .block_sparse_linear import (
+    block_sparse_linear,
+    block_sparse_linear_crossover,
+)
 from .calibration import calibrate
 from .computation_tree_ids import computation_tree_ids
 from .csr_matmul import csr_matmul
@@ -15,6 +19,8 @@ from .unique_trees import unique_trees
 from .weighted_sample import weighted_sample
 
 __all__ = functions = [
+    'block_sparse_linear',
+    'block_sparse_linear_crossover',
     'calibrate',
     'computation_tree_ids',
     'csr_matmul',

@@ -11,16 +11,12 @@ from torch_geometric_ext.ops.check import (
     check_ptr,
     check_range,
 )
+from torch_geometric_ext.ops.csr_linear import dense_block, row_blocks
+from torch_geometric_ext.ops.operands import casts, check_bias
 from torch_geometric_ext.ops.ragged import row_index
 from torch_geometric_ext.ops.register import (
     is_transformed,
     register_operator,
-)
-from torch_geometric_ext.ops.sparse_linear import (
-    casts,
-    check_bias,
-    dense_block,
-    row_blocks,
 )
 
 

@@ -1,4 +1,4 @@
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,14 @@ from torch_geometric_ext.ops.calibration import (
     load_calibration,
 )
 from torch_geometric_ext.ops.check import check_pattern
+from torch_geometric_ext.ops.csr_linear import csr_linear, csr_linear_backward
+from torch_geometric_ext.ops.operands import (
+    cast_operands,
+    check_bias,
+    check_operands,
+    on_rows,
+)
 from torch_geometric_ext.ops.register import register_operator
-
-# The references densify blocks of rows with at most this many elements (64 MB
-# in single precision), which bounds their memory. A choice, no measurement.
-BLOCK_SIZE = 1 << 24
 
 
 def _overridden_by(x: Tensor, *args: Any, **kwargs: Any) -> Tuple[Tensor]:
@@ -89,41 +92,14 @@ def sparse_linear(
             device is invalid, or if the pattern is.
         IndexError: If a row or column of the pattern is out of range.
     """
-    num_features = colptr.numel() - 1
-    if x.dim() == 0 or x.size(-1) != num_features:
-        raise ValueError(
-            f"sparse_linear: 'x' needs to hold {num_features} features, the "
-            f"'in_channels' of its layer (got shape {list(x.shape)})"
-        )
-    if casts(x) and values.dtype != torch.double:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    elif x.dtype != values.dtype:
-        raise ValueError(
-            f"sparse_linear: 'x' needs to be of the type of 'values', "
-            f'{values.dtype} (got {x.dtype})'
-        )
-    if values.dtype in [torch.half, torch.bfloat16]:
-        values, bias = values.float(), None if bias is None else bias.float()
+    x, values, bias = cast_operands(
+        'sparse_linear', x, values, bias, colptr.numel() - 1
+    )
     if torch_geometric_ext.typing.WITH_EXT and x.is_cpu:
         is_native = x.dtype == torch.bfloat16
         ensure_calibration(x, x.dtype if is_native else values.dtype)
     args = (values, bias, rowptr, col, colptr, row, perm, check_invariants)
-    if x.dim() == 2:  # A view costs as much as a small product.
-        return _sparse_linear(x, *args)
-    rows = x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
-    out = _sparse_linear(rows, *args)
-    return out.view(*x.shape[:-1], out.size(-1))
-
-
-def casts(x: Tensor) -> bool:
-    """Check whether autocast changes the dtype of an input."""
-    device = x.device.type
-    return (
-        torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-        and x.is_floating_point()
-        and x.dtype != torch.double
-    )
+    return on_rows(_sparse_linear, x, *args)
 
 
 def sparse_linear_crossover(
@@ -150,36 +126,6 @@ def sparse_linear_crossover(
     return op(num_rows, in_channels, out_channels)
 
 
-def row_blocks(
-    rowptr: Tensor, col: Tensor, in_channels: int
-) -> Iterator[Tuple[slice, slice, Tensor]]:
-    """Yield blocks of rows, the range of their elements, and the positions of
-    the elements in the flat dense block.
-    """
-    num_rows = rowptr.numel() - 1
-    step = max(BLOCK_SIZE // max(in_channels, 1), 1)
-    for begin in range(0, num_rows, step):
-        rows = slice(begin, min(begin + step, num_rows))
-        items = slice(0, col.numel())
-        if step < num_rows:  # A single block does not wait for the device.
-            items = slice(*rowptr[[rows.start, rows.stop]].tolist())
-        row = torch.arange(rows.stop - rows.start, device=col.device)
-        row = row.repeat_interleave(
-            rowptr[rows.start : rows.stop + 1].diff(),
-            output_size=items.stop - items.start,
-        )
-        yield rows, items, row * in_channels + col[items]
-
-
-def dense_block(
-    values: Tensor, rows: slice, items: slice, index: Tensor, in_channels: int
-) -> Tensor:
-    """Return the dense weight of a block of rows."""
-    size = (rows.stop - rows.start, in_channels)
-    out = values.new_zeros(size[0] * size[1])
-    return out.scatter(0, index, values[items]).view(size)
-
-
 def sparse_linear_reference(
     x: Tensor,
     values: Tensor,
@@ -197,13 +143,7 @@ def sparse_linear_reference(
     pattern = (rowptr, col, colptr, row, perm)
     _check('sparse_linear', x, values, pattern, check_invariants)
     check_bias('sparse_linear', bias, values, rowptr.numel() - 1)
-    out = [x.new_empty(x.size(0), 0, dtype=values.dtype)]
-    with torch.autocast(x.device.type, enabled=False):
-        for block in row_blocks(rowptr, col, x.size(1)):
-            weight = dense_block(values, *block, x.size(1))
-            out.append(F.linear(x.to(values.dtype), weight))
-        y = torch.cat(out, dim=1)
-        return (y if bias is None else y + bias).to(x.dtype)
+    return csr_linear(x, values, bias, rowptr, col)
 
 
 def sparse_linear_backward_reference(
@@ -231,33 +171,9 @@ def sparse_linear_backward_reference(
             f"{op}: 'grad' needs to be of shape "
             f'{[x.size(0), rowptr.numel() - 1]} (got {list(grad.shape)})'
         )
-    grad_x = values.new_zeros(x.shape if needs_x else (0, 0))
-    grad_values = [values.new_empty(0)]
-    with torch.autocast(x.device.type, enabled=False):
-        x_out, grad_out = x.to(values.dtype), grad.to(values.dtype)
-        for rows, items, index in row_blocks(rowptr, col, x.size(1)):
-            if needs_x:
-                block = (rows, items, index)
-                weight = dense_block(values, *block, x.size(1))
-                grad_x = grad_x + grad_out[:, rows] @ weight
-            if needs_values:
-                dense = grad_out[:, rows].t() @ x_out
-                grad_values.append(dense.flatten().gather(0, index))
-    grad_bias = grad_out[:, : grad.size(1) * needs_bias].sum(0)
-    return grad_x.to(x.dtype), torch.cat(grad_values), grad_bias
-
-
-def check_bias(
-    op: str, bias: Optional[Tensor], values: Tensor, out_channels: int
-) -> None:
-    """Check the shape and the dtype of the bias of a sparse product."""
-    if bias is None:
-        return
-    if bias.shape != (out_channels,) or bias.dtype != values.dtype:
-        raise ValueError(
-            f"{op}: 'bias' needs to be a vector of {out_channels} "
-            f'{values.dtype}'
-        )
+    weight = (values, rowptr, col)
+    needs = (needs_x, needs_values, needs_bias)
+    return csr_linear_backward(grad, x, *weight, *needs)
 
 
 def _check(
@@ -267,23 +183,7 @@ def _check(
     pattern: Tuple[Tensor, ...],
     check_invariants: bool,
 ) -> None:
-    if x.dim() != 2:
-        raise ValueError(
-            f"{op}: 'x' needs to be a matrix (got {x.dim()} dimensions)"
-        )
-    if values.dim() != 1 or values.dtype not in [torch.float, torch.double]:
-        raise ValueError(
-            f"{op}: 'values' needs to be a vector of float or double (got "
-            f'{values.dtype} of shape {list(values.shape)})'
-        )
-    is_half = x.dtype in [torch.half, torch.bfloat16]
-    if x.dtype != values.dtype and not (
-        is_half and values.dtype == torch.float
-    ):
-        raise ValueError(
-            f"{op}: 'x' needs to be of the type of 'values', {values.dtype} "
-            f'(got {x.dtype})'
-        )
+    check_operands(op, x, values)
     check_pattern(op, pattern, values.numel(), x.size(1), check_invariants)
 
 

@@ -5,8 +5,8 @@ from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.ops.check_state_dict import Check, is_float
+from torch_geometric_ext.sparsity.blocks import ActiveBlocks, largest_blocks
 from torch_geometric_ext.sparsity.optimizer_state import move_weights
-from torch_geometric_ext.sparsity.ranking import top_mask
 from torch_geometric_ext.sparsity.weight_scheduler import (
     WeightScheduler,
     is_distributed,
@@ -27,7 +27,8 @@ class GradualMagnitude(WeightScheduler):
 
     where :math:`s_i` is the sparsity of the layer before the first update.
     Among weights of equal magnitude, the last ones are pruned first. A layer
-    whose sparsity exceeds :math:`s_t` is not changed.
+    whose sparsity exceeds :math:`s_t` is not changed. A layer with a
+    :obj:`block_size` loses the blocks of the smallest root mean square.
 
     .. code-block:: python
 
@@ -194,19 +195,15 @@ class GradualMagnitude(WeightScheduler):
                 self._prune([layer], size)
 
     def _prune(self, layers: List[SparseLinear], size: int) -> None:
-        """Prune all but the :obj:`size` largest weights of given layers."""
-        magnitude = torch.cat(
-            [x.values.detach().abs().to(layers[0].values) for x in layers]
-        )
-        if magnitude.numel() <= size:
+        """Prune all but the :obj:`size` largest weights of given layers, or
+        all but their largest blocks.
+        """
+        if sum(x.values.numel() for x in layers) <= size:
             return
-        masks = top_mask(magnitude, size).split(
-            [x.values.numel() for x in layers]
-        )
-        for layer, mask in zip(layers, masks):
-            kept = mask.to(layer.values.device).nonzero().flatten()
-            nothing = kept.new_empty(0)
-            move_weights(layer, self.optimizer, layer.index, kept, nothing)
+        kept = largest_blocks([ActiveBlocks.of(x) for x in layers], size)
+        for layer, index in zip(layers, kept):
+            nothing = index.new_empty(0)
+            move_weights(layer, self.optimizer, layer.index, index, nothing)
 
     def _check_distributed(self) -> None:
         if is_distributed():

@@ -3,6 +3,7 @@ from typing import Dict, Iterator, Mapping, Optional, Tuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -55,6 +56,9 @@ class RigL(TopologyScheduler):
     takes :math:`O(N I O)` time for :math:`N` inputs, and
     :math:`O(N (I + O) + \textrm{nnz} + I)` memory. Inputs in CSR format remain
     sparse, and the update skips their zeros.
+
+    Layers with a :obj:`block_size` drop blocks of small norm, and grow the
+    blocks whose gradients have the largest norms.
 
     A layer keeps the positions of its weights if no backward pass reached it,
     or if a gradient (of its output, or of a position where weights may grow)
@@ -207,13 +211,7 @@ class RigL(TopologyScheduler):
     def _grow(
         self, name: str, index: Tensor, num_weights: int
     ) -> Optional[Tensor]:
-        pairs = self._recorders[name].pairs
-        finite = index.new_ones(())
-        for _, grad in pairs:
-            if grad.numel() > 0:  # One pass is faster than `isfinite(grad)`.
-                finite *= torch.stack(grad.aminmax()).isfinite().all()
-        if is_distributed():
-            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        finite = self._are_gradients_finite(name)
         top, allowed = RunningTop(num_weights), self.allowed.get(name)
         if allowed is not None:
             allowed = allowed.flatten().to(index.device)
@@ -229,6 +227,39 @@ class RigL(TopologyScheduler):
                 score[index[active] - begin] = -1
                 top.update(score, begin)
         return top.index() if finite else None
+
+    @torch.no_grad()
+    def _score_blocks(self, name: str) -> Optional[Tensor]:
+        """Return the mean square of the gradient of each block."""
+        finite, grid = self._are_gradients_finite(name), self.layers[name].grid
+        (num_rows, num_cols), size = grid.shape, grid.block_size
+        total = torch.zeros(num_rows, num_cols, device=finite.device)
+        padding = num_cols * size - grid.size[1]
+        with torch.autocast(finite.device.type, enabled=False):
+            for begin, score in self._scores(name):
+                square = F.pad(score.view(-1, grid.size[1]), (0, padding))
+                square = square.square_().view(-1, num_cols, size).sum(2)
+                first = begin // grid.size[1]
+                row = torch.arange(len(square), device=square.device) + first
+                total.index_add_(0, row // size, square.to(total.dtype))
+        blocks = torch.arange(grid.num_blocks, device=total.device)
+        out = total.flatten() / grid.count_weights(blocks)
+        finite *= out.sum().isfinite()
+        if name in self.allowed:  # A block grows where all its weights may.
+            allowed = self.allowed[name].to(out.device)
+            out.masked_fill_(grid.mean_square(allowed.float()) < 1, -1)
+        return out if finite else None
+
+    def _are_gradients_finite(self, name: str) -> Tensor:
+        """Return one if the gradients of all outputs are finite, or zero."""
+        device = self.layers[name].values.device
+        finite = torch.ones((), dtype=torch.long, device=device)
+        for _, grad in self._recorders[name].pairs:
+            if grad.numel() > 0:  # One pass is faster than `isfinite(grad)`.
+                finite *= torch.stack(grad.aminmax()).isfinite().all()
+        if is_distributed():
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        return finite
 
     def _scores(self, name: str) -> Iterator[Tuple[int, Tensor]]:
         """Yield the magnitudes of the dense gradient, block by block."""

@@ -1,5 +1,6 @@
 from typing import Optional
 
+import torch
 from torch import Tensor
 
 from torch_geometric_ext.nn.dense.pattern import random_index
@@ -79,3 +80,9 @@ class SET(TopologyScheduler):
             numel - index.numel(), num_weights, self._generator
         )
         return missing_positions(index, rank.to(index.device))
+
+    def _score_blocks(self, name: str) -> Tensor:
+        layer = self.layers[name]
+        size = layer.grid.num_blocks
+        score = torch.rand(size, generator=self._generator, device='cpu')
+        return score.to(layer.values.device)

@@ -15,6 +15,7 @@ from torch_geometric_ext.ops.check_state_dict import (
 )
 from torch_geometric_ext.ops.merge_positions import merge_positions
 from torch_geometric_ext.ops.top_positions import top_positions
+from torch_geometric_ext.sparsity.blocks import move_blocks
 from torch_geometric_ext.sparsity.explored import Explored
 from torch_geometric_ext.sparsity.optimizer_state import move_weights
 from torch_geometric_ext.sparsity.weight_scheduler import WeightScheduler
@@ -37,6 +38,9 @@ class TopologyScheduler(WeightScheduler):
 
     * **The number of active weights** of each layer is constant. Parameters
       are overwritten in-place.
+    * **Blocks.** Layers with a :obj:`block_size` move whole blocks, and rank
+      them by their norms. A block that is cut at the edge of a weight is
+      replaced by a block with as many weights.
     * **New weights** are zero. An update changes outputs by the dropped
       weights only.
     * **Distributed training.** All ranks select the same positions if their
@@ -184,6 +188,12 @@ class TopologyScheduler(WeightScheduler):
             the update of the layer.
         """
 
+    @abstractmethod
+    def _score_blocks(self, name: str) -> Optional[Tensor]:
+        """Return the score of each block of a layer, negative where none may
+        grow, or :obj:`None` to skip the update of the layer.
+        """
+
     def _num_positions(self, name: str) -> int:
         """Return the number of positions at which a layer may have weights."""
         layer = self.layers[name]
@@ -194,6 +204,9 @@ class TopologyScheduler(WeightScheduler):
         angle = math.pi * step / (self.stop * self.num_steps)
         fraction = self.drop_fraction / 2 * (1 + math.cos(angle))
         for key, layer in layers.items():
+            if layer.block_size > 1:
+                self._update_blocks(key, layer, fraction)
+                continue
             index = layer.index
             num_dropped = round(fraction * index.numel())
             num_inactive = self._num_positions(key) - index.numel()
@@ -207,6 +220,15 @@ class TopologyScheduler(WeightScheduler):
             kept = top_positions(magnitude, index.numel() - num_dropped)
             new = move_weights(layer, self.optimizer, index, kept, grown)
             self._explored[key].update(index, grown, new)
+
+    def _update_blocks(
+        self, name: str, layer: SparseLinear, fraction: float
+    ) -> None:
+        score = self._score_blocks(name)
+        if score is not None:
+            index = layer.index
+            grown, new = move_blocks(layer, self.optimizer, score, fraction)
+            self._explored[name].update(index, grown, new)
 
     def _num_explored(self) -> Dict[str, int]:
         out = {}

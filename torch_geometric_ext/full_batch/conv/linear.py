@@ -9,7 +9,6 @@ from torch.nn import Module
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.nn.hooks import is_hooked
 from torch_geometric_ext.nn.linear_layers import LINEARS
-from torch_geometric_ext.ops.sparse_linear import sparse_linear
 
 
 class AddBias(Module):
@@ -28,17 +27,7 @@ class AddBias(Module):
 def multiply(x: Tensor, linear: Any) -> Tensor:
     """Multiply by the weight of a linear layer, without its bias."""
     if isinstance(linear, SparseLinear):
-        return sparse_linear(
-            x,
-            linear.values,
-            None,
-            linear.rowptr,
-            linear.col,
-            linear.colptr,
-            linear.row,
-            linear.perm,
-            False,
-        )
+        return linear.multiply(x)
     return F.linear(x, linear.weight)
 
 

@@ -101,6 +101,10 @@ class MaskedGCNConv(GCNConv):
         seed (int, optional): Seed of the weight mask. If set to :obj:`None`,
             the global generator of PyTorch draws the weight mask.
             (default: :obj:`None`)
+        block_size (int, optional): The size of blocks of weights that are
+            active or not as a whole (see
+            :class:`~torch_geometric_ext.nn.SparseLinear`). Blocks need dense
+            features. (default: :obj:`1`)
         normalize_masked (bool, optional): If set to :obj:`False`, pruned
             edges count in the normalization of the remaining edges.
             (default: :obj:`True`)
@@ -147,6 +151,7 @@ class MaskedGCNConv(GCNConv):
         *,
         sparsity: float = 0.9,
         seed: Optional[int] = None,
+        block_size: int = 1,
         normalize_masked: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -169,6 +174,7 @@ class MaskedGCNConv(GCNConv):
             sparsity=sparsity,
             seed=seed,
             weight_initializer='glorot',
+            block_size=block_size,
         )
 
     def reset_parameters(self) -> None:

@@ -9,10 +9,17 @@ from torch.nn.parameter import (
     is_lazy,
 )
 
+from torch_geometric_ext.nn.dense.block_grid import BlockGrid
 from torch_geometric_ext.nn.dense.check_weights import check_materialized
-from torch_geometric_ext.nn.dense.pattern import Pattern, complete, flatten
+from torch_geometric_ext.nn.dense.pattern import (
+    Pattern,
+    check_index,
+)
 from torch_geometric_ext.ops.calibration import load_calibration
 
+# The largest dense matrix, in elements, that attributes build. A choice: one
+# GiB in single precision, which a debugger should not allocate unasked.
+MAX_DENSE = 2**28
 # The buffers in checkpoints; `row` and `perm` are recomputed from them:
 STORED = ['rowptr', 'col', 'colptr']
 
@@ -22,6 +29,7 @@ class SparseParameters(torch.nn.Module):
     its values and pattern, including lazy initialization and checkpoints.
     """
 
+    block_size: int = 1  # Of modules that were pickled without it.
     values: Union[Parameter, UninitializedParameter]
     rowptr: Tensor
     col: Tensor
@@ -35,12 +43,14 @@ class SparseParameters(torch.nn.Module):
         out_channels: int,
         sparsity: float,
         seed: Optional[int],
+        block_size: int,
     ) -> None:
         super().__init__()
         for dtype in [torch.float, torch.bfloat16]:
             load_calibration(dtype)  # Compiled code does not read files.
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.block_size = block_size
         self.seed = seed
         self._sparsity = sparsity
         for name in Pattern._fields:
@@ -56,6 +66,13 @@ class SparseParameters(torch.nn.Module):
         """Draw a new pattern and new values."""
 
     @property
+    def grid(self) -> BlockGrid:
+        """Return the grid of blocks of the weight."""
+        return BlockGrid(
+            (self.out_channels, self.in_channels), self.block_size
+        )
+
+    @property
     def in_features(self) -> int:
         """Return :obj:`in_channels`, as in :class:`torch.nn.Linear`."""
         return self.in_channels
@@ -64,6 +81,73 @@ class SparseParameters(torch.nn.Module):
     def out_features(self) -> int:
         """Return :obj:`out_channels`, as in :class:`torch.nn.Linear`."""
         return self.out_channels
+
+    @property
+    def sparsity(self) -> float:
+        """Return the fraction of inactive weights."""
+        return self._sparsity
+
+    @property
+    def index(self) -> Tensor:
+        """Return the ascending positions of the active weights in the
+        flattened weight, of shape :math:`(nnz)` (int64).
+        """
+        self._size()
+        return self.grid.flatten(self.rowptr, self.col, self.values.numel())
+
+    @property
+    def mask(self) -> Tensor:
+        """Return the dense boolean mask of shape :math:`(O, I)`, :obj:`True`
+        for active weights.
+        """
+        size = self._dense_size('mask')
+        mask = torch.zeros(size, dtype=torch.bool, device=self.col.device)
+        mask[self.index] = True
+        return mask.view(self.out_channels, self.in_channels)
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the weight as a dense matrix of shape :math:`(O, I)`.
+
+        Gradients propagate to :obj:`values`.
+        """
+        size = self._dense_size('weight')
+        out = self.values.new_zeros(size).scatter(0, self.index, self.values)
+        return out.view(self.out_channels, self.in_channels)
+
+    @torch.no_grad()
+    def set_weights(self, index: Tensor, values: Tensor) -> None:
+        r"""Replace the active weights.
+
+        If their number does not change, tensors are overwritten in-place.
+
+        Args:
+            index (torch.Tensor): Ascending positions of the active weights in
+                the flattened weight, of shape :math:`(\textrm{nnz})` (int64).
+            values (torch.Tensor): Their values, of shape
+                :math:`(\textrm{nnz})`.
+
+        Raises:
+            ValueError: If a tensor is of the wrong shape or type, or
+                positions do not ascend within the weight.
+        """
+        check_index(index, self._size())
+        if index.shape != values.shape:
+            raise ValueError(
+                f"'index' and 'values' need to be vectors of one length (got "
+                f'{list(index.shape)} and {list(values.shape)})'
+            )
+        self._set_pattern(self.grid.compress(index), values)
+
+    def _dense_size(self, name: str) -> int:
+        size = self._size()
+        if size > MAX_DENSE:
+            raise ValueError(
+                f"'{name}' of 'SparseLinear' needs to have at most "
+                f"{MAX_DENSE:,} elements (got {size:,}). Call 'to_dense()', "
+                f'which has no limit'
+            )
+        return size
 
     def _size(self) -> int:
         if is_lazy(self.values):
@@ -217,8 +301,7 @@ class SparseParameters(torch.nn.Module):
         if is_lazy(self.values):
             self._materialize(weight.size(1))
             self.reset_mask(self.seed)
-        index = flatten(self.rowptr, self.col, self.in_channels)
-        values = weight.detach().flatten()[index.to(weight.device)]
+        values = weight.detach().flatten()[self.index.to(weight.device)]
         return {'values': values, **{x: getattr(self, x) for x in STORED}}
 
     def _uninitialize(self) -> None:
@@ -241,10 +324,14 @@ class SparseParameters(torch.nn.Module):
     ) -> None:
         """Check the pattern of a checkpoint, then load it."""
         lazy = is_lazy(self.values)
+        if lazy and self.block_size > 1:  # The last block may be cut.
+            raise ValueError(
+                "'in_channels' of 'SparseLinear' needs to be known to load "
+                'blocks; run one forward pass first (got -1)'
+            )
         size = colptr.numel() - 1 if lazy else self.in_channels
-        pattern = complete(
-            values, rowptr, col, colptr, (self.out_channels, size)
-        )
+        grid = BlockGrid((self.out_channels, size), self.block_size)
+        pattern = grid.complete(values, rowptr, col, colptr)
         if lazy:
             self._materialize(size)
         self._set_pattern(pattern, values)

@@ -1,0 +1,351 @@
+from typing import Any, Callable, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import wrap_torch_function
+
+import torch_geometric_ext.typing
+from torch_geometric_ext.ops.check import check_pattern
+from torch_geometric_ext.ops.csr_linear import csr_linear, csr_linear_backward
+from torch_geometric_ext.ops.operands import (
+    cast_operands,
+    check_bias,
+    check_operands,
+    on_rows,
+)
+from torch_geometric_ext.ops.register import register_operator
+
+# The sizes that the kernels have loops for: a row of a block fills one or two
+# vector registers.
+BLOCK_SIZES = [8, 16, 32]
+
+
+def _overridden_by(x: Tensor, *args: Any, **kwargs: Any) -> Tuple[Tensor]:
+    return (x,)
+
+
+@wrap_torch_function(_overridden_by)  # Modes can see a layer, not kernels.
+def block_sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    size: Tuple[int, int],
+    block_size: int,
+    check_invariants: bool = True,
+) -> Tensor:
+    r"""Compute :func:`~torch_geometric_ext.ops.sparse_linear` for active
+    weights that form square blocks.
+
+    The weight is a grid of :math:`R \times C` blocks, with
+    :math:`R = \lceil O / B \rceil` and :math:`C = \lceil I / B \rceil`. The
+    pattern holds the active blocks as the other operator holds the active
+    weights. The values are the same, in row-major order. Blocks at the last
+    rows and columns hold the weights that exist, and no padding.
+
+    Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
+    outputs, :math:`O(\textrm{nnz})` memory, and :math:`O(I + O)` for each
+    thread, or :math:`O(I \cdot O)` where a dense product is faster.
+
+    Args:
+        x (torch.Tensor): The input, of shape :math:`(*, I)`.
+        values (torch.Tensor): The weights, of shape :math:`(\textrm{nnz})`.
+        bias (torch.Tensor, optional): The bias, of shape :math:`(O)`.
+        rowptr (torch.Tensor): The row pointers, of shape :math:`(R + 1)`.
+        col (torch.Tensor): The column of each block.
+        colptr (torch.Tensor): The column pointers, of shape :math:`(C + 1)`.
+        row (torch.Tensor): The row of each block, column by column.
+        perm (torch.Tensor): The position in :obj:`col` of each block, column
+            by column.
+        size (Tuple[int, int]): The numbers :math:`O` and :math:`I`.
+        block_size (int): The size :math:`B` (:obj:`8`, :obj:`16`, :obj:`32`).
+        check_invariants (bool, optional): As in the other operator.
+            (default: :obj:`True`)
+
+    Returns:
+        The output, of shape :math:`(*, O)`.
+
+    Raises:
+        ValueError: If an argument has an invalid shape, dtype or device, if
+            the pattern is invalid, or if :obj:`values` does not hold the
+            weights of all blocks.
+        IndexError: If a row or column of the pattern is out of range.
+    """
+    x, values, bias = cast_operands(
+        'block_sparse_linear', x, values, bias, size[1]
+    )
+    pattern = (rowptr, col, colptr, row, perm)
+    args = (values, bias, *pattern, size[0], block_size, check_invariants)
+    return on_rows(_block_sparse_linear, x, *args)
+
+
+def block_sparse_linear_crossover() -> float:
+    """Return the density above which
+    :func:`~torch_geometric_ext.ops.block_sparse_linear` computes a dense
+    product.
+
+    The reference always computes dense products, hence returns zero without
+    kernels.
+    """
+    if not torch_geometric_ext.typing.WITH_EXT:
+        return 0.0
+    op: Callable = torch.ops.torch_geometric_ext.block_sparse_linear_crossover
+    return op()
+
+
+class Weights(NamedTuple):
+    """Weights of blocks in CSR format (int64), in row-major order.
+
+    Attributes:
+        rowptr (torch.Tensor): The row pointers, of shape :math:`(O + 1)`.
+        row (torch.Tensor): The row of each weight.
+        col (torch.Tensor): The column of each weight.
+        block (torch.Tensor): The block of each weight.
+    """
+
+    rowptr: Tensor
+    row: Tensor
+    col: Tensor
+    block: Tensor
+
+
+def count_columns(
+    rowptr: Tensor, col: Tensor, size: Tuple[int, int], block_size: int
+) -> Tensor:
+    """Return the number of weights of each row, of shape :math:`(O)`.
+
+    See :func:`expand_blocks` for the arguments.
+    """
+    width = (size[1] - col.long() * block_size).clamp(max=block_size)
+    degree = F.pad(width.cumsum(0), (1, 0))[rowptr.long()].diff()
+    return degree.repeat_interleave(block_size)[: size[0]]
+
+
+def expand_blocks(
+    rowptr: Tensor,
+    col: Tensor,
+    size: Tuple[int, int],
+    block_size: int,
+    num_weights: Optional[int] = None,
+) -> Weights:
+    """Return the weights of blocks.
+
+    Args:
+        rowptr (torch.Tensor): The pointers of the rows of blocks.
+        col (torch.Tensor): The column of each block.
+        size (Tuple[int, int]): The number of rows and columns of the weight.
+        block_size (int): The size of blocks.
+        num_weights (int, optional): The number of weights. If set to
+            :obj:`None`, the function waits for the device to count them.
+            (default: :obj:`None`)
+    """
+    degree = count_columns(rowptr, col, size, block_size)
+    ptr = F.pad(degree.cumsum(0), (1, 0))
+    num_weights = int(ptr[-1]) if num_weights is None else num_weights
+    row = torch.arange(size[0], device=col.device)
+    row = row.repeat_interleave(degree, output_size=num_weights)
+    # Only the last block of a row may be cut, so that offsets tell the block:
+    offset = torch.arange(num_weights, device=col.device) - ptr[row]
+    block = rowptr[row // block_size] + offset // block_size
+    column = col[block].long() * block_size + offset % block_size
+    return Weights(ptr, row, column, block)
+
+
+def block_sparse_linear_reference(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    out_channels: int,
+    block_size: int,
+    check_invariants: bool = True,
+) -> Tensor:
+    """Compute :func:`block_sparse_linear` in plain PyTorch by dense products
+    with some rows of weights at a time.
+    """
+    op, pattern = 'block_sparse_linear', (rowptr, col, colptr, row, perm)
+    args = (out_channels, block_size, check_invariants)
+    weights = _check(op, x, values, pattern, *args)
+    check_bias(op, bias, values, out_channels)
+    return csr_linear(x, values, bias, weights.rowptr, weights.col)
+
+
+def block_sparse_linear_backward_reference(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    block_size: int,
+    needs_x: bool,
+    needs_values: bool,
+    needs_bias: bool,
+    check_invariants: bool = True,
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of :func:`block_sparse_linear` in plain PyTorch.
+
+    A gradient that is not needed is empty.
+    """
+    op = 'block_sparse_linear_backward'
+    pattern = (rowptr, col, colptr, row, perm)
+    if grad.dim() != 2 or x.dim() != 2 or grad.size(0) != x.size(0):
+        raise ValueError(
+            f"{op}: 'grad' needs to be a matrix with a row for each one of "
+            f"'x' (got {list(grad.shape)} and {list(x.shape)})"
+        )
+    args = (grad.size(1), block_size, check_invariants)
+    weights = _check(op, x, values, pattern, *args)
+    csr = (values, weights.rowptr, weights.col)
+    needs = (needs_x, needs_values, needs_bias)
+    return csr_linear_backward(grad, x, *csr, *needs)
+
+
+def _check(
+    op: str,
+    x: Tensor,
+    values: Tensor,
+    pattern: Tuple[Tensor, ...],
+    out_channels: int,
+    block_size: int,
+    check_invariants: bool,
+) -> Weights:
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(
+            f"{op}: 'block_size' needs to be 8, 16 or 32 (got {block_size})"
+        )
+    check_operands(op, x, values)
+    rowptr, col = pattern[:2]
+    num_cols = -(-x.size(1) // block_size)
+    check_pattern(op, pattern, col.numel(), num_cols, check_invariants)
+    if out_channels < 0 or rowptr.numel() - 1 != -(
+        -out_channels // block_size
+    ):
+        raise ValueError(
+            f"{op}: 'rowptr' needs a pointer for each {block_size} of the "
+            f'{out_channels} outputs (got {rowptr.numel() - 1})'
+        )
+    num_weights = None if check_invariants else values.numel()
+    size = (out_channels, x.size(1))
+    weights = expand_blocks(rowptr, col, size, block_size, num_weights)
+    if values.numel() != weights.col.numel():
+        raise ValueError(
+            f"{op}: 'values' needs {weights.col.numel()} elements, the "
+            f'weights of {col.numel()} blocks (got {values.numel()})'
+        )
+    return weights
+
+
+def block_sparse_linear_composite(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    out_channels: int,
+    block_size: int,
+    check_invariants: bool = True,
+) -> Tensor:
+    """Compute :func:`block_sparse_linear` by a dense product that all
+    transforms of :mod:`torch.func` support. Autograd saves the dense weight.
+    """
+    size = (out_channels, x.size(-1))
+    if check_invariants:
+        pattern, num_cols = (
+            (rowptr, col, colptr, row, perm),
+            colptr.numel() - 1,
+        )
+        check_pattern(
+            'block_sparse_linear', pattern, col.numel(), num_cols, True
+        )
+    weights = expand_blocks(rowptr, col, size, block_size, values.size(-1))
+    weight = values.new_zeros(size[0] * size[1])
+    index = weights.row * size[1] + weights.col
+    weight = weight.scatter(0, index, values).view(size)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(values.dtype), weight, bias).to(x.dtype)
+
+
+class _BlockSparseLinear(torch.autograd.Function):
+    """Differentiable reference that saves sparse values for the backward pass.
+
+    Autograd itself would save a dense weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, *args: Any) -> Tensor:
+        ctx.save_for_backward(x, values, *args[1:6])
+        ctx.block_size = args[7]
+        return block_sparse_linear_reference(x, values, *args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        needs = ctx.needs_input_grad[:3]
+        # The forward pass checked the pattern.
+        args = [*ctx.saved_tensors, ctx.block_size, *needs, False]
+        grads = block_sparse_linear_backward_reference(grad, *args)
+        out = [x if needed else None for x, needed in zip(grads, needs)]
+        return (*out, *[None] * 8)
+
+
+def _double_backward(
+    grad: Tensor, x: Tensor, values: Tensor, *args: Any
+) -> Tuple[Tensor, Tensor, Tensor]:
+    # A check would stop tracing, and PyTorch checks indices itself.
+    args = (*args[:9], False)
+    return block_sparse_linear_backward_reference(grad, x, values, *args)
+
+
+def _fake(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    out_channels: int,
+    *args: Any,
+) -> Tensor:
+    return x.new_empty(x.size(0), out_channels)
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, values: Tensor, *args: Any
+) -> Tuple[Tensor, Tensor, Tensor]:
+    needs_x, needs_values, needs_bias = args[6:9]
+    return (
+        x.new_empty(x.shape if needs_x else (0, 0)),
+        values.new_empty(values.numel() if needs_values else 0),
+        values.new_empty(grad.size(1) if needs_bias else 0),
+    )
+
+
+_block_sparse_linear = register_operator(
+    'block_sparse_linear',
+    _BlockSparseLinear.apply,
+    _fake,
+    cuda=block_sparse_linear_reference,
+    composite=block_sparse_linear_composite,
+)
+register_operator(
+    'block_sparse_linear_backward',
+    block_sparse_linear_backward_reference,
+    _fake_backward,
+    autograd=_double_backward,
+)
