@@ -227,9 +227,8 @@ class _SparseLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         needs = ctx.needs_input_grad[:3]
         # The forward pass checked the pattern.
-        grads = sparse_linear_backward_reference(
-            grad, *ctx.saved_tensors, *needs, False
-        )
+        args = (*ctx.saved_tensors, *needs, False)
+        grads = sparse_linear_backward_reference(grad, *args)
         out = [x if needed else None for x, needed in zip(grads, needs)]
         return (*out, *[None] * 6)
 
