@@ -1,8 +1,8 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
@@ -160,7 +160,7 @@ template <typename scalar_t>
 Tensor to_dense(const Tensor& values, const Pattern& pattern, int64_t in) {
   const auto num_rows = pattern.rowptr.numel() - 1;
   if (values.numel() == num_rows * in) return values.view({num_rows, in});
-  auto out = at::empty({num_rows, in}, values.options());
+  auto out = empty_matrix(num_rows, in, values.options());
   const auto* src = values.const_data_ptr<scalar_t>();
   const auto* col = pattern.col.const_data_ptr<int32_t>();
   auto* dst = out.mutable_data_ptr<scalar_t>();
@@ -201,7 +201,9 @@ Tensor run_forward(
   const auto in = x.size(1), channels = pattern.rowptr.numel() - 1;
   if (prefers_dense(kForward, dtype, x.size(0), in, channels, values.numel())) {
     const auto weight = to_dense<scalar_t>(values.to(dtype), pattern, in);
-    return at::linear(x, weight, bias.defined() ? bias.to(dtype) : bias);
+    auto out = empty_matrix(x.size(0), channels, x.options());
+    if (!bias.defined()) return at::mm_out(out, x, weight.t());
+    return at::addmm_out(out, bias.to(dtype), x, weight.t());
   }
   using element_t = Element<scalar_t>;
   const auto added = bias.defined() ? bias.contiguous() : bias;
@@ -229,10 +231,12 @@ void run_dense_backward(
     const Pattern& pattern, Gradients& out) {
   const auto weight = values.to(x.scalar_type());
   if (out.needs_x) {
-    out.x = at::mm(grad, to_dense<scalar_t>(weight, pattern, x.size(1)));
+    out.x = empty_matrix(x.size(0), x.size(1), x.options());
+    at::mm_out(out.x, grad, to_dense<scalar_t>(weight, pattern, x.size(1)));
   }
   if (out.needs_values) {
-    const auto dense = at::mm(grad.t(), x);
+    auto dense = empty_matrix(grad.size(1), x.size(1), x.options());
+    at::mm_out(dense, grad.t(), x);
     out.values = to_sparse<scalar_t>(dense, weight, pattern).to(values.dtype());
   }
   if (out.needs_bias) {
