@@ -24,8 +24,9 @@ MAX_WEIGHTS, MAX_WEIGHTS_OF_MANY_ROWS = 2**20, 2**14
 DENSITIES = (0.1, 0.5)
 # Sparse products need to be faster by this factor: dense in doubt. A choice.
 MARGIN = 1.05
-# Repetitions of each size, and the seconds that small sizes repeat. A choice.
-MIN_REPETITIONS, MIN_SECONDS = 2, 4e-3
+# Repetitions of each size, the seconds that small sizes repeat, and those from
+# which a size does not. A choice.
+MIN_REPETITIONS, MIN_SECONDS, MAX_SECONDS = 2, 4e-3, 5e-2
 
 Pattern = Tuple[Tensor, ...]
 Run = Callable[[], Any]
@@ -123,7 +124,8 @@ def time_runs(
     clock = get_clock()
     force = torch.ops.torch_geometric_ext.sparse_linear_force_dense.default
     least = [float('inf')] * len(runs)
-    repeated, stop = 0, clock() + MIN_SECONDS
+    repeated, begin = 0, clock()
+    stop = begin + MIN_SECONDS
     while repeated < MIN_REPETITIONS or clock() < stop:
         for i, (dense, run) in enumerate(runs):
             force(dense)
@@ -131,7 +133,8 @@ def time_runs(
             run()
             least[i] = min(least[i], clock() - start)
         repeated += 1
-        if time.perf_counter() > end and clock() > stop:
+        late = time.perf_counter() > end and clock() > stop
+        if late or clock() > begin + MAX_SECONDS:
             break
     return least
 
