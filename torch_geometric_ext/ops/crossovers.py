@@ -23,7 +23,7 @@ MAX_WEIGHTS, MAX_WEIGHTS_OF_MANY_ROWS = 2**20, 2**14
 # and extrapolated. Dense products are timed at the last one. A choice.
 DENSITIES = (0.1, 0.5)
 # Sparse products need to be faster by this factor: dense in doubt. A choice.
-MARGIN = 1.05
+MARGIN = 1.1
 # Repetitions of each size, the seconds that small sizes repeat, and those from
 # which a size does not. A choice.
 MIN_REPETITIONS, MIN_SECONDS, MAX_SECONDS = 2, 4e-3, 5e-2
