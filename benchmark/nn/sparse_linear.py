@@ -4,7 +4,7 @@ Compares `SparseLinear` ("ours") with baselines, in one process and one step of
 each in turn:
 
 * dense: `torch.nn.Linear`,
-* bf16: `torch.nn.Linear` in bfloat16,
+* bf16: `torch.nn.Linear` in bfloat16, and "ours bf16" beside it,
 * masked: a dense layer whose weight is multiplied by a mask,
 * CSR: PyTorch's sparse products with a matrix in CSR format.
 
@@ -20,6 +20,7 @@ minutes with `--quick`.
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -48,7 +49,8 @@ SHAPES = [
     (65536, 128, 128),
 ]
 SPARSITIES = [0, 0.2, 0.5, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99]
-RIVALS = ['bf16', 'masked', 'CSR']
+HALF = ['bf16', 'ours bf16']
+RIVALS = [*HALF, 'masked', 'CSR']
 
 
 class Masked(torch.nn.Linear):
@@ -157,6 +159,7 @@ class Bench:
             'dense': lambda: torch.nn.Linear(inp, out),
             'bf16': lambda: torch.nn.Linear(inp, out).bfloat16(),
             'ours': lambda: layer,
+            'ours bf16': lambda: copy.deepcopy(layer).bfloat16(),
             'masked': lambda: Masked(layer),
             'CSR': lambda: CSR(layer),
         }
@@ -188,7 +191,7 @@ class Bench:
         training: bool,
     ) -> None:
         """Print times of all layers, and their ratios to dense."""
-        rivals = RIVALS if training else ['bf16']
+        rivals = RIVALS if training else HALF
         size = ' x '.join(f'{x:,}' for x in shape)
         mode = 'training step' if training else 'inference'
         threads = torch.get_num_threads()
@@ -252,6 +255,7 @@ def print_calibration(bench: Bench) -> None:
     """Calibrate the number of threads, and print the result."""
     calibration = calibrate()
     threads = torch.get_num_threads()
+    calibrate(torch.bfloat16)
     print(
         f'\nCalibration of {threads} thread(s), {calibration.seconds:.1f} s: '
         f'density above which a forward pass is dense'

@@ -57,8 +57,9 @@ def sparse_linear(
     NaN, depending on the product.
 
     Args:
-        x (torch.Tensor): The input. The operator computes half precision in
-            single precision and rounds the output.
+        x (torch.Tensor): The input. Products of half precision are summed in
+            single precision and rounded once. Dense products round the weight
+            to bfloat16, too, as :class:`torch.nn.Linear` does.
         values (torch.Tensor): The weights, row by row, of the dtype of
             :obj:`x` (any dtype but :obj:`torch.double` under autocast).
         bias (torch.Tensor, optional): The bias, of the dtype of
