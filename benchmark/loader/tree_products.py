@@ -44,7 +44,7 @@ from torch_geometric_ext.ops.ragged import row_ptr
 
 NUM_BATCHES = 4
 CLASSES = level_product.CLASSES
-MAKE_MATRIX = level_product._make_matrix
+MAKE_MATRIX = level_product.make_matrix
 WAYS = ['mess.', 'prop.', 'fresh', 'kept', 'merged', '(kept)', 'plain']
 
 
@@ -78,7 +78,7 @@ def make_merged(
     if is_mean:
         degree = value.new_zeros(size).index_add_(0, target, value)
         value = value / degree[target]
-    perm = level_product._argsort(source)
+    perm = level_product.argsort_padded(source)
     pair = []
     for row, col, val, shape in [
         (target, source, value, (size, num_cols)),
@@ -97,7 +97,7 @@ def no_propagation(edge_index: Any, x: Any, **kwargs: Any) -> Tensor:
 def step(net: Net, optimizer: Adam, batch: Any, way: str) -> float:
     """Return the seconds of a step."""
     kept = way in ['kept', '(kept)']
-    level_product._make_matrix = (
+    level_product.make_matrix = (
         make_merged if way in ['merged', '(kept)'] else MAKE_MATRIX
     )
     multiplies = kept or way in ['fresh', 'merged']
@@ -105,10 +105,8 @@ def step(net: Net, optimizer: Adam, batch: Any, way: str) -> float:
     if way == 'prop.':
         for conv in net.convs:
             conv.propagate = no_propagation
-    if not kept:
-        level_product._matrices.clear()
-    else:  # Make matrices, of this way, outside of the time.
-        level_product._matrices.clear()
+    level_product.matrices.clear()
+    for _ in range(2 if kept else 0):  # Small matrices come the second time.
         with torch.no_grad():
             net(batch)
     start = time.process_time()
@@ -169,21 +167,17 @@ def compare_sorts() -> None:
     for size in [1000, 2000, 4000, 8000, 16000, 32000]:
         index = torch.randint(size // 4, (size,))
 
-        def sort() -> Any:
-            return index.int().argsort(stable=True)
-
         times = []
-        for func in [sort, lambda: level_product._argsort(index)]:
-            level_product.MIN_PADDED_SIZE = 0
-            times.append(measure(func))
+        for level_product.MIN_PADDED_SIZE in [size + 1, 0]:
+            times.append(measure(level_product.argsort_padded, index))
         print(f'{size:8,}' + ''.join(f'{1e3 * x:9.3f}' for x in times))
 
 
-def measure(func: Callable[[], Any]) -> float:
+def measure(func: Callable[[Tensor], Any], x: Tensor) -> float:
     seconds = []
     for _ in range(50):
         start = time.process_time()
-        func()
+        func(x)
         seconds.append(time.process_time() - start)
     return statistics.median(seconds)
 
@@ -225,7 +219,7 @@ def main() -> None:
         dataset = load(args.root, name)
         print(f'\n{name}: {len(dataset):,} graphs')
         labels = ''.join(f'{way:>8}' for way in [*WAYS, 'edges'])
-        print(f'{"model, layers, size":14}'[:14] + labels)
+        print(f'{"model":14}' + labels)
         for num_layers in args.num_layers:
             for size in args.batch_sizes:
                 for kind in args.models if size <= len(dataset) else []:

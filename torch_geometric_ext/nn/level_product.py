@@ -6,7 +6,6 @@ first transform the trees of the level below only.
 """
 
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Set
 
 import torch
@@ -41,13 +40,15 @@ CLASSES = (GCNConv, *SUMS)
 RADIX_SIZE = 1 << 15
 MIN_PADDED_SIZE = 1 << 12
 
+# Fewer edges pay only if the mini-batch comes again and keeps the matrix
+# (benchmark/loader/tree_products.py).
+MIN_EDGES = 1 << 11
+
 # Hooks that do not read the inputs and outputs of a convolution.
 own_hooks: Set[Callable[..., Any]] = set()
 
-_lock = Lock()
-
 # Matrices of mini-batches, by `edge_index`: those that are kept, keep them.
-_matrices = WeakTensorKeyDictionary()
+matrices = WeakTensorKeyDictionary()
 
 
 class LevelProduct(NamedTuple):
@@ -136,9 +137,9 @@ class LevelForward:
 def level_forward(
     conv: Module, current: Callable[[], Optional[LevelProduct]]
 ) -> Iterator[None]:
-    """Replace the forward pass of a convolution that products can replace.
+    """Replace the forward pass of a convolution that has products.
 
-    Blocks nest, and threads that share the convolution can open their own.
+    Blocks nest.
 
     Args:
         conv (MessagePassing): The convolution.
@@ -146,19 +147,17 @@ def level_forward(
     """
     forward = None
     if type(conv) in CLASSES:
-        with _lock:
-            new = LevelForward(conv, current)
-            forward = vars(conv).setdefault('forward', new)
-            if isinstance(forward, LevelForward):
-                forward.num_blocks += 1
+        new = LevelForward(conv, current)
+        forward = vars(conv).setdefault('forward', new)
+        if isinstance(forward, LevelForward):
+            forward.num_blocks += 1
     try:
         yield
     finally:
         if isinstance(forward, LevelForward):
-            with _lock:
-                forward.num_blocks -= 1
-                if forward.num_blocks == 0:
-                    del vars(conv)['forward']
+            forward.num_blocks -= 1
+            if forward.num_blocks == 0:
+                del vars(conv)['forward']
 
 
 def _multiplies(conv: Any, x: Tensor, weight: Optional[Tensor]) -> bool:
@@ -205,14 +204,20 @@ def _matrix(
     dtype: torch.dtype,
     is_mean: bool,
 ) -> Optional[CSRPair]:
-    """Return the matrix of a level, made once for each mini-batch."""
+    """Return the matrix of a level, made once for each mini-batch, or
+    :obj:`None` if it does not pay.
+    """
     edge_index = levels.batch.edge_index
-    cache: Dict[Any, Any] = _matrices.setdefault(edge_index, {})
+    cache: Dict[Any, Any] = matrices.setdefault(edge_index, {})
     key = level, levels.size(level), weight is None, dtype, is_mean
     state = weight, _version(edge_index), _version(weight)
+    edges = levels.edges(level)
+    if key not in cache and edges.stop - edges.start < MIN_EDGES:
+        cache[key] = None  # Makes it once the mini-batch comes again.
+        return None
     found = cache.get(key)
     if found is None or found[0] is not weight or found[1:3] != state[1:]:
-        matrix = _make_matrix(levels, level, weight, dtype, is_mean)
+        matrix = make_matrix(levels, level, weight, dtype, is_mean)
         cache[key] = found = *state, matrix
     out: Optional[CSRPair] = found[-1]
     return out
@@ -223,7 +228,7 @@ def _version(x: Optional[Tensor]) -> Optional[int]:
     return None if x is None or x.is_inference() else x._version
 
 
-def _make_matrix(
+def make_matrix(
     levels: TreeLevels,
     level: int,
     weight: Optional[Tensor],
@@ -253,20 +258,20 @@ def _make_matrix(
         value = weight[edges].flatten()
     if is_mean:
         value = value / degree[target].to(dtype)
-    perm = _argsort(source)
-    matrices = [
+    perm = argsort_padded(source)
+    parts = [
         (degree, source, value, num_cols),
         (row_size, target[perm], value[perm], size),
     ]
     return CSRPair(
         *(
             csr_matrix(row_ptr(sizes).int(), col.int(), value, num)
-            for sizes, col, value, num in matrices
+            for sizes, col, value, num in parts
         )
     )
 
 
-def _argsort(index: Tensor) -> Tensor:
+def argsort_padded(index: Tensor) -> Tensor:
     """Sort indices below :math:`2^{31}`, stably."""
     index, size = index.int(), index.numel()
     if MIN_PADDED_SIZE <= size < RADIX_SIZE:

@@ -47,8 +47,8 @@ def test_computes_one_level_in_each_layer(batch):
     with shared_batch(batch):
         h = model(batch.x, batch.edge_index)
     assert h.size(0) == 4
-    # Within a convolution and after it, one level:
-    assert recorder.sizes == [3, 3, 4]
+    # Within a convolution, a level and the one below; after it, the level:
+    assert recorder.sizes == [3 + 2, 3, 4 + 3]
     assert torch.allclose(aggr(h, batch), expected)
 
 
