@@ -25,7 +25,7 @@ import warnings
 from typing import Any, Callable, Dict, List, Tuple
 
 import torch
-from shared_trees import (
+from shared_trees import (  # type: ignore[import-not-found]
     Collated,
     Net,
     cpu_name,

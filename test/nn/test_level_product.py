@@ -265,7 +265,7 @@ def test_second_derivatives(products):
     assert len(products) > 2
 
 
-@pytest.mark.parametrize('size', [0, 100, 5000, 40000])
+@pytest.mark.parametrize('size', [0, 100, 10000, 40000])
 def test_argsort_padded(size):
     index = torch.randint(50, (size,))
     out = level_product.argsort_padded(index)

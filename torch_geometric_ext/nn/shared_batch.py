@@ -55,6 +55,16 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
         out = aggr(h, batch)
         print(fallbacks)  # Empty if all layers ran level by level.
 
+    On CPU, sparse products replace the messages of
+    :class:`~torch_geometric.nn.conv.GCNConv` (:obj:`normalize=False`),
+    :class:`~torch_geometric.nn.conv.GINConv`,
+    :class:`~torch_geometric.nn.conv.SAGEConv` and
+    :class:`~torch_geometric.nn.conv.GraphConv` that sum or average. Levels of
+    few edges pass messages until a mini-batch comes again, as those of
+    :obj:`SharedTreeLoader(cached=True)`, whose matrices are kept; those of a
+    GIN always do. Subclasses, layers with hooks, autocast and learned edge
+    weights need messages.
+
     A convolution falls back to all levels, is listed with the reason, and
     logged, if it
 
