@@ -106,7 +106,7 @@ def step(net: Net, optimizer: Adam, batch: Any, way: str) -> float:
         for conv in net.convs:
             conv.propagate = no_propagation
     level_product.matrices.clear()
-    for _ in range(2 if kept else 0):  # Small matrices come the second time.
+    if kept:
         with torch.no_grad():
             net(batch)
     start = time.process_time()

@@ -40,7 +40,7 @@ CLASSES = (GCNConv, *SUMS)
 RADIX_SIZE = 1 << 15
 MIN_PADDED_SIZE = 1 << 13
 
-# Fewer edges pay only if the mini-batch comes again and keeps the matrix
+# Fewer edges do not pay for a matrix that is used once
 # (benchmark/loader/tree_products.py).
 MIN_EDGES = 1 << 11
 
@@ -91,8 +91,7 @@ class LevelProduct(NamedTuple):
         if not _multiplies(conv, x, edge_weight):
             return None
         edges, is_mean = levels.edges(level), conv.aggr == 'mean'
-        # Random numbers of an inner network must not depend on the past:
-        if type(conv) is GINConv and edges.stop - edges.start < MIN_EDGES:
+        if edges.stop - edges.start < MIN_EDGES:
             return None
         matrix = _matrix(levels, level, edge_weight, x.dtype, is_mean)
         if matrix is None:
@@ -207,17 +206,11 @@ def _matrix(
     dtype: torch.dtype,
     is_mean: bool,
 ) -> Optional[CSRPair]:
-    """Return the matrix of a level, made once for each mini-batch, or
-    :obj:`None` if it does not pay.
-    """
+    """Return the matrix of a level, made once for each mini-batch."""
     edge_index = levels.batch.edge_index
     cache: Dict[Any, Any] = matrices.setdefault(edge_index, {})
     key = level, levels.size(level), weight is None, dtype, is_mean
     state = weight, _version(edge_index), _version(weight)
-    edges = levels.edges(level)
-    if key not in cache and edges.stop - edges.start < MIN_EDGES:
-        cache[key] = None  # Makes it once the mini-batch comes again.
-        return None
     found = cache.get(key)
     if found is None or found[0] is not weight or found[1:3] != state[1:]:
         matrix = make_matrix(levels, level, weight, dtype, is_mean)

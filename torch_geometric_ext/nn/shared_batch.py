@@ -59,11 +59,10 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
     :class:`~torch_geometric.nn.conv.GCNConv` (:obj:`normalize=False`),
     :class:`~torch_geometric.nn.conv.GINConv`,
     :class:`~torch_geometric.nn.conv.SAGEConv` and
-    :class:`~torch_geometric.nn.conv.GraphConv` that sum or average. Levels of
-    few edges pass messages until a mini-batch comes again, as those of
-    :obj:`SharedTreeLoader(cached=True)`, whose matrices are kept; those of a
-    GIN always do. Subclasses, layers with hooks, autocast and learned edge
-    weights need messages.
+    :class:`~torch_geometric.nn.conv.GraphConv` that sum or average.
+    Mini-batches that are kept, as by :obj:`SharedTreeLoader(cached=True)`, keep their
+    matrices. Levels of fewer than 2,048 edges, subclasses, layers with hooks,
+    autocast and learned edge weights need messages.
 
     A convolution falls back to all levels, is listed with the reason, and
     logged, if it
