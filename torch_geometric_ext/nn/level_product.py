@@ -2,7 +2,9 @@
 
 Trees of a level read trees of the level below, of which there are fewer. A
 product with a sparse matrix replaces messages, and linear layers that come
-first transform the trees of the level below only.
+first transform the trees of the level below only. Subclasses, hooks, autocast,
+learned edge weights, levels of few edges and devices other than CPU need
+messages.
 """
 
 from contextlib import contextmanager

@@ -55,14 +55,7 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
         out = aggr(h, batch)
         print(fallbacks)  # Empty if all layers ran level by level.
 
-    On CPU, sparse products replace the messages of
-    :class:`~torch_geometric.nn.conv.GCNConv` (:obj:`normalize=False`),
-    :class:`~torch_geometric.nn.conv.GINConv`,
-    :class:`~torch_geometric.nn.conv.SAGEConv` and
-    :class:`~torch_geometric.nn.conv.GraphConv` that sum or average.
-    Mini-batches that are kept, as by :obj:`SharedTreeLoader(cached=True)`, keep their
-    matrices. Levels of fewer than 2,048 edges, subclasses, layers with hooks,
-    autocast and learned edge weights need messages.
+    On CPU, sparse products replace messages in levels of many edges.
 
     A convolution falls back to all levels, is listed with the reason, and
     logged, if it
