@@ -55,8 +55,6 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
         out = aggr(h, batch)
         print(fallbacks)  # Empty if all layers ran level by level.
 
-    On CPU, sparse products replace messages in levels of many edges.
-
     A convolution falls back to all levels, is listed with the reason, and
     logged, if it
 
