@@ -14,10 +14,10 @@ from torch_geometric_ext.full_batch.conv.find_static_convs import (
 from torch_geometric_ext.full_batch.conv.static_conv import CACHED
 from torch_geometric_ext.full_batch.plan import Forward, Plan
 from torch_geometric_ext.full_batch.report import Report, make_report
-from torch_geometric_ext.full_batch.shallow_copy import Copy, replace_modules
 from torch_geometric_ext.full_batch.sparse_input import SparseInputs
 from torch_geometric_ext.full_batch.static_graph import StaticGraph
 from torch_geometric_ext.full_batch.subgraph import Subgraph
+from torch_geometric_ext.nn.shallow_copy import Copy, replace_modules
 
 PREFIX = 'model.'
 

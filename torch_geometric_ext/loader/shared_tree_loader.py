@@ -68,7 +68,9 @@ class SharedTreeLoader(DataLoader):
             order in each epoch. (default: :obj:`False`)
         cached (bool, optional): If set to :obj:`True`, mini-batches are
             extracted in the first epoch and kept, in as much memory as
-            :obj:`report().num_cached_bytes` estimates. With :obj:`shuffle`,
+            :obj:`report().num_cached_bytes` estimates, and 16 bytes more for
+            each edge that is multiplied in single precision. With
+            :obj:`shuffle`,
             later epochs load the same mini-batches in a new order: graphs are
             not mixed anew, and :obj:`drop_last` leaves out the same graphs.
             (default: :obj:`False`)

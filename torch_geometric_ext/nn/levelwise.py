@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
+from torch_geometric_ext.nn.level_product import LevelProduct
 from torch_geometric_ext.nn.reads_one_hop import Inputs, reads_one_hop
 from torch_geometric_ext.nn.tree_levels import (
     Rows,
@@ -34,6 +35,8 @@ class Call(NamedTuple):
         args (Dict[str, Any]): Its arguments by name, as the user gave them.
         inputs (Dict[str, Any]): The arguments it runs on.
         hooked (bool): Whether forward hooks run it.
+        product (LevelProduct, optional): What runs in its place, on the rows
+            below. (default: :obj:`None`)
     """
 
     conv: Module
@@ -41,6 +44,7 @@ class Call(NamedTuple):
     args: Dict[str, Any]
     inputs: Dict[str, Any]
     hooked: bool
+    product: Optional[LevelProduct] = None
 
 
 class Levelwise:
@@ -108,7 +112,8 @@ class Levelwise:
             if out is not None and not call.rows.all_levels:
                 size = self.levels.size(call.rows.level)
                 below = self.levels.size(call.rows.level - 1)
-                if isinstance(out, Tensor) and out.size(0) == size + below:
+                num_rows = size if call.product else size + below
+                if isinstance(out, Tensor) and out.size(0) == num_rows:
                     self.level = max(self.level, call.rows.level)
                     out = out[:size]
                 else:
@@ -174,9 +179,17 @@ class Levelwise:
         edge = self._edge_args(conv, args)
         if not is_known and not _is_exact(conv, args, edge):
             return self._fall_back(call, 'did not pass the equivalence check')
-        rows = Rows(self.levels, level, False)
-        inputs = self._inputs(x, args, edge, level)
-        return call._replace(rows=rows, inputs=inputs)
+        call = call._replace(rows=Rows(self.levels, level, False))
+        below = self.levels.cut(x, level - 1) if self._is_full(x) else x
+        weight = args.get('edge_weight')
+        if weight is None or 'edge_weight' in edge:
+            product = LevelProduct.find(
+                conv, below, weight, self.levels, level
+            )
+            if product is not None:
+                inputs = {**args, 'x': below}
+                return call._replace(inputs=inputs, product=product)
+        return call._replace(inputs=self._inputs(below, args, edge, level))
 
     def _fall_back(self, call: Call, reason: str) -> Call:
         self._log(call.conv, reason)
@@ -247,17 +260,16 @@ class Levelwise:
         return level
 
     def _inputs(
-        self, x: Tensor, args: Dict[str, Any], edge: List[str], level: int
+        self, below: Tensor, args: Dict[str, Any], edge: List[str], level: int
     ) -> Dict[str, Any]:
         """Return arguments for the trees of a level, then those they read."""
         levels, edges = self.levels, self.levels.edges(level)
-        below = levels.cut(x, level - 1) if self._is_full(x) else x
         out = {
             key: value[edges] if key in edge else value
             for key, value in args.items()
         }
         edge_index = args['edge_index'][:, edges] - levels.start(level)
-        x = torch.cat([below[levels.own(level)], below])
+        x = torch.cat([below.index_select(0, levels.own(level)), below])
         return {**out, 'x': x, 'edge_index': edge_index}
 
     def _is_own_edge_index(self, edge_index: Any) -> bool:

@@ -18,6 +18,11 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch_geometric.nn import MessagePassing
 
+from torch_geometric_ext.nn.level_product import (
+    LevelProduct,
+    level_forward,
+    own_hooks,
+)
 from torch_geometric_ext.nn.levelwise import Levelwise
 
 # The innermost mini-batch of shared trees, False for one of plain graphs, None
@@ -99,6 +104,14 @@ def current_context() -> Optional[Levelwise]:
     return _current.get() or None
 
 
+def current_product() -> Optional[LevelProduct]:
+    """Return the product that runs in place of a convolution, if any."""
+    if is_compiling():
+        return None
+    context = current_context()
+    return context.call.product if context and context.call else None
+
+
 def is_inside() -> bool:
     """Return whether a block of `shared_batch` is open."""
     return _current.get() is not None
@@ -140,6 +153,7 @@ class _Hooks(ExitStack):
         after = conv.register_forward_hook(_after, always_call=True)
         self.callback(before.remove)
         self.callback(after.remove)
+        self.enter_context(level_forward(conv, current_product))
 
 
 def _idle_context() -> Optional[Levelwise]:
@@ -166,3 +180,6 @@ def _after(conv: Module, args: Tuple, out: Any) -> Any:
     if context.call.conv is conv and context.call.hooked:
         return context.end(out)
     return None
+
+
+own_hooks.update([_before, _after])

@@ -32,8 +32,8 @@ from torch_geometric_ext.full_batch.conv.static_sum_conv import (
     StaticGraphConv,
     StaticSAGEConv,
 )
-from torch_geometric_ext.full_batch.shallow_copy import shallow_copy
 from torch_geometric_ext.full_batch.static_graph import StaticGraph
+from torch_geometric_ext.nn.shallow_copy import shallow_copy
 
 METHODS = ['forward', 'propagate', 'message', 'aggregate', 'update']
 

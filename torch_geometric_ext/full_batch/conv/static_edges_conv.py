@@ -21,7 +21,7 @@ from torch_geometric_ext.full_batch.conv.static_conv import (
 from torch_geometric_ext.full_batch.conv.static_gcn_conv import (
     NormalizedEdges,
 )
-from torch_geometric_ext.full_batch.shallow_copy import shallow_copy
+from torch_geometric_ext.nn.shallow_copy import shallow_copy
 
 
 class StaticEdgesConv(StaticConv):

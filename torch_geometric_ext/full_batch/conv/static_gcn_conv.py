@@ -8,14 +8,14 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GCNConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from torch_geometric_ext.full_batch.conv.linear import is_linear
 from torch_geometric_ext.full_batch.conv.static_conv import (
     PRODUCT,
     Edges,
     StaticConv,
     autocasts,
 )
-from torch_geometric_ext.full_batch.shallow_copy import shallow_copy
+from torch_geometric_ext.nn.multiply_first import is_linear
+from torch_geometric_ext.nn.shallow_copy import shallow_copy
 
 
 class NormalizedEdges(StaticConv):

@@ -11,11 +11,11 @@ from torch_geometric.utils import (
     is_torch_sparse_tensor,
 )
 
-from torch_geometric_ext.nn.conv.multiply import (
+from torch_geometric_ext.nn.dense import SparseLinear
+from torch_geometric_ext.nn.multiply import (
     aggregates_first,
     can_multiply,
 )
-from torch_geometric_ext.nn.dense import SparseLinear
 from torch_geometric_ext.ops.csr_product import CSRPair
 
 # Sizes from which sorting the edges in each call is faster than messages, with

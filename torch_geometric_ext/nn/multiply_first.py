@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.nn.dense import SparseLinear
 from torch_geometric_ext.nn.hooks import is_hooked
 from torch_geometric_ext.nn.linear_layers import LINEARS
 

@@ -1,6 +1,6 @@
 from torch import nn
 
-from torch_geometric_ext.full_batch.shallow_copy import (
+from torch_geometric_ext.nn.shallow_copy import (
     replace_modules,
     shallow_copy,
     with_child,

@@ -1,6 +1,6 @@
 """Decide how a convolution propagates by a product with a sparse matrix."""
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -16,14 +16,16 @@ METHODS = ['message', 'message_and_aggregate', 'aggregate', 'update']
 REDUCTIONS = ['add', 'sum', 'mean']
 
 
-def can_multiply(conv: MessagePassing, x: Tensor, weight: Tensor) -> bool:
+def can_multiply(
+    conv: MessagePassing, x: Tensor, weight: Optional[Tensor]
+) -> bool:
     """Return whether a product gives what messages give, and no hook or
     explainer reads messages.
 
     Args:
         conv (MessagePassing): The convolution.
         x (torch.Tensor): The features.
-        weight (torch.Tensor): The edge weights.
+        weight (torch.Tensor, optional): The edge weights.
     """
     cls: Any = type(conv)
     # Explainers exchange the generated and the general method of PyG:
@@ -31,8 +33,8 @@ def can_multiply(conv: MessagePassing, x: Tensor, weight: Tensor) -> bool:
     return (
         x.dim() == 2
         and x.dtype in DTYPES
-        and weight.dtype in DTYPES
-        and not weight.requires_grad
+        and (weight is None or weight.dtype in DTYPES)
+        and (weight is None or not weight.requires_grad)
         and conv.aggr in REDUCTIONS
         and propagate in [cls._jinja_propagate, cls._orig_propagate]
         and not any(name in vars(conv) for name in METHODS)
