@@ -131,6 +131,7 @@ def test_later_processes_read_the_file(kernels, tmp_path):
         % ((SIZE - 1) * b'0.5,'),
         b'{"version": 1, "crossovers": [%b 0], "csr_costs": [9, 60, Infinity]}'
         % ((SIZE - 1) * b'0.5,'),
+        b'{"version": 1, "crossovers": [1%b]}' % (400 * b'0'),
         b'[' * 100_000,
     ],
 )
@@ -158,6 +159,20 @@ def test_folders_that_cannot_be_written(kernels, tmp_path):
     path = tmp_path / 'file'
     path.touch()  # A folder within it cannot exist.
     assert run(USE, path / 'folder', 0.5) == ['1', '0.5']
+
+
+def test_users_without_a_home(monkeypatch):
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    # As in containers with an arbitrary user:
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+    key = (1, torch.float)
+    place = find_place(*key)
+    choices = Choices(SIZE * [0.5], COSTS)
+    for replace in [False, True]:
+        assert not write(place, choices, *key, replace=replace)
+    assert read(place, *key) is None
+    assert not Path('~').exists()
 
 
 def test_concurrent_processes_agree(kernels, tmp_path):
@@ -470,7 +485,7 @@ def test_find_place(monkeypatch):
     places = {
         find_place(n, dtype) for n in [1, 2] for dtype in calibration.DTYPES
     }
-    assert len(places) == 4  # A file for each key.
+    assert len(places) == 6  # A file for each key.
     assert {str(place.path.parent) for place in places} == {'/some/folder'}
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv('XDG_CACHE_HOME', '/cache')
