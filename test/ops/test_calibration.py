@@ -51,7 +51,7 @@ from torch_geometric_ext.ops.crossovers import SIZE
 warnings.simplefilter('error', UserWarning)
 torch.set_num_threads(1)
 calls = []
-def measure(dtype):
+def measure(dtype, limit):
     calls.append(dtype)
     return SIZE * [float(sys.argv[1])]
 calibration.measure_crossovers = measure
@@ -179,9 +179,9 @@ def test_concurrent_processes_agree(kernels, tmp_path):
     code = """
     import time
     measure = calibration.measure_crossovers
-    def slow(dtype):
+    def slow(*args):
         time.sleep(1)  # Both processes measure.
-        return measure(dtype)
+        return measure(*args)
     calibration.measure_crossovers = slow
     lin(x)
     print(len(calls), lin.crossover())
@@ -192,6 +192,16 @@ def test_concurrent_processes_agree(kernels, tmp_path):
     (path,) = tmp_path.iterdir()  # No temporary file stays.
     crossovers = json.loads(path.read_text())['crossovers']
     assert crossovers == SIZE * [float(outs[0][1])]
+
+
+def test_busy_machines(kernels, tmp_path):
+    code = """
+    calibration.MAX_SECONDS = 0  # All measurements take too long.
+    lin(x)
+    print(len(calls), lin.crossover())
+    """
+    assert run(code, tmp_path, 0.5) == ['1', '0.5']
+    assert not list(tmp_path.iterdir())  # The next process measures again.
 
 
 def test_explicit_file(kernels, tmp_path, monkeypatch):
@@ -346,7 +356,7 @@ def test_measurement_leaves_state(kernels, monkeypatch):
 
 
 def test_interrupted_measurement_forces_nothing(kernels, monkeypatch):
-    def interrupt(dtype):
+    def interrupt(*args):
         OPS.sparse_linear_force_dense(True)
         raise KeyboardInterrupt
 
@@ -360,9 +370,9 @@ def test_interrupted_measurement_forces_nothing(kernels, monkeypatch):
 
 
 def test_measured_crossovers(kernels):
-    table = torch.tensor(measure_crossovers(torch.float, budget=0.1))
+    table = torch.tensor(measure_crossovers(torch.float, limit=0.0))
     assert table.numel() == SIZE
-    assert ((table >= 0) & (table <= 1)).all() and table.unique().numel() > 9
+    assert ((table >= 0) & (table <= 1)).all() and table.unique().numel() > 1
 
 
 def test_measured_csr_costs(kernels):
