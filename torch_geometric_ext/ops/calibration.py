@@ -1,5 +1,6 @@
 """Choose between sparse and dense products by what this machine does."""
 
+import math
 import os
 import threading
 import time
@@ -17,11 +18,14 @@ from torch_geometric_ext.ops.calibration_file import (
     read,
     write,
 )
-from torch_geometric_ext.ops.crossovers import measure_crossovers
+from torch_geometric_ext.ops.crossovers import get_clock, measure_crossovers
 from torch_geometric_ext.ops.csr_costs import measure_csr_costs
 from torch_geometric_ext.ops.register import is_transformed
 
 DTYPES = [torch.float, torch.double, torch.bfloat16]
+# Seconds after which a first call stops to measure: threads of other processes
+# can slow down those of this one by a factor of 20. A choice.
+MAX_SECONDS = 10.0
 
 # The numbers of threads and dtypes whose choices are made, and those whose
 # files were looked up.
@@ -54,10 +58,11 @@ def calibrate(dtype: torch.dtype = torch.float) -> Calibration:
 
     :func:`~torch_geometric_ext.ops.sparse_linear` does so by itself when it is
     first called with a number of threads and a dtype, unless a file of an
-    earlier process holds the result. Call this function to choose the moment,
-    for example before a model is compiled, or to measure again on a machine
-    that is idle. Products may then change their choice, hence their results
-    up to rounding.
+    earlier process holds the result. On a busy machine, it measures no larger
+    sizes after ten seconds, and writes no file. Call this function to choose
+    the moment, for example before a model is compiled, or to measure again on
+    a machine that is idle. Products may then change their choice, hence their
+    results up to rounding.
 
     Takes about two seconds with the current number of threads
     (:func:`torch.set_num_threads`). It multiplies matrices of 1 to 4,096 rows
@@ -95,7 +100,7 @@ def calibrate(dtype: torch.dtype = torch.float) -> Calibration:
     num_threads = torch.get_num_threads()
     with _lock:
         start = time.perf_counter()
-        choices = _measure(dtype)
+        choices = _measure(dtype, math.inf)
         place, path = find_place(num_threads, dtype), None
         if place is not None and write(
             place, choices, num_threads, dtype, replace=True
@@ -127,7 +132,12 @@ def ensure_calibration(x: Tensor, dtype: torch.dtype) -> None:
         load_calibration(dtype)
         place = find_place(*key)
         if not _is_set(*key) and _may_measure(place):
-            _set(_keep(place, _measure(dtype), *key), *key)
+            clock = get_clock()
+            start = clock()
+            choices = _measure(dtype, MAX_SECONDS)
+            if clock() - start < MAX_SECONDS:  # All sizes were measured.
+                choices = _keep(place, choices, *key)
+            _set(choices, *key)
         _settled.add(key)
 
 
@@ -169,8 +179,10 @@ def _may_measure(place: Optional[Place]) -> bool:
     return place is not None and not place.is_explicit and not is_worker
 
 
-def _measure(dtype: torch.dtype) -> Choices:
-    """Measure all choices, and leave all state of PyTorch as it is."""
+def _measure(dtype: torch.dtype, limit: float) -> Choices:
+    """Measure all choices for some seconds, and leave all state of PyTorch as
+    it is.
+    """
     force = torch.ops.torch_geometric_ext.sparse_linear_force_dense.default
     try:
         with torch.inference_mode(), torch._C.DisableTorchFunction():
@@ -178,7 +190,7 @@ def _measure(dtype: torch.dtype) -> Choices:
             csr_dtype = torch.float if dtype == torch.bfloat16 else dtype
             measured = [
                 measure_csr_costs(csr_dtype),
-                measure_crossovers(dtype),
+                measure_crossovers(dtype, limit),
             ]
     finally:
         force(None)

@@ -22,6 +22,8 @@ from torch_geometric_ext.version import __version__
 VARIABLE = 'TORCH_GEOMETRIC_EXT_CALIBRATION'
 # The version of the layout and of the meaning of a file.
 VERSION = 1
+# What damaged files raise, among them deep lists and integers of many digits.
+INVALID = (ValueError, TypeError, KeyError, RecursionError, OverflowError)
 
 
 class Choices(NamedTuple):
@@ -59,8 +61,8 @@ def find_place(num_threads: int, dtype: torch.dtype) -> Optional[Place]:
     if value.lower() == 'off':
         return None
     if value.endswith('.json'):
-        return Place(Path(value).expanduser(), True)
-    folder = Path(value).expanduser() if value else _cache_folder()
+        return Place(_expand(value), True)
+    folder = _expand(value) if value else _cache_folder()
     key = json.dumps(describe(num_threads, dtype), sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     return Place(folder / f'sparse_linear-{name}.json', False)
@@ -94,7 +96,7 @@ def read(
             content['machine'] == describe(num_threads, dtype)
         )
         return choices if known else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, *INVALID) as error:
         if place.is_explicit:
             warnings.warn(
                 f"'{place.path}', which {VARIABLE} names, holds no "
@@ -162,8 +164,15 @@ def _parse(content: Any) -> Choices:
 
 def _cache_folder() -> Path:
     """Return the folder of the cache, as :mod:`torch.hub` does."""
-    cache = os.getenv('XDG_CACHE_HOME') or '~/.cache'
-    return Path(cache).expanduser() / 'torch_geometric_ext'
+    cache = _expand(os.getenv('XDG_CACHE_HOME') or '~/.cache')
+    if cache.parts[0].startswith('~'):  # A user of a container has no home.
+        cache = Path(os.devnull)  # It holds no files.
+    return cache / 'torch_geometric_ext'
+
+
+def _expand(path: str) -> Path:
+    """Return a path with the home of a user, if the system knows it."""
+    return Path(os.path.expanduser(path))
 
 
 @lru_cache(maxsize=1)

@@ -27,12 +27,16 @@ MARGIN = 1.1
 # Repetitions of each size, the seconds that small sizes repeat, and those from
 # which a size does not. A choice.
 MIN_REPETITIONS, MIN_SECONDS, MAX_SECONDS = 2, 4e-3, 5e-2
+# Seconds after which only small sizes are repeated. A choice.
+BUDGET = 3.0
 
 Pattern = Tuple[Tensor, ...]
 Run = Callable[[], Any]
 
 
-def measure_crossovers(dtype: torch.dtype, budget: float = 3.0) -> List[float]:
+def measure_crossovers(
+    dtype: torch.dtype, limit: float = math.inf
+) -> List[float]:
     """Return the density above which each product is faster as a dense one,
     with the current number of threads.
 
@@ -42,14 +46,16 @@ def measure_crossovers(dtype: torch.dtype, budget: float = 3.0) -> List[float]:
 
     Args:
         dtype (torch.dtype): The dtype of the input.
-        budget (float, optional): Seconds after which only small sizes are
-            repeated. (default: :obj:`3.0`)
+        limit (float, optional): Seconds after which larger sizes take the
+            densities of smaller ones, for machines that are busy.
+            (default: :obj:`math.inf`)
 
     Returns:
         list: The densities by product (the forward pass, the gradient of the
         weights, both gradients), number of rows, input and output width.
     """
-    end = time.perf_counter() + budget
+    clock = get_clock()
+    start = clock()
     shape = (NUM_PRODUCTS, len(ROWS), len(WIDTHS), len(WIDTHS))
     out = torch.full(shape, torch.inf, device='cpu', dtype=torch.double)
     noise = torch.rand(
@@ -60,7 +66,8 @@ def measure_crossovers(dtype: torch.dtype, budget: float = 3.0) -> List[float]:
     widths = itertools.product(range(len(WIDTHS)), repeat=2)
     for i, o in sorted(widths, key=sum):
         size = WIDTHS[i] * WIDTHS[o]
-        if size > MAX_WEIGHTS:
+        is_late = i + o > 0 and clock() - start > limit
+        if size > MAX_WEIGHTS or is_late:
             continue
         mask = noise[:size].view(WIDTHS[o], WIDTHS[i])
         patterns = [make_pattern(mask < density) for density in DENSITIES]
@@ -68,7 +75,8 @@ def measure_crossovers(dtype: torch.dtype, budget: float = 3.0) -> List[float]:
         for r, num_rows in enumerate(ROWS if few else ROWS[:-1]):
             low, high = (_make_runs(data, num_rows, x) for x in patterns)
             runs = [(False, run) for run in [*low, *high]]
-            times = time_runs([*runs, *((True, run) for run in high)], end)
+            runs += [(True, run) for run in high]
+            times = time_runs(runs, start + min(BUDGET, limit))
             seconds = torch.tensor(times, dtype=torch.double).view(3, -1)
             out[:, r, i, o] = _find_crossovers(*seconds)
     return _fill(out).flatten().tolist()
@@ -118,8 +126,8 @@ def time_runs(
     Args:
         runs (list): Whether the product is dense, and a function that computes
             it.
-        end (float, optional): The time after which only short runs are
-            repeated. (default: :obj:`math.inf`)
+        end (float, optional): The time of :func:`get_clock` after which only
+            short runs are repeated. (default: :obj:`math.inf`)
     """
     clock = get_clock()
     force = torch.ops.torch_geometric_ext.sparse_linear_force_dense.default
@@ -133,8 +141,7 @@ def time_runs(
             run()
             least[i] = min(least[i], clock() - start)
         repeated += 1
-        late = time.perf_counter() > end and clock() > stop
-        if late or clock() > begin + MAX_SECONDS:
+        if clock() > min(max(end, stop), begin + MAX_SECONDS):
             break
     return least
 
@@ -156,13 +163,14 @@ def _fill(density: Tensor) -> Tensor:
     """
     num_rows, num_widths = len(ROWS), len(WIDTHS)
     for i, o in itertools.product(range(num_widths), repeat=2):
+        is_measured = bool(density[:, 0, i, o].isfinite().all())
         for r in range(num_rows):
             values = density[:, r, i, o]
             if values.isfinite().all():
                 continue
-            if r > 0 and WIDTHS[i] * WIDTHS[o] <= MAX_WEIGHTS:
+            if is_measured:
                 values.copy_(density[:, r - 1, i, o])
-            else:  # A weight that is too large.
+            else:  # A weight that is too large. An index may wrap to `inf`.
                 narrow = density[:, r, i - 1, o], density[:, r, i, o - 1]
                 values.copy_(torch.minimum(*narrow))
     return density

@@ -144,3 +144,15 @@ def test_weights_of_other_layouts(layout, in_channels):
     with pytest.raises(RuntimeError, match="0: 'weight' needs to be a dense"):
         model.load_state_dict(state)
     assert str(model.state_dict()) == old
+
+
+@pytest.mark.parametrize('block_size', [1, 8])
+def test_loading_another_block_size(block_size):
+    state = SparseLinear(70, 50, sparsity=0.6, block_size=16).state_dict()
+    lin = SparseLinear(70, 50, sparsity=0.6, block_size=block_size)
+    before = {key: value.clone() for key, value in lin.state_dict().items()}
+    with pytest.raises(RuntimeError, match="of the same 'block_size'"):
+        lin.load_state_dict(state)
+    for key, value in lin.state_dict().items():
+        if key != 'bias':
+            assert torch.equal(value, before[key])

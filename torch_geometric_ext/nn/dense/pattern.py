@@ -222,7 +222,8 @@ def _check_rows(rowptr: Tensor, col: Tensor, size: Tuple[int, int]) -> None:
     ):
         raise ValueError(
             f"'rowptr' of 'SparseLinear' needs to hold {num_rows + 1} "
-            f'ascending numbers from 0 to the number of weights, '
+            f'ascending numbers from 0 to the number of weights, or of '
+            f"blocks of the same 'block_size', "
             f'{col.numel()} (got {rowptr.numel()} from '
             f'{rowptr[:1].tolist()} to {rowptr[-1:].tolist()})'
         )
