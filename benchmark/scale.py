@@ -13,7 +13,6 @@ row above it.
 """
 
 import argparse
-import platform
 import resource
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from torch_geometric.nn import GCN
 
 from torch_geometric_ext.data.storage import from_tensors
 from torch_geometric_ext.nn import SparseLinear
+from torch_geometric_ext.ops.machine import describe_machine
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 from torch_geometric_ext.sparsity import RigL
 from torch_geometric_ext.transforms import (
@@ -48,20 +48,6 @@ ROWS: List[Tuple[str, List[int]]] = [
 
 # Seconds of a search that are not those of training and evaluation.
 OUTSIDE = ['setup', 'channels', 'other']
-
-
-def machine() -> str:
-    """Describe the machine in two lines."""
-    lines = {'model name': platform.processor(), 'cache size': '?'}
-    if Path('/proc/cpuinfo').exists():
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            key, _, value = line.partition(':')
-            lines[key.strip()] = value.strip()
-    return (
-        f'{lines["model name"]}, cache {lines["cache size"]}, '
-        f'{torch.backends.cpu.get_cpu_capability()}\n'
-        f'PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)'
-    )
 
 
 def random_molecules(num_graphs: int, seed: int = 0) -> InMemoryDataset:
@@ -244,7 +230,8 @@ def main() -> None:
         seconds, text = measure(name, int(size), path)
         print(seconds, text, sep='\t')
         return
-    print(machine())
+    for key, value in describe_machine().items():
+        print(f'{key}: {value}')
     print(f'{"":<15}{"size":>10}{"CPU [s]":>10}{"growth":>8}')
     with tempfile.TemporaryDirectory() as folder:
         for name, sizes in ROWS:

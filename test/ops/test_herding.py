@@ -20,10 +20,10 @@ withKernels = pytest.mark.skipif(
 )
 
 
-def random_rows(group_sizes, seed, num_columns=4, low=-2, high=4):
+def random_rows(group_sizes, seed, num_columns=4, low=-2, high=4, density=0.6):
     generator = torch.Generator().manual_seed(seed)
     size = sum(group_sizes)
-    mask = torch.rand(size, num_columns, generator=generator) < 0.6
+    mask = torch.rand(size, num_columns, generator=generator) < density
     item = mask.nonzero()[:, 1]
     value = torch.randint(low, high, (item.numel(),), generator=generator)
     return (
@@ -84,13 +84,15 @@ def test_herding_by_brute_force(group_sizes, num_candidates, seed):
     group_sizes=st.lists(st.integers(0, 60), max_size=4),
     num_candidates=st.sampled_from([1, 2, 7, 50, 2**63 - 1]),
     num_finalists=st.sampled_from([1, 3, 2**63 - 1]),
+    num_columns=st.sampled_from([9, 500]),  # Some hold one entry.
     high=st.sampled_from([1, 2, 10**6]),
     seed=st.integers(0, 1000),
 )
 def test_herding_equals_reference(
-    group_sizes, num_candidates, num_finalists, high, seed
+    group_sizes, num_candidates, num_finalists, num_columns, high, seed
 ):
-    args = random_rows(group_sizes, seed, num_columns=9, low=-1, high=high)
+    density = 5 / num_columns
+    args = random_rows(group_sizes, seed, num_columns, -1, high, density)
     settings = (num_candidates, None, num_finalists)
     out = torch.ops.torch_geometric_ext.herding(*args, *settings)
     assert torch.equal(out, herding_reference(*args, *settings))

@@ -132,7 +132,11 @@ def _concatenate(key: str, values: Sequence[Any]) -> Any:
 
 
 def _relabel(values: Sequence[Tensor], ids: Sequence[Tensor]) -> Tensor:
-    return torch.cat([new[value] for new, value in zip(ids, values)])
+    sizes = [value.numel() for value in values]
+    out = ids[0].new_empty(sum(sizes))
+    for new, value, part in zip(ids, values, out.split(sizes)):
+        torch.index_select(new, 0, value, out=part)
+    return out
 
 
 def _check_same(tables: Sequence[Dict[str, Tensor]], name: str) -> None:

@@ -46,7 +46,8 @@ def herding(
     :obj:`num_finalists` rows (more in first visits) of the lowest last scores.
 
     Takes :math:`O(Z + K C z / 8)` time for :math:`Z` entries, :math:`z` in a
-    row, :math:`K` selected rows and :math:`C` candidates, and 40 bytes a row.
+    row, :math:`K` selected rows and :math:`C` candidates, and 40 bytes a row
+    and 4 an entry.
 
     Args:
         ptr (torch.Tensor): The row pointers.

@@ -27,6 +27,7 @@ from torch_geometric_ext.transforms.collated import (
 )
 from torch_geometric_ext.transforms.tree_settings import TreeSettings
 
+MERGE_SIZE = 8  # Parts to merge at a time; a choice.
 LARGE_PART = 10_000  # Nodes that suffice to find continuous features.
 
 # Attributes of `SharedTreeBatch`:
@@ -105,23 +106,19 @@ def _share_chunks(
     chunks: Iterable[Collated],
     settings: TreeSettings,
 ) -> List[SharedTrees]:
-    """Return the shared trees of chunks in few parts. Neighbors of similar
-    size are merged: memory is linear in the result, and each row is merged
-    O(log) times.
+    """Return the shared trees of chunks in few parts. Memory is linear in the
+    result, and each row is merged O(log) times.
     """
     stack: List[SharedTrees] = []
-    for chunk in chunks:
+    for num_chunks, chunk in enumerate(chunks, 1):
         part = _share_chunk(chunk, settings)
         if part.num_nodes >= LARGE_PART:  # Fail early.
             _check_labels(part, settings)
         stack.append(part)
-        while len(stack) > 1 and _size(stack[-2]) < 2 * _size(stack[-1]):
-            stack[-2:] = [merge_trees(stack[-2:])]
+        while num_chunks % MERGE_SIZE == 0:  # Carry, as a counter does.
+            stack[-MERGE_SIZE:] = [merge_trees(stack[-MERGE_SIZE:])]
+            num_chunks //= MERGE_SIZE
     return stack
-
-
-def _size(part: SharedTrees) -> int:
-    return sum(part.num_trees) + part.tree.numel() + len(part)
 
 
 def _share_chunk(chunk: Collated, settings: TreeSettings) -> SharedTrees:

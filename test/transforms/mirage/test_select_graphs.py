@@ -9,8 +9,10 @@ from torch_geometric.data import Data
 
 from torch_geometric_ext.ops import herding
 from torch_geometric_ext.transforms import ShareComputationTrees
+from torch_geometric_ext.transforms.mirage.class_labels import class_labels
 from torch_geometric_ext.transforms.mirage.select_graphs import (
     RESOLUTION,
+    herded_graphs,
     herding_order,
     herding_rows,
     interleave,
@@ -103,6 +105,26 @@ def test_herding_order_does_not_depend_on_the_order_of_classes():
     for y in range(2):
         kept = order[group[order] == y]
         assert torch.equal(kept, other[group[other] == y])
+
+
+def test_herded_graphs_are_prefixes_of_one_order():
+    generator = torch.Generator().manual_seed(0)
+    graphs = [
+        make_graph(torch.randint(9, (5,), generator=generator).tolist())
+        for _ in range(400)
+    ]
+    for i, graph in enumerate(graphs):
+        graph.y, graph.number = torch.tensor([int(i < 100)]), torch.tensor([i])
+    shared = share(graphs)
+    classes = class_labels(shared.graph_attrs['y'])
+    order = order_of(shared, classes.group)
+    prefixes = list(herded_graphs(shared, classes, num_graphs=60))
+    assert [len(x) for x in prefixes] == [128, 228, 356, 400]
+    for prefix in prefixes:
+        number = prefix.graph_attrs['number']
+        assert torch.equal(number, order[: len(prefix)])
+    first = next(herded_graphs(shared, classes, num_graphs=300))
+    assert len(first) == 100 + 221  # A tenth more of the largest class.
 
 
 def test_herding_order_of_very_different_sizes():

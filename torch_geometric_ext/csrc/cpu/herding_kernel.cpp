@@ -3,11 +3,14 @@
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <c10/util/llvmMathExtras.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "../check.h"
@@ -26,12 +29,18 @@ constexpr double kMaxTerm = 1e18;
 // number.
 constexpr int64_t kMaxPeriod = 8;
 
+// The candidates between loading entries and reading them. A choice.
+constexpr size_t kAhead = 4;
+
+// A sum of rows, with an element for each column: `check_values` bounds it.
+using Sum = std::vector<int32_t>;
+
 // Sparse rows. Sums of integers do not depend on their order, hence neither
 // threads nor instruction sets change the result.
 struct Rows {
   at::Tensor ptr_tensor, item_tensor, value_tensor;
   const int64_t* ptr;
-  const int32_t* items;
+  const int32_t* items;  // In [0, num_items].
   const int32_t* values;
   int64_t num_items = 0;
 
@@ -46,22 +55,49 @@ struct Rows {
       num_items = std::max(num_items, int64_t(items[k]) + 1);
     }
     if (num_items > 2 * item.numel()) compact();
+    rank();
   }
 
   // Renumbers the items, so that their number, which bounds the memory of each
   // thread, is that of the distinct ids.
   void compact() {
-    const auto size = item_tensor.numel();
-    std::vector<int32_t> ids(items, items + size);
+    std::vector<int32_t> ids(items, items + item_tensor.numel());
     std::sort(ids.begin(), ids.end());
     ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    num_items = ids.size();
+    renumber([&](int32_t id) {
+      return std::lower_bound(ids.begin(), ids.end(), id) - ids.begin();
+    });
+  }
+
+  // Renumbers the items from frequent to rare, since frequent ones should share
+  // lines of the cache. Items of a single entry, which add nothing to products
+  // of different rows, get the number `num_items`.
+  void rank() {
+    std::vector<int32_t> ids(num_items);  // First the counts.
+    const auto highest = std::numeric_limits<int32_t>::max();
+    for (int64_t k = 0; k < item_tensor.numel(); k++) {
+      ids[items[k]] += ids[items[k]] < highest;
+    }
+    const auto level = [](int32_t count) { return c10::llvm::Log2_32(count); };
+    std::array<int64_t, 32> next{};
+    for (const auto count : ids) {
+      if (count > 1) next[level(count)]++;
+    }
+    num_items = 0;
+    for (auto i = next.rbegin(); i != next.rend(); i++) {
+      num_items += std::exchange(*i, num_items);
+    }
+    for (auto& id : ids) id = id > 1 ? next[level(id)]++ : num_items;
+    renumber([&](int32_t id) { return ids[id]; });
+  }
+
+  template <typename F>
+  void renumber(const F& number) {
     auto out = at::empty_like(item_tensor);
     auto* data = out.mutable_data_ptr<int32_t>();
-    for (int64_t k = 0; k < size; k++) {
-      data[k] =
-          std::lower_bound(ids.begin(), ids.end(), items[k]) - ids.begin();
-    }
-    item_tensor = out, items = data, num_items = ids.size();
+    for (int64_t k = 0; k < out.numel(); k++) data[k] = number(items[k]);
+    item_tensor = out, items = data;
   }
 
   int64_t norm(int64_t row) const {
@@ -72,18 +108,35 @@ struct Rows {
     return out;
   }
 
-  int64_t dot(int64_t row, const int64_t* dense) const {
+  // Loads the first 64 entries into the cache.
+  void prefetch(int64_t row) const {
+    for (int64_t k = ptr[row]; k < ptr[row] + 64; k += 16) {
+      __builtin_prefetch(items + k);
+      __builtin_prefetch(values + k);
+    }
+  }
+
+  // Returns the product with a sum of rows.
+  int64_t dot(int64_t row, const Sum& sum) const {
     int64_t out = 0;
     for (auto k = ptr[row]; k < ptr[row + 1]; k++) {
-      out += values[k] * dense[items[k]];
+      out += int64_t(values[k]) * sum[items[k]];
     }
     return out;
   }
 
-  void add_to(int64_t* dense, int64_t row) const {
+  // Returns the product with a sum of rows that include this one.
+  int64_t dot_own(int64_t row, const Sum& sum) const {
+    auto out = dot(row, sum);
     for (auto k = ptr[row]; k < ptr[row + 1]; k++) {
-      dense[items[k]] += values[k];
+      if (items[k] == num_items) out += int64_t(values[k]) * values[k];
     }
+    return out;
+  }
+
+  void add_to(Sum& sum, int64_t row) const {
+    for (auto k = ptr[row]; k < ptr[row + 1]; k++) sum[items[k]] += values[k];
+    sum[num_items] = 0;
   }
 };
 
@@ -100,10 +153,10 @@ struct Part {
   int64_t num_visits = 0;
 };
 
-// The sums of a group, with an element for each column.
+// The sums of a group.
 struct Sums {
-  std::vector<int64_t> all;
-  std::vector<int64_t> selected;
+  Sum all;
+  Sum selected;
 };
 
 // Selects rows of a group. Step j selects the row x of the smallest score
@@ -115,21 +168,21 @@ class Herd {
       const Rows& rows, int64_t begin, int64_t end, int64_t num_candidates,
       int64_t num_finalists, Sums& sums)
       : rows_(rows),
-        selected_(sums.selected.data()),
+        selected_(sums.selected),
         size_(end - begin),
         num_finalists_(num_finalists),
         parts_(size_ == 0 ? 0 : (size_ - 1) / num_candidates + 1),
         period_(std::min<int64_t>(parts_.size(), kMaxPeriod)) {
     std::fill(sums.all.begin(), sums.all.end(), 0);
     std::fill(sums.selected.begin(), sums.selected.end(), 0);
-    for (auto row = begin; row < end; row++) rows.add_to(sums.all.data(), row);
+    for (auto row = begin; row < end; row++) rows.add_to(sums.all, row);
     const auto num_parts = int64_t(parts_.size());
     auto row = begin;
     for (int64_t i = 0; i < num_parts; i++) {
       const auto part_size = size_ / num_parts + (i < size_ % num_parts);
       for (int64_t k = 0; k < part_size; k++, row++) {
         parts_[i].candidates.push_back(
-            {0, row, rows.norm(row), rows.dot(row, sums.all.data()),
+            {0, row, rows.norm(row), rows.dot_own(row, sums.all),
              k * period_ / part_size});
       }
     }
@@ -174,14 +227,17 @@ class Herd {
       std::push_heap(evaluated_.begin(), evaluated_.end(), is_before_);
     }
     evaluated_.insert(evaluated_.end(), in_turn_.begin(), in_turn_.end());
-    for (auto* x : evaluated_) {
+    const auto size = evaluated_.size();
+    for (size_t i = 0; i < size; i++) {
+      if (i + kAhead < size) rows_.prefetch(evaluated_[i + kAhead]->row);
+      auto* x = evaluated_[i];
       x->score = size_ * (x->norm + 2 * rows_.dot(x->row, selected_)) -
                  2 * (step + 1) * x->sum_dot;
     }
   }
 
   const Rows& rows_;
-  int64_t* selected_;
+  Sum& selected_;
   int64_t size_;
   int64_t num_finalists_;
   std::vector<Part> parts_;
@@ -190,7 +246,8 @@ class Herd {
   std::vector<Part::Candidate*> in_turn_;
 };
 
-// Checks that no score overflows 64 bits.
+// Checks that no score overflows 64 bits, and no sum of rows 32 bits: its
+// elements are at most n |x| for n rows, and n^2 |x|^2 is below the bound.
 void check_values(const Rows& rows, const at::Tensor& group_ptr) {
   const auto* ptr = group_ptr.const_data_ptr<int64_t>();
   for (int64_t g = 0; g + 1 < group_ptr.numel(); g++) {
@@ -264,9 +321,7 @@ at::Tensor herding_cpu(
   auto out = at::empty({out_ptr[num_groups]}, ptr.options());
   auto* out_data = out.mutable_data_ptr<int64_t>();
   at::parallel_for(0, num_groups, 1, [&](int64_t begin, int64_t end) {
-    Sums sums{
-        std::vector<int64_t>(rows.num_items),
-        std::vector<int64_t>(rows.num_items)};
+    Sums sums{Sum(rows.num_items + 1), Sum(rows.num_items + 1)};
     for (auto g = begin; g < end; g++) {
       Herd herd(
           rows, groups[g], groups[g + 1], num_candidates, num_finalists, sums);

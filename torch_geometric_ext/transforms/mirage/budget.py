@@ -48,11 +48,26 @@ class CondenseBudget(NamedTuple):
         """Return the fields that are set."""
         return {k: v for k, v in self._asdict().items() if v is not None}
 
-    def ratio_of(self, total_bytes: int) -> float:
-        """Return the ratio of bytes to keep, and 0 without a limit of them."""
-        if self.num_bytes is not None:
-            return self.num_bytes / max(total_bytes, 1)
-        return self.ratio or 0.0
+    def max_bytes(self, total_bytes: int) -> int:
+        """Return the number of bytes that may be kept."""
+        if self.ratio is not None:
+            return int(self.ratio * total_bytes)
+        assert self.num_bytes is not None
+        return self.num_bytes
+
+    def num_expected(
+        self, candidates: SharedTrees, total_bytes: int, share: bool
+    ) -> int:
+        """Return about how many graphs to keep, by the sizes of random graphs.
+        Arguments are those of :meth:`num_kept`.
+        """
+        if self.num_graphs is not None:
+            return self.num_graphs
+        if share:
+            used = prefix_bytes(candidates)
+        else:
+            used = min_graph_bytes(candidates).cumsum(0)
+        return int((used <= self.max_bytes(total_bytes)).sum())
 
     def num_kept(
         self,
@@ -81,10 +96,7 @@ class CondenseBudget(NamedTuple):
             if self.num_graphs < num_classes:
                 _raise('num_graphs', self.num_graphs, num_classes, num_classes)
             return min(self.num_graphs, len(candidates))
-        budget = self.num_bytes
-        if self.ratio is not None:
-            budget = int(self.ratio * total_bytes)
-        assert budget is not None
+        budget = self.max_bytes(total_bytes)
         used = _used_bytes(candidates, budget, num_classes, to_graphs)
         out = int((used <= budget).sum())
         if out >= num_classes:

@@ -138,10 +138,11 @@ def _candidates(
     if settings.selection == 'patterns':
         support = resolve_support(settings.budget.min_support, classes)
         return [frequent_patterns(shared, classes, support, settings.mining)]
+    generator = torch.Generator().manual_seed(settings.seed)
+    candidates = reorder(shared, random_order(classes.group.cpu(), generator))
     if settings.selection == 'random':
-        generator = torch.Generator().manual_seed(settings.seed)
-        order = random_order(classes.group.cpu(), generator)
-        return [reorder(shared, order)]
-    budget = settings.budget
-    ratio = budget.ratio_of(shared.num_bytes)
-    return herded_graphs(shared, classes, budget.num_graphs, ratio)
+        return [candidates]
+    num_graphs = settings.budget.num_expected(
+        candidates, shared.num_bytes, settings.share
+    )
+    return herded_graphs(shared, classes, num_graphs)

@@ -1,9 +1,10 @@
 from typing import Dict, List, NamedTuple, Optional
 
 import torch
+from torch import Tensor
 
 from torch_geometric_ext.data import SharedTrees
-from torch_geometric_ext.ops.ragged import row_index
+from torch_geometric_ext.ops.ragged import take_rows
 from torch_geometric_ext.transforms.mirage.class_labels import ClassLabels
 
 
@@ -83,21 +84,13 @@ def report_classes(
     """Compare the first `num_kept` candidates with all graphs of each class.
     The weights of candidates are their support if `has_support` is set.
     """
-    num_classes = classes.value.numel()
-    num_trees = max(shared.num_trees[-1], 1)
     kept = classes.of(candidates.graph_attrs['y'])[:num_kept]
-    row = row_index(candidates.graph_ptr[: num_kept + 1])
-    code = classes.group[row_index(shared.graph_ptr)] * num_trees + shared.tree
-    kept_code = kept[row] * num_trees + candidates.tree[: row.numel()]
-
-    group = code // num_trees
-    covered = torch.isin(code, kept_code) * shared.count
-    nodes, kept_nodes = (
-        torch.zeros_like(classes.value).index_add_(0, group, count.long())
-        for count in [shared.count, covered]
-    )
-    distinct = (code.unique() // num_trees).bincount(minlength=num_classes)
-    support: List[Optional[int]] = [None] * num_classes
+    covers = [
+        _cover(shared, candidates, classes.group == label, kept == label)
+        for label in range(classes.value.numel())
+    ]
+    distinct, nodes, kept_nodes = torch.stack(covers, dim=1)
+    support: List[Optional[int]] = [None] * len(covers)
     if has_support:
         weight = candidates.graph_attrs['weight'][:num_kept].long()
         lowest = torch.zeros_like(nodes).scatter_reduce_(
@@ -108,8 +101,26 @@ def report_classes(
         classes.value.tolist(),
         classes.size.tolist(),
         distinct.tolist(),
-        kept.bincount(minlength=num_classes).tolist(),
+        kept.bincount(minlength=len(covers)).tolist(),
         support,
         (kept_nodes / nodes.clamp(min=1)).tolist(),
     ]
     return [ClassReport(*row) for row in zip(*columns)]
+
+
+def _cover(
+    shared: SharedTrees,
+    candidates: SharedTrees,
+    graph_mask: Tensor,
+    kept_mask: Tensor,
+) -> Tensor:
+    """Return the number of distinct trees of some graphs, of their nodes, and
+    of their nodes whose tree is part of some candidates.
+    """
+    _, entry = take_rows(shared.graph_ptr, graph_mask.nonzero().view(-1))
+    _, kept_entry = take_rows(candidates.graph_ptr, kept_mask.nonzero()[:, 0])
+    tree, count = shared.tree[entry].long(), shared.count[entry]
+    mask = graph_mask.new_zeros(shared.num_trees[-1])
+    num_trees = mask.index_fill(0, tree, True).sum()
+    mask[candidates.tree[kept_entry].long()] = True
+    return torch.stack([num_trees, count.sum(), count[mask[tree]].sum()])

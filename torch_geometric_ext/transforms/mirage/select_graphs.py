@@ -13,7 +13,8 @@ from torch_geometric_ext.ops.herding import NUM_CANDIDATES
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 from torch_geometric_ext.transforms.mirage.class_labels import ClassLabels
 
-NUM_SAMPLES = 1024  # Graphs of each class to herd at first; a choice.
+MIN_SAMPLES = 64  # Graphs of each class to herd at least; a choice.
+MARGIN = 1.1  # Herded and random graphs of a budget differ less; a choice.
 RESOLUTION = 1024  # Root mean square norm of the features of a depth.
 CHUNK_SIZE = 1 << 16  # Graphs whose trees to sort at a time; a choice.
 MAX_NORM = 0.99e9  # A bound: larger products of norms overflow 64 bits.
@@ -40,29 +41,26 @@ def random_order(group: Tensor, generator: torch.Generator) -> Tensor:
 def herded_graphs(
     shared: SharedTrees,
     classes: ClassLabels,
-    num_graphs: Optional[int] = None,
-    ratio: float = 0.0,
+    num_graphs: int,
 ) -> Iterator[SharedTrees]:
     """Iterate over prefixes of the herding order, from short to long, since
-    herding takes time for each graph and most budgets are small.
+    herding takes time for each graph.
 
     Args:
         shared (SharedTrees): The graphs.
         classes (ClassLabels): The class of each graph.
-        num_graphs (int, optional): The length of the only prefix, if known.
-            (default: :obj:`None`)
-        ratio (float, optional): The ratio of the bytes that may be kept. The
-            first prefix has this ratio of the graphs. (default: :obj:`0.0`)
+        num_graphs (int): The expected number of graphs to keep. The first
+            prefix is slightly longer.
     """
-    largest = int(classes.size.max())
-    num_samples = num_graphs or max(NUM_SAMPLES, int(ratio * largest))
-    rows = herding_rows(shared, classes.group)
+    group = classes.group
+    size = group[interleave(group)[:num_graphs]].bincount(minlength=1)
+    num_samples = max(int(MARGIN * size.max()) + 1, MIN_SAMPLES)
+    rows = herding_rows(shared, group)
     while True:
-        order = herding_order(rows, classes.group, num_samples)
-        yield reorder(shared, order)
-        if num_graphs is not None or num_samples >= largest:
+        yield reorder(shared, herding_order(rows, group, num_samples))
+        if num_samples >= int(classes.size.max()):
             return
-        num_samples *= 4
+        num_samples *= 2
 
 
 class HerdingRows(NamedTuple):
