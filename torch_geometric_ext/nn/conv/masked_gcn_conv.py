@@ -293,6 +293,7 @@ class MaskedGCNConv(GCNConv):
             cache is None
             or cache[0] is not graph
             or cache[1].matrix.dtype != dtype
+            or cache[1].matrix.size(0) != num_nodes
         ):
             cache = graph, self._make_matrix(*graph, dtype, num_nodes)
             self._cached_matrix = cache
