@@ -62,8 +62,8 @@ class MaskedGCNConv(GCNConv):
         :obj:`edge_mask` is the same, unmodified tensor. Otherwise, the call
         renews it from its own edges. Masked graphs are not cached under
         :func:`torch.compile` and for masks created in inference mode.
-        Large graphs that are not cached are sorted in each call on CPU, and
-        multiply, too.
+        On CPU, large graphs that are not cached are sorted in each call, and
+        propagate by sparse products, too.
 
     .. note::
         The layer passes messages, as
