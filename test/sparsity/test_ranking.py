@@ -30,3 +30,12 @@ def test_running_top(size):
         top.update(score[begin : begin + 64], begin)
         assert top._num_candidates <= 2 * size + 64
     assert torch.equal(top.index(), first_largest(score, size))
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_running_top_of_nan(value):
+    score = torch.tensor([1.0, value, 3.0, value, value, value])
+    top = RunningTop(3)
+    for begin in range(0, 6, 2):
+        top.update(score[begin : begin + 2], begin)
+    assert top.index().tolist() == [1, 3, 4]

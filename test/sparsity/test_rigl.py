@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -277,6 +280,31 @@ def test_rigl_with_inputs_of_infinite_gradient(scale):
     lin(x).backward(torch.full((4, 8), 1e30))
     scheduler.step()
     assert torch.equal(lin.index, index)
+
+
+@pytest.mark.parametrize('block_size', [1, 8])
+def test_rigl_with_nan_in_rows_without_loss(block_size, monkeypatch):
+    monkeypatch.setattr(rigl, 'BLOCK_SIZE', 16)
+    monkeypatch.setattr(rigl, 'MIN_ROWS', 1)
+    lin = SparseLinear(32, 32, sparsity=0.5, block_size=block_size)
+    _, scheduler = build(lin)
+    index = lin.index
+    x = torch.ones(4, 32)
+    x[0] = float('nan')
+    lin(x)[1:].sum().backward()
+    scheduler.step()
+    assert torch.equal(lin.index, index)
+
+
+def test_rigl_copy():
+    lin = SparseLinear(8, 8, sparsity=0.5, seed=0)
+    args = lin, *build(lin)
+    assert args[-1].pending
+    runs = [args, copy.deepcopy(args), pickle.loads(pickle.dumps(args))]
+    for model, _, scheduler in runs:
+        model(torch.arange(8.0)).sum().backward()
+        scheduler.step()
+        assert torch.equal(model.index, lin.index)
 
 
 @withCUDA

@@ -3,6 +3,7 @@
 Among equal scores, the first ones are selected. NaN counts as infinity.
 """
 
+import math
 from typing import List
 
 import torch
@@ -64,7 +65,7 @@ class RunningTop:
             top = top_positions(score, self.size)
             score, index = (x.index_select(0, top) for x in (score, index))
         if 0 < score.numel() == self.size:
-            self._bound = float(score.min())
+            self._bound = float(score.nan_to_num(nan=math.inf).min())
             self._limit = 2 * self.size  # Takes linear time in all.
         self._scores, self._index = [score], [index]
         self._num_candidates = index.numel()

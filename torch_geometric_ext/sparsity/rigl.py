@@ -1,5 +1,5 @@
 import warnings
-from typing import Dict, Iterator, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -176,6 +176,14 @@ class RigL(TopologyScheduler):
             self._recorders = {
                 key: Recorder(layer) for key, layer in self.layers.items()
             }
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """Leave out hooks, which a copy makes anew."""
+        return {**vars(self), '_recorders': {}}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._prepare()
 
     def _release(self) -> None:
         for recorder in self._recorders.values():

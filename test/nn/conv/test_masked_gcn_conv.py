@@ -233,14 +233,17 @@ def test_edge_weights_with_gradients(x, messages):
 
 
 def test_cache_of_another_size(x):
-    conv, _ = make_pair(cached=True)
+    conv, dense = make_pair(cached=True)
     handle = conv.register_message_forward_hook(lambda *args: None)
     conv(x, EDGE_INDEX)
     handle.remove()
     with pytest.raises(IndexError, match=r'\[0, 3\) \(got 5\)'):
         conv(x[:3], EDGE_INDEX)
-    conv(x, EDGE_INDEX)
-    with pytest.raises(RuntimeError, match='size|shape'):
+    for size in [6, 8, 6]:  # New nodes have no edges.
+        features = torch.cat([x, torch.ones(2, x.size(1))])[:size]
+        expected = dense(features, EDGE_INDEX)
+        torch.testing.assert_close(conv(features, EDGE_INDEX), expected)
+    with pytest.raises(IndexError, match=r'\[0, 3\) \(got 5\)'):
         conv(x[:3], EDGE_INDEX)
 
 

@@ -62,8 +62,8 @@ class MaskedGCNConv(GCNConv):
         :obj:`edge_mask` is the same, unmodified tensor. Otherwise, the call
         renews it from its own edges. Masked graphs are not cached under
         :func:`torch.compile` and for masks created in inference mode.
-        Large graphs that are not cached are sorted in each call on CPU, and
-        multiply, too.
+        On CPU, large graphs that are not cached are sorted in each call, and
+        propagate by sparse products, too.
 
     .. note::
         The layer passes messages, as
@@ -293,6 +293,7 @@ class MaskedGCNConv(GCNConv):
             cache is None
             or cache[0] is not graph
             or cache[1].matrix.dtype != dtype
+            or cache[1].matrix.size(0) != num_nodes
         ):
             cache = graph, self._make_matrix(*graph, dtype, num_nodes)
             self._cached_matrix = cache
