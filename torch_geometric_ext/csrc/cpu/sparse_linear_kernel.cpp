@@ -240,7 +240,8 @@ void run_dense_backward(
     out.values = to_sparse<scalar_t>(dense, weight, pattern).to(values.dtype());
   }
   if (out.needs_bias) {
-    out.bias = at::sum(grad, at::IntArrayRef{0}, false, values.scalar_type());
+    // A sum to another type casts all elements first. This one rounds once.
+    out.bias = at::sum(grad, at::IntArrayRef{0}).to(values.scalar_type());
   }
 }
 
