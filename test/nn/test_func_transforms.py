@@ -143,9 +143,10 @@ def test_half_precision(ext, dtype):
     with torch.autocast('cpu', dtype=dtype):
         out, expected = vmap(layer)(x), layer(x)
     assert out.dtype == dtype
-    torch.testing.assert_close(out, expected)
+    tolerance = dict(rtol=0.02, atol=0.02)  # Products may round the weight.
+    torch.testing.assert_close(out, expected, **tolerance)
     x, layer = x.to(dtype), layer.to(dtype)
-    torch.testing.assert_close(vmap(layer)(x), layer(x))
+    torch.testing.assert_close(vmap(layer)(x), layer(x), **tolerance)
 
 
 def test_labels_per_sample(ext):
