@@ -60,7 +60,7 @@ def sparse_pattern_reference(
             f'{index.numel()})'
         )
     numel = num_rows * num_cols
-    if index.numel() > 0:
+    if index.numel() > 0 and not index.is_meta:
         ascends = bool((index[1:] > index[:-1]).all())
         if not ascends or int(index[0]) < 0 or int(index[-1]) >= numel:
             raise ValueError(
