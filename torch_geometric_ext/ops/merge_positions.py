@@ -77,7 +77,7 @@ def merge_positions_reference(
     _check('merge_positions', 'index', index)
     _check('merge_positions', 'other', other)
     out = torch.cat([index, other]).unique()
-    source = torch.searchsorted(index, out)
+    source = torch.searchsorted(index.contiguous(), out)
     found = F.pad(index, (0, 1), value=-1)[source] == out
     return out, source.where(found, index.numel())
 
@@ -87,7 +87,7 @@ def missing_positions_reference(index: Tensor, rank: Tensor) -> Tensor:
     _check('missing_positions', 'index', index)
     _check('missing_positions', 'rank', rank, distinct=False)
     num_before = index - torch.arange(index.numel(), device=index.device)
-    return rank + torch.searchsorted(num_before, rank, right=True)
+    return rank + torch.searchsorted(num_before, rank.contiguous(), right=True)
 
 
 def _check(op: str, name: str, x: Tensor, distinct: bool = True) -> None:
