@@ -23,6 +23,9 @@ from torch_geometric_ext.ops.csr_costs import measure_csr_costs
 from torch_geometric_ext.ops.register import is_transformed
 
 DTYPES = [torch.float, torch.double, torch.bfloat16]
+# Measured on first use. Double precision mostly checks equivalence, which
+# should not take four seconds longer.
+AUTOMATIC = [torch.float, torch.bfloat16]
 # Seconds after which a first call stops to measure: threads of other processes
 # can slow down those of this one by a factor of 20. A choice.
 MAX_SECONDS = 10.0
@@ -57,14 +60,15 @@ def calibrate(dtype: torch.dtype = torch.float) -> Calibration:
     machine, and keep the result for later processes.
 
     :func:`~torch_geometric_ext.ops.sparse_linear` does so by itself when it is
-    first called with a number of threads and a dtype, unless a file of an
-    earlier process holds the result. On a busy machine, it measures no larger
+    first called with a number of threads, in single precision or bfloat16,
+    unless a file of an earlier process holds the result. Only this function
+    measures double precision. On a busy machine, it measures no larger
     sizes after ten seconds, and writes no file. Call this function to choose
     the moment, for example before a model is compiled, or to measure again on
     a machine that is idle. Products may then change their choice, hence their
     results up to rounding.
 
-    Takes about two seconds with the current number of threads
+    Takes two to four seconds with the current number of threads
     (:func:`torch.set_num_threads`). It multiplies matrices of 1 to 4,096 rows
     and widths of 16 to 4,096, and derives, for each size, the density above
     which the dense product is faster.
@@ -131,7 +135,7 @@ def ensure_calibration(x: Tensor, dtype: torch.dtype) -> None:
             return
         load_calibration(dtype)
         place = find_place(*key)
-        if not _is_set(*key) and _may_measure(place):
+        if not _is_set(*key) and dtype in AUTOMATIC and _may_measure(place):
             clock = get_clock()
             start = clock()
             choices = _measure(dtype, MAX_SECONDS)

@@ -17,7 +17,7 @@ NUM_PRODUCTS = 3  # Forward pass, gradient of the weights, both gradients.
 SIZE = NUM_PRODUCTS * len(ROWS) * len(WIDTHS) ** 2
 
 # The largest weights that are measured with up to 512 rows, and with more if
-# both widths exceed 16. A choice: all take about two seconds.
+# both widths exceed 16. A choice: all take two to four seconds.
 MAX_WEIGHTS, MAX_WEIGHTS_OF_MANY_ROWS = 2**20, 2**14
 # Times of sparse products are interpolated linearly between these densities,
 # and extrapolated. Dense products are timed at the last one. A choice.
