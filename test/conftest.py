@@ -8,9 +8,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 import torch.distributed as dist
 from torch_geometric.datasets import TUDataset
 
+import accelerator
 import torch_geometric_ext.typing
 
 # Tests choose between sparse and dense products as on any other machine, and
@@ -34,6 +36,14 @@ def ext(request, monkeypatch):
         pytest.skip('the kernels are not installed')
     monkeypatch.setattr(torch_geometric_ext.typing, 'WITH_EXT', request.param)
     return request.param
+
+
+@pytest.fixture
+def device(request):
+    """Returns the device of a test that is decorated by `withDevice`."""
+    if request.param == accelerator.NAME:
+        return accelerator.device()
+    return torch.device(request.param)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from torch_geometric import EdgeIndex
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data.digest import digest
 
 
@@ -46,7 +46,7 @@ def test_digest_of_other_layouts():
     assert digest(weight) == digest(weight.detach())
 
 
-@withCUDA
+@withDevice
 def test_digest_of_devices(device):
     x = torch.rand(3)
     assert digest(x.to(device)) == digest(x)

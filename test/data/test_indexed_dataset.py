@@ -6,9 +6,9 @@ from torch.utils.data import Subset
 from torch_geometric.data import Data, Dataset, InMemoryDataset, OnDiskDataset
 from torch_geometric.datasets import FakeDataset, FakeHeteroDataset
 from torch_geometric.loader import DataLoader
-from torch_geometric.testing import withCUDA
 from torch_geometric.transforms import Constant
 
+from devices import withDevice
 from torch_geometric_ext.data import IndexedDataset
 
 
@@ -143,7 +143,7 @@ def test_indexed_dataset_with_hetero_data():
     assert [b.graph_idx.tolist() for b in loader] == [[0, 1, 2], [3]]
 
 
-@withCUDA
+@withDevice
 def test_indexed_dataset_device(device):
     loader = DataLoader(IndexedDataset(make_graphs(3)), batch_size=2)
     batches = [batch.to(device) for batch in loader]

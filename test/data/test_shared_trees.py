@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch_geometric.data import Data
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data import SharedTreeBatch, SharedTrees
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.transforms import ShareComputationTrees
@@ -127,7 +127,7 @@ def test_comparison(shared):
     assert shared != dataclasses.replace(shared)
 
 
-@withCUDA
+@withDevice
 def test_batch(shared, device):
     batch = next(iter(SharedTreeLoader(shared, batch_size=2))).to(device)
     assert isinstance(batch, SharedTreeBatch)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data.tree_gcn_norm import tree_gcn_norm
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.transforms import (
@@ -12,7 +12,7 @@ from torch_geometric_ext.transforms import (
 )
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('dtype', [torch.long, torch.float, torch.double])
 def test_tree_gcn_norm(dtype, device):
     # A path of three nodes, each with a label of its own:

@@ -17,8 +17,8 @@ from torch_geometric.nn import (
     GINEConv,
     SAGEConv,
 )
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data.storage import graph_bytes
 from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
 from torch_geometric_ext.loader import SharedTreeLoader
@@ -283,7 +283,7 @@ def test_graph_bytes(seed, gcn_norm):
     assert graph_bytes(out).tolist() == expected
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('self_loops', [False, True])
 def test_trees_to_graphs_on_device(self_loops, device):
     graphs = random_graphs(1)

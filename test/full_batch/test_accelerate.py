@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 from torch_geometric.nn import GAT, GCN, GCNConv, GraphConv, SAGEConv
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.full_batch import (
     AcceleratedModel,
     StaticGraph,
@@ -46,7 +46,7 @@ def pair(model=None, data=None):
     return accelerate(model, StaticGraph(data)), copy.deepcopy(model), data
 
 
-@withCUDA
+@withDevice
 def test_accelerate(device):
     fast, model, data = pair(gcn(device), make_graph(device))
     assert isinstance(fast, AcceleratedModel) and fast.model is not None
@@ -58,7 +58,7 @@ def test_accelerate(device):
             assert_equal(fast, model, data, nodes)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', ['gcn', 'sage', 'gin', 'gat', 'pna'])
 def test_training_is_the_same(name, device):
     torch.manual_seed(0)
@@ -79,7 +79,7 @@ def test_training_is_the_same(name, device):
     assert losses[0][-1] < losses[0][0]
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', ['gcn', 'gat', 'sage max'])
 def test_empty_selections(name, device):
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.full_batch.adjacency import Adjacency
 
 NUM_NODES = 9
@@ -24,7 +24,7 @@ def dense(index, weight, aggr):
     return out
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('num_edges', [0, 30])
 @pytest.mark.parametrize('weighted', [False, True])
 @pytest.mark.parametrize('aggr', ['add', 'sum', 'mean'])
@@ -42,7 +42,7 @@ def test_matmul(device, aggr, weighted, num_edges):
     assert torch.autograd.gradgradcheck(lambda x: adj.matmul(x, aggr), x)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('aggr', ['sum', 'mean'])
 def test_weighted_matmul(device, aggr):
     index, _ = make_edges(device)

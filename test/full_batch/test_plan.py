@@ -16,9 +16,9 @@ from full_batch.models import (
 )
 from torch import nn
 from torch_geometric.nn import GAT, GCN, GCNConv, GraphConv
-from torch_geometric.testing import withCUDA
 from torch_geometric.utils import degree, dropout_edge
 
+from devices import withDevice
 from torch_geometric_ext.full_batch import StaticGraph, accelerate
 
 DTYPES = [torch.double, torch.float]
@@ -39,7 +39,7 @@ def compare(model, data, modes=(True, False)):
     return fast
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize(
     'name, dtype',
     [(name, torch.double) for name in LOCAL]
@@ -64,7 +64,7 @@ def test_local_models_on_directed_graphs(name):
     assert is_local == (name != 'flow')
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('name', WITH_EDGES)
 def test_edge_weights_and_features(name, dtype, device):
@@ -74,7 +74,7 @@ def test_edge_weights_and_features(name, dtype, device):
     assert fast.select(data.train_mask).nodes is not None
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', GLOBAL)
 def test_models_that_read_all_nodes(name, device):
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def test_models_that_read_all_nodes(name, device):
     assert any('the receptive field' in key for key in report.reasons)
 
 
-@withCUDA
+@withDevice
 def test_batch_norm(device):
     torch.manual_seed(0)
     data = make_graph(device)

@@ -1,12 +1,12 @@
 import torch
 from full_batch.models import CHANNELS, LOCAL, make_graph, make_sparse
 from torch_geometric.nn import GCN
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.full_batch import Report, StaticGraph, accelerate
 
 
-@withCUDA
+@withDevice
 def test_report(device):
     torch.manual_seed(0)
     data = make_sparse(make_graph(device))

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GCN, Linear
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.full_batch import sparse_input
 from torch_geometric_ext.full_batch.sparse_input import (
     SparseInput,
@@ -48,7 +48,7 @@ class Count(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('dtype', [torch.float, torch.double])
 def test_models_are_equal(dtype, device):
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def test_parametrized_layers():
     assert count.num_dense == 0
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('sparsity', [0.5, 0.98])
 @pytest.mark.parametrize('bias', [True, False])
 def test_sparse_layers_skip_zeros_of_both(device, ext, sparsity, bias):
@@ -186,7 +186,7 @@ def test_sparse_layers_follow_moves():
             layer.reset_mask(seed=1)
 
 
-@withCUDA
+@withDevice
 def test_gradients(device):
     inputs = SparseInput.find(features(device, torch.double))
     weight = torch.randn(CHANNELS, 2, device=device).double().requires_grad_()

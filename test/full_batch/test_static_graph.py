@@ -16,8 +16,8 @@ from full_batch.models import (
 from hypothesis import given
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.full_batch import StaticGraph, accelerate
 
 
@@ -51,7 +51,7 @@ def test_select_equals_brute_force(seed, num_hops, as_mask):
     assert torch.equal(found, edge_index[:, part.data.e_id])
 
 
-@withCUDA
+@withDevice
 def test_static_graph(device):
     data = add_edge_values(make_graph(device))
     graph = StaticGraph(data)

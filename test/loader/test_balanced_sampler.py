@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import BalancedSampler
 
@@ -64,7 +64,7 @@ def test_defaults():
     assert list(other) != epochs[0]
 
 
-@withCUDA
+@withDevice
 def test_loader(device):
     graphs = [
         Data(x=torch.ones(2, 1), y=label.view(1)).to(device)

@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import Subset
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import DynamicSampler, SoftRandomSampler
 
@@ -245,7 +245,7 @@ def test_workers_do_not_run_out_of_file_descriptors():
     assert max(num_open) < num_open[0] + 50
 
 
-@withCUDA
+@withDevice
 def test_errors_of_update(device):
     sampler = ToySampler(10, keep_ratio=0.5, num_epochs=2)
     drawn = list(sampler)
@@ -451,7 +451,7 @@ def test_loss_weight_is_unbiased(name, weighted):
         assert abs(float(difference)) > 8 * error
 
 
-@withCUDA
+@withDevice
 def test_loss_weight(device):
     sampler = SoftRandomSampler(10, 0.5, 4)
     graph_idx = torch.tensor(list(sampler), device=device)

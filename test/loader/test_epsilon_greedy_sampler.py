@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader import EpsilonGreedySampler, UCBSampler
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('epsilon', [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize('smoothing', [0.0, 0.8])
 def test_draws_by_brute_force(device, epsilon, smoothing):
@@ -110,7 +110,7 @@ def test_errors():
             EpsilonGreedySampler(10, 0.5, 3, **options)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('cls', [EpsilonGreedySampler, UCBSampler])
 def test_balanced_draws_by_brute_force(device, cls):
     y = torch.tensor([0] * 30 + [1] * 6 + [2] * 14)

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader.feedback import Feedback, average, keep_last
 
 PAIRS = st.lists(st.tuples(st.integers(0, 6), st.floats(-9, 9, width=32)))
@@ -53,7 +53,7 @@ def test_average_of_other_types(dtype):
     assert feedback.tolist() == [[100.0]]  # The sum does not overflow.
 
 
-@withCUDA
+@withDevice
 def test_gather(device):
     feedback = Feedback('Toy', 2)
     graph_idx, values = feedback.gather(1)
@@ -89,7 +89,7 @@ def test_pop():
     assert feedback.num_rows == 0 and feedback.gather(1)[0].numel() == 0
 
 
-@withCUDA
+@withDevice
 def test_check(device):
     feedback = Feedback('Toy', 1)
     drawn = torch.tensor([True, False, True])
@@ -146,7 +146,7 @@ def test_two_ranks(run_ranks, tmp_path):
         assert [x.numel() for x in out['none']] == [0, 0]
 
 
-@withCUDA
+@withDevice
 def test_feedback_joins_columns(device):
     feedback = Feedback('Sampler', 3)
     index = torch.tensor([3, 1], device=device)
@@ -164,7 +164,7 @@ def test_feedback_joins_columns(device):
     assert graph_idx.tolist() == [3, 1, 2] and feedback.num_rows == 0
 
 
-@withCUDA
+@withDevice
 def test_feedback_joins_loaded_rows(device):
     feedback = Feedback('Sampler', 2)
     feedback.add(torch.tensor([4, 0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))

@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import Subset
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import GDeRSampler
 from torch_geometric_ext.nn import HypersphericalPrototypes
@@ -68,7 +68,7 @@ class Trainer:
         self.sampler.load_state_dict(state[2])
 
 
-@withCUDA
+@withDevice
 def test_gder_sampler(device, ext):
     trainer = Trainer(device=device)
     assert str(trainer.sampler) == (

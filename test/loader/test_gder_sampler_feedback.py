@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.loader.gder_sampler as module
+from devices import withDevice
 from torch_geometric_ext.loader import GDeRSampler
 
 SCALE = 1024
@@ -52,7 +52,7 @@ def make_sampler(size, keep_ratio=0.5, num_epochs=20, **kwargs):
     return GDeRSampler(size, Prototypes(), keep_ratio, num_epochs, **kwargs)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 @pytest.mark.parametrize('chunk', [50, 8192])
 def test_embeddings_that_are_not_finite(value, chunk, device, monkeypatch):
@@ -118,7 +118,7 @@ def test_embeddings_are_copied():
     assert state['embedding'][:, -1].sum() == 0
 
 
-@withCUDA
+@withDevice
 def test_positions_in_chunks_are_checked(device, monkeypatch):
     monkeypatch.setattr(module, 'MAX_EMBEDDINGS', 8)
     h = make_embeddings(40, device=device)

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader import InfoBatchSampler
 
 
@@ -23,7 +23,7 @@ def make_losses(num_low, num_high):
     return torch.cat([low, high])[perm]
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize(
     'num_low, num_high, budget, low_draws',
     [

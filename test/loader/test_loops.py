@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GINConv, global_mean_pool
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import (
     GDeRSampler,
@@ -133,7 +133,7 @@ def assert_balanced_with_copies(graphs):
         assert len(set(epoch)) == 22
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_compile(device, name):
     graphs, losses = Loop(name, device).run()
@@ -151,7 +151,7 @@ def test_compile(device, name):
     torch.compiler.reset()
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_gradient_accumulation(device, name):
     # 30 graphs are five mini-batches of six, or ten halves:
@@ -176,7 +176,7 @@ def test_gradient_accumulation(device, name):
         )
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_autocast(device, name):
     loop = Loop(name, device, autocast=True)
@@ -194,7 +194,7 @@ def test_autocast(device, name):
         assert state['distance'][drawn].isfinite().all()
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_node_budget(device, name):
     graphs, losses = Loop(name, device, max_num_nodes=30).run()

@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader import (
     EpsilonGreedySampler,
     InfoBatchSampler,
@@ -169,7 +169,7 @@ def test_losses_that_are_not_finite_are_ignored(name, wrong):
     train(sampler, 3)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_update(device, name):
     sampler, other = make(name), make(name)
@@ -192,7 +192,7 @@ def test_update(device, name):
     assert_same(sampler.state_dict(), other.state_dict())
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.double])
 def test_losses_of_other_types(device, dtype):
     sampler = InfoBatchSampler(50, 0.4, 9)
@@ -208,7 +208,7 @@ def test_losses_of_other_types(device, dtype):
     torch.testing.assert_close(sampler.losses[known], expected)
 
 
-@withCUDA
+@withDevice
 def test_update_does_not_synchronize(device):
     if device.type != 'cuda':
         pytest.skip('needs a GPU')

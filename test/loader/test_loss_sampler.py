@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader import LossSampler
 
 
@@ -35,7 +35,7 @@ def expected_draws(losses, budget, largest, temperature):
     return torch.tensor([min(1.0, high * x) for x in weight])
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('largest', [True, False])
 @pytest.mark.parametrize('temperature', [0.4, 1.0, 10.0])
 @pytest.mark.parametrize('budget', [10, 50, 90])

@@ -11,9 +11,10 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import NeighborLoader, NodeLoader
 from torch_geometric.nn import GraphSAGE
 from torch_geometric.sampler import NodeSamplerInput
-from torch_geometric.testing import onlyNeighborSampler, withCUDA
+from torch_geometric.testing import onlyNeighborSampler
 from torch_geometric.utils import trim_to_layer
 
+from devices import withDevice
 from torch_geometric_ext.loader import NeighborSampler
 
 
@@ -171,7 +172,7 @@ def test_workers(seed, persistent):
         assert first == epochs(0)
 
 
-@withCUDA
+@withDevice
 def test_loader(device):
     data = make_graph().to(device)
     loader = NodeLoader(

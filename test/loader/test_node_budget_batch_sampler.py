@@ -4,8 +4,8 @@ from hostile_states import check_hostile_states
 from torch.utils.data import SequentialSampler
 from torch_geometric.datasets import FakeDataset
 from torch_geometric.loader import DataLoader
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import (
     NodeBudgetBatchSampler,
@@ -80,7 +80,7 @@ def test_set_epoch_plans_the_next_iterator():
     assert len(sampler.history()['epoch']) == 4
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_data_loader(device, num_workers):
     dataset = IndexedDataset(FakeDataset(num_graphs=40, avg_num_nodes=20))

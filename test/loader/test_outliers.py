@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader import outliers
 from torch_geometric_ext.loader.outliers import (
     embedding_features,
@@ -22,7 +22,7 @@ def make_rows(num_rows, num_outliers, device=None, seed=12345):
     return x.to(device)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('num_rows', [100, 5000])
 def test_robust_distance(num_rows, device):
     x = make_rows(num_rows, num_rows // 10, device)
@@ -102,7 +102,7 @@ def test_robust_distance_of_moved_and_scaled_rows():
     torch.testing.assert_close(robust_distance(x[perm]), expected[perm])
 
 
-@withCUDA
+@withDevice
 def test_robust_distance_of_degenerate_rows(device):
     x = make_rows(100, 10, device)
     x[:, 3] = 5.0  # A constant column.
@@ -118,7 +118,7 @@ def test_robust_distance_of_degenerate_rows(device):
     assert robust_distance(x).isfinite().all()
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('num_rows', [5, 100, 3000])
 def test_rows_that_are_not_finite_are_ignored(num_rows, device):
     x = make_rows(num_rows, num_rows // 10, device)
@@ -137,7 +137,7 @@ def test_rows_that_are_not_finite_are_ignored(num_rows, device):
     assert robust_distance(x).isnan().all()
 
 
-@withCUDA
+@withDevice
 def test_embedding_features(device):
     h = torch.randn(6, 5, device=device)
     out = embedding_features(h.bfloat16())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch_geometric.data import Data
 from torch_geometric.nn import SumAggregation
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader import (
     GDeRSampler,
     SharedTreeLoader,
@@ -303,7 +303,7 @@ def test_graphs_without_edges():
                 assert batch.num_edges == (4 if gcn_norm else 0)
 
 
-@withCUDA
+@withDevice
 def test_device(shared, device):
     aggr = RootAggregation('sum')
     for pin_memory in [False, device.type == 'cuda']:

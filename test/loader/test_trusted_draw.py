@@ -7,9 +7,9 @@ import torch
 from torch.utils.data import Subset
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.loader.gder_sampler
+from devices import withDevice
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import GDeRSampler
 from torch_geometric_ext.loader.trusted_draw import NUM_PROBES, TrustedDraw
@@ -72,7 +72,7 @@ class Trainer:
         return out
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('keep_ratio', [0.3, 0.5, 1.0])
 def test_outliers_become_suspects(device, keep_ratio):
     h, y, outlier = make_data()

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader import UCBSampler
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('confidence', [0.0, 1.0, 5.0])
 @pytest.mark.parametrize('smoothing', [0.0, 0.8])
 def test_draws_by_brute_force(device, confidence, smoothing):

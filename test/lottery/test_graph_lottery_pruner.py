@@ -17,8 +17,8 @@ from torch_geometric.nn import (
     Linear,
     Sequential,
 )
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from searches import SHORT, equal, flat, graph, prune
 from torch_geometric_ext.full_batch.sparse_input import SparseInput
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
@@ -261,7 +261,7 @@ def test_pruner_checkpoint_errors(tmp_path):
         prune(model, data, checkpoint=path, checkpoint_every=0)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('edge_score', EDGE_SCORES)
 def test_pruner_device(device, edge_score):
     model, data = GCN(5, 8, 2, 3).to(device), graph(device=device)

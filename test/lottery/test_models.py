@@ -17,8 +17,8 @@ from torch_geometric.nn import (
     GraphSAGE,
     Linear,
 )
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from searches import graph, prune
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 
@@ -159,7 +159,7 @@ def sgd(params):
     return torch.optim.SGD(params, lr=0.3, momentum=0.9)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', ['gcn', 'sage', 'max', 'std', 'softmax'])
 def test_ticket_is_trained_as_if_no_edge_had_ever_been_there(name, device):
     """Few labels on a sparse graph: the search trains on a subgraph."""

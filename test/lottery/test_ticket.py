@@ -6,8 +6,9 @@ import torch
 from torch.nn import LazyLinear, Linear, Module, Sequential
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN, GCNConv
-from torch_geometric.testing import withCUDA, withPackage
+from torch_geometric.testing import withPackage
 
+from devices import withDevice
 from torch_geometric_ext.data.digest import digest
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.utils import GraphLotteryPruner, Ticket
@@ -288,7 +289,7 @@ def test_ticket_plot(found):
     matplotlib.pyplot.close('all')
 
 
-@withCUDA
+@withDevice
 def test_ticket_device(found, device, tmp_path):
     # A ticket of the CPU serves models of any device:
     ticket, model, data = found

@@ -2,14 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch_geometric import nn
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn import TreeBatchNorm
 from torch_geometric_ext.nn.compare_on_trees import compare_on_trees
 from torch_geometric_ext.nn.find_call import NotRunnable
 
 
-@withCUDA
+@withDevice
 def test_compare_on_trees(device):
     model = TreeBatchNorm.convert(nn.GIN(4, 8, 2, norm='batch_norm'))
     assert compare_on_trees(model.to(device), None, 2) is None

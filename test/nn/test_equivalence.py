@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn.equivalence import (
     DropoutSpy,
     NoDropout,
@@ -16,7 +16,7 @@ from torch_geometric_ext.nn.equivalence import (
 )
 
 
-@withCUDA
+@withDevice
 def test_no_dropout(device):
     x = torch.randn(4, 3, 2, device=device)
     modules = [nn.Dropout(), nn.Dropout1d(), nn.AlphaDropout()]
@@ -30,7 +30,7 @@ def test_no_dropout(device):
     assert not torch.equal(F.dropout(x, 0.9), x)
 
 
-@withCUDA
+@withDevice
 def test_fork_rng(device):
     device = torch.device(device)
     state, values = torch.random.get_rng_state(), []
@@ -51,7 +51,7 @@ def test_perturb_parameters():
         assert (a != b).all() and (a - b).abs().max() < 0.2
 
 
-@withCUDA
+@withDevice
 def test_run(device):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.BatchNorm1d(4))

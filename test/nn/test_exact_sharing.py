@@ -22,9 +22,9 @@ from torch_geometric.nn import (
     PNAConv,
     SAGEConv,
 )
-from torch_geometric.testing import withCUDA
 from torch_geometric.utils import degree
 
+from devices import withDevice
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import (
     LevelwiseConv,
@@ -397,7 +397,7 @@ def test_too_few_levels_differ():
     assert not torch.allclose(plain(plain_batch), shared(batch))
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', ['GIN', 'SAGE', 'GATv2', 'GCN'])
 def test_exact_sharing_on_device(name, device):
     graphs = random_graphs(seed=5)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch_geometric import nn as pyg
 from torch_geometric.data import Data
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import SparseLinear, level_product, shared_batch
 from torch_geometric_ext.nn.level_product import LevelProduct
@@ -271,7 +271,7 @@ def test_argsort_padded(size):
     assert torch.equal(out, index.argsort(stable=True))
 
 
-@withCUDA
+@withDevice
 def test_device(device, products, monkeypatch):
     model = Net(lambda: pyg.SAGEConv(F, F)).to(device)
     batch = make_batch().to(device)

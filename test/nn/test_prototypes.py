@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn import HypersphericalPrototypes
 
 
-@withCUDA
+@withDevice
 def test_hyperspherical_prototypes(device, ext):
     prototypes = HypersphericalPrototypes(16, num_classes=3).to(device)
     assert str(prototypes) == (
@@ -226,7 +226,7 @@ def test_virtual_classes_gradcheck(ext):
         module.concentration = original
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('temperature', [1e-3, 0.1])
 @pytest.mark.parametrize('batch_size', [0, 1, 2, 40])
 def test_virtual_classes(temperature, batch_size, device):

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn.random_trees import draw_trees
 
 
@@ -82,7 +82,7 @@ def test_features():
     assert graphs.lift(other) is other
 
 
-@withCUDA
+@withDevice
 def test_device(device):
     graphs = draw_trees(
         1, 0, loops=False, isolated=False, edge_labels=True, normalize=False

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from torch_geometric import nn as pyg
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn.reads_one_hop import (
     Inputs,
     guess_inputs,
@@ -15,7 +15,7 @@ def check(conv, **kwargs):
     return next((x for x in found if x is not None), None)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize(
     'conv, expected',
     [

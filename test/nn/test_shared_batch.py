@@ -8,8 +8,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from torch_geometric import nn as pyg
 from torch_geometric.data import Batch, Data
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import (
     LevelwiseConv,
@@ -573,7 +573,7 @@ def test_lazy_convolutions():
     assert fallbacks == []
 
 
-@withCUDA
+@withDevice
 def test_device(device):
     torch.manual_seed(0)
     model = Residual().double().to(device)

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch_geometric.nn as pyg
 from torch.nn.utils.parametrizations import weight_norm
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn import SparseLinear, densify, sparsify
 from torch_geometric_ext.nn.named_seed import named_seed
 
@@ -380,7 +380,7 @@ def test_warning_about_layers_without_weights():
         sparsify(model, 0.999, 'uniform')
 
 
-@withCUDA
+@withDevice
 def test_device(device):
     model = Net(pyg.GCN(16, 32, 2, 8)).to(device)
     sparsify(model, 0.5)

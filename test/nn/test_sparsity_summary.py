@@ -2,13 +2,13 @@ import pytest
 import torch
 import torch_geometric.nn as pyg
 from torch.nn import Linear, ModuleDict
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn import SparseLinear, sparsify, sparsity_summary
 from torch_geometric_ext.sparsity import ADMM, SLR, MagnitudePruner
 
 
-@withCUDA
+@withDevice
 def test_sparsified_model(device):
     model = pyg.GCN(16, 32, num_layers=2, out_channels=8).to(device)
     dense = sparsity_summary(model)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn.dense.pattern import compress
 from torch_geometric_ext.ops import (
     block_sparse_linear,
@@ -312,7 +312,7 @@ def test_block_sparse_linear_on_other_machines(kernels, capability):
     )
 
 
-@withCUDA
+@withDevice
 def test_block_sparse_linear_on_device(device):
     mask, inputs = make_inputs(50, 40, 30, device=device)
     assert_equal_to_oracle(mask, inputs)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.ops import computation_tree_ids
 
 
@@ -145,7 +145,7 @@ def test_errors(ext):
         computation_tree_ids(torch.zeros(3, 2, 2), edge_index, 1)
 
 
-@withCUDA
+@withDevice
 def test_device(device):
     x, edge_index, edge_attr = random_graph(5)
     expected = computation_tree_ids(x, edge_index, 2, edge_attr)

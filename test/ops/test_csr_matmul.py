@@ -1,7 +1,7 @@
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.ops import csr_matmul as exported
 from torch_geometric_ext.ops.csr_matmul import (
     csr_dot_products_reference,
@@ -39,7 +39,7 @@ def test_export():
     assert exported is csr_matmul
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('num_edges', [0, 1, 20])
 @pytest.mark.parametrize('dtype', [torch.float, torch.double])
 def test_csr_matmul(num_edges, dtype, device, ext):
@@ -111,7 +111,7 @@ def test_same_result_for_any_number_of_threads(kernels):
     assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('num_edges', [0, 20])
 def test_opcheck(num_edges, device, kernels):
     value, x, edges, _, _ = inputs(num_edges, device)

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.ops.csr_product import CSRPair, compress
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('num_edges', [0, 1, 30])
 def test_csr_pair(device, num_edges):
     generator = torch.Generator().manual_seed(0)

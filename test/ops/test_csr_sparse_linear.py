@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn.dense.pattern import compress
 from torch_geometric_ext.ops import csr_sparse_linear
 from torch_geometric_ext.ops.csr_sparse_linear import (
@@ -329,7 +329,7 @@ def test_csr_sparse_linear_on_other_machines(kernels, capability):
     )
 
 
-@withCUDA
+@withDevice
 def test_csr_sparse_linear_on_device(device):
     position, inputs = make_inputs(50, 20, 10, device=device)
     assert_equal_to_oracle(position, inputs)

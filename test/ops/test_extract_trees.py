@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.ops import extract_trees
 from torch_geometric_ext.ops.extract_trees import extract_trees_reference
 from torch_geometric_ext.ops.ragged import row_ptr
@@ -151,7 +151,7 @@ def test_extract_trees_opcheck():
     torch.library.opcheck(op, args)
 
 
-@withCUDA
+@withDevice
 def test_extract_trees_device(device):
     args = random_levels(2, 3)
     expected = extract_trees(*args)

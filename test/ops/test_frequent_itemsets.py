@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.ops import frequent_itemsets
 from torch_geometric_ext.ops.frequent_itemsets import (
     frequent_itemsets_reference,
@@ -257,7 +257,7 @@ def test_frequent_itemsets_opcheck(closed):
     torch.library.opcheck(op, args)
 
 
-@withCUDA
+@withDevice
 def test_frequent_itemsets_device(device):
     ptr, item = random_transactions(30, 10, seed=0)
     expected = frequent_itemsets(ptr, item)

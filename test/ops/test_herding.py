@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.ops import herding
 from torch_geometric_ext.ops.herding import herding_reference
 from torch_geometric_ext.ops.ragged import row_ptr
@@ -240,7 +240,7 @@ assert herding(ptr, last, value, group_ptr).tolist() == [1, 2, 0, 3]
     subprocess.run([sys.executable, '-c', script], check=True)
 
 
-@withCUDA
+@withDevice
 def test_herding_device(device):
     args = random_rows([9, 0, 12], seed=1)
     expected = herding(*args, 5)

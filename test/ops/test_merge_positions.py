@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.ops import merge_positions, missing_positions
 from torch_geometric_ext.ops.merge_positions import (
     merge_positions_reference,
@@ -45,7 +45,7 @@ def test_missing_positions_equals_sets(index, rank):
         assert out.tolist() == expected
 
 
-@withCUDA
+@withDevice
 def test_merge_positions(device, ext):
     index = torch.tensor([1, 4, 6], device=device)
     other = torch.tensor([0, 4, 5], device=device)

@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.ops import prototype_loss
 from torch_geometric_ext.ops.prototype_loss import (
     prototype_loss_backward_reference,
@@ -267,7 +267,7 @@ def test_prototype_loss_backward_errors(ext):
         op(grad, *inputs, hidden, embedding, *LOSS)
 
 
-@withCUDA
+@withDevice
 def test_prototype_loss_device(device, ext):
     inputs = make_inputs(device=device)
     loss, scores = prototype_loss(*inputs, *LOSS)

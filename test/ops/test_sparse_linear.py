@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.nn.dense.pattern import compress
 from torch_geometric_ext.ops import sparse_linear, sparse_linear_crossover
 from torch_geometric_ext.ops.sparse_linear import (
@@ -330,7 +330,7 @@ def test_sparse_linear_on_other_machines(kernels, capability):
     )
 
 
-@withCUDA
+@withDevice
 def test_sparse_linear_on_device(device):
     index, inputs = make_inputs(50, 20, 10, device=device)
     assert_equal_to_oracle(index, inputs)

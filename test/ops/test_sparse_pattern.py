@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.ops import sparse_pattern
 from torch_geometric_ext.ops.sparse_pattern import sparse_pattern_reference
 
@@ -38,7 +38,7 @@ def test_sparse_pattern_equals_pytorch(size, density, seed):
             assert x.dtype == torch.int and x.is_contiguous()
 
 
-@withCUDA
+@withDevice
 def test_sparse_pattern(device, ext):
     index = torch.tensor([1, 3, 4, 8], device=device)
     rowptr, col, colptr, row, perm = sparse_pattern(index, 3, 3)

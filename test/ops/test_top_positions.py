@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.ops import top_positions
 from torch_geometric_ext.ops.top_positions import top_positions_reference
 
@@ -100,7 +100,7 @@ def test_top_positions_of_an_unusual_sample(period, value):
             assert torch.equal(kernel(score, size, bound), expected)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.float])
 def test_top_positions(dtype, device, ext):
     score = torch.tensor([1, 3, 2, 3, 3, 0, 2], dtype=dtype, device=device)

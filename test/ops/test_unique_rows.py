@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.ops import unique_rows
 from torch_geometric_ext.ops.unique_rows import unique_rows_reference
 
@@ -127,7 +127,7 @@ def test_unique_rows_opcheck():
     torch.library.opcheck(op, (x, 0))
 
 
-@withCUDA
+@withDevice
 def test_unique_rows_device(device):
     x = torch.tensor([[2, 0], [1, 5], [2, 0]], device=device)
     ids, index = unique_rows(x)

@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.ops import unique_trees
 from torch_geometric_ext.ops.ragged import row_ptr
 from torch_geometric_ext.ops.unique_trees import unique_trees_reference
@@ -156,7 +156,7 @@ def test_unique_trees_opcheck(edge_label):
     torch.library.opcheck(op, args)
 
 
-@withCUDA
+@withDevice
 def test_unique_trees_device(device):
     label, ptr, child, edge_label = random_trees(30, seed=0)
     expected = unique_trees(label, ptr, child, edge_label)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.typing
+from devices import withDevice
 from torch_geometric_ext.ops import weighted_sample
 from torch_geometric_ext.ops.weighted_sample import weighted_sample_reference
 
@@ -159,7 +159,7 @@ def test_weighted_sample_opcheck():
     torch.library.opcheck(op, args)
 
 
-@withCUDA
+@withDevice
 def test_weighted_sample_device(device, ext):
     generator = torch.Generator(device).manual_seed(12345)
     weight = torch.rand(100, device=device)

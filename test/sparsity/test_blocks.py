@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.sparsity import SET, GradualMagnitude, RigL
 from torch_geometric_ext.sparsity.blocks import ActiveBlocks
@@ -34,7 +34,7 @@ def to_blocks(x):
     ]
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('cls', [RigL, SET])
 def test_schedulers_move_blocks(device, cls):
     layer, optimizer = build()

@@ -1,8 +1,8 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.sparsity.explored import Explored
 
 
@@ -31,7 +31,7 @@ def test_explored_is_the_union(sizes, seed):
     assert explored.index().tolist() == sorted(expected)
 
 
-@withCUDA
+@withDevice
 def test_explored_follows_the_device(device):
     explored = Explored(torch.tensor([0, 5]))
     old, grown = (torch.tensor([x], device=device) for x in [3, 9])

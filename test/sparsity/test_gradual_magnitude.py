@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.sparsity import GradualMagnitude
 
@@ -42,7 +42,7 @@ class Trainer:
         return copy.deepcopy([x.state_dict() for x in states])
 
 
-@withCUDA
+@withDevice
 def test_gradual_magnitude(device):
     trainer = Trainer(device=device)
     assert str(trainer.scheduler) == (

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import Linear, Sequential
 from torch.nn.parallel import DistributedDataParallel
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.sparsity import ADMM, SLR, LagrangianPruner
 
 PRUNERS = [ADMM, SLR]
@@ -42,7 +42,7 @@ class Trainer:
         return copy.deepcopy([x.state_dict() for x in self.parts()])
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('Pruner', PRUNERS)
 def test_training(Pruner, device):
     trainer = Trainer(Pruner, device, rho=3.0, update_every=20)

@@ -8,13 +8,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch_geometric.nn import GCN, GATv2Conv
 from torch_geometric.nn import Linear as PyGLinear
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn import SparseLinear, sparsify
 from torch_geometric_ext.sparsity import ADMM, SLR, MagnitudePruner
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('sparse', [True, False])
 def test_magnitude_pruner(device, sparse):
     torch.manual_seed(0)

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GCN
-from torch_geometric.testing import withCUDA
 
 import torch_geometric_ext.sparsity.rigl as rigl
+from devices import withDevice
 from torch_geometric_ext.nn import SparseLinear, sparsify
 from torch_geometric_ext.sparsity import SET, RigL
 
@@ -37,7 +37,7 @@ def grown(layer, old):
     return layer.index[~torch.isin(layer.index, old)]
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('block_size', [1, 50, 1 << 22])
 def test_rigl(device, block_size, monkeypatch):
     monkeypatch.setattr(rigl, 'BLOCK_SIZE', block_size)
@@ -307,7 +307,7 @@ def test_rigl_copy():
         assert torch.equal(model.index, lin.index)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('block_size', [1, 50, 1 << 22])
 def test_rigl_sparse_features(device, ext, block_size, monkeypatch):
     monkeypatch.setattr(rigl, 'BLOCK_SIZE', block_size)
@@ -347,7 +347,7 @@ def test_sparse_features_train_as_dense_ones(ext, cls):
     torch.testing.assert_close(*outs)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('block_size', [1, 50, 1 << 22])
 def test_rigl_allowed(device, block_size, monkeypatch):
     monkeypatch.setattr(rigl, 'BLOCK_SIZE', block_size)

@@ -4,8 +4,8 @@ import sys
 import pytest
 import torch
 import torch._dynamo.testing
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.sparsity import SET
 
@@ -16,7 +16,7 @@ def grow(layer, num_weights, seed=0):
     return scheduler._grow('', layer.index, num_weights)
 
 
-@withCUDA
+@withDevice
 def test_set(device):
     torch.manual_seed(12345)
     layer = SparseLinear(20, 10, sparsity=0.9, seed=0).to(device)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from hostile_states import check_hostile_states
 from torch_geometric.data import Data
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.transforms import Discretize, ShareComputationTrees
 
 pytest.importorskip('sklearn')
@@ -26,7 +26,7 @@ def make_graphs(num_graphs=40):
     return graphs
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('strategy', ['quantile', 'kmeans'])
 def test_discretize(strategy, device):
     graphs = make_graphs()

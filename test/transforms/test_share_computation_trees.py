@@ -14,8 +14,8 @@ from torch_geometric.data import (
     OnDiskDataset,
 )
 from torch_geometric.datasets import FakeDataset
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.data.merge_trees import merge_trees
 from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
@@ -544,7 +544,7 @@ def test_sharing_does_not_pay(tu_dataset):
     assert round(shared.report().tree_ratio, 1) == 2.3
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('gcn_norm', [True, False])
 def test_device(gcn_norm, device):
     graphs = make_graphs(10)

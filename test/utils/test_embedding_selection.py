@@ -2,8 +2,8 @@ from itertools import combinations
 
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.ops import herding
 from torch_geometric_ext.utils import herding_selection, k_center_selection
 
@@ -32,7 +32,7 @@ def cover(h, num):
     return out
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('select', SELECTIONS)
 def test_selection(device, select):
     h = torch.randn(40, 3, generator=torch.manual_seed(1)).double()

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 from hostile_states import check_hostile_states
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.utils import ForgettingCounter, select_graphs
 
 
-@withCUDA
+@withDevice
 def test_forgetting_counter(device):
     counter = ForgettingCounter(30)
     assert str(counter) == 'ForgettingCounter(30)'

@@ -2,12 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn import Linear
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.utils import el2n_scores, grand_scores
 
 
-@withCUDA
+@withDevice
 def test_el2n_scores(device):
     logits = torch.randn(7, 3, device=device)
     y = torch.tensor([0, 1, 2, 0, 1, 2, 0], device=device)
@@ -29,7 +29,7 @@ def test_el2n_scores(device):
     assert 1.7e-4 < float(out) < 1.8e-4
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('bias', [True, False])
 def test_grand_scores(device, bias):
     lin = Linear(5, 3, bias=bias).to(device)

@@ -17,8 +17,8 @@ from torch.nn import (
 from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import GATv2Conv, HeteroLinear, SimpleConv
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.utils.mac_counter import (
     MACCounter,
     num_elements,
@@ -54,7 +54,7 @@ def count_flops(model, *inputs, **kwargs):
     return num_flops // 2, (num_flops + backward.get_total_flops()) // 2
 
 
-@withCUDA
+@withDevice
 def test_mac_counter_training_step(device):
     x = torch.randn(5, 6, 8, device=device, requires_grad=True)
     y, frozen = x.detach(), Linear(16, 16).requires_grad_(False)

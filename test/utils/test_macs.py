@@ -18,9 +18,9 @@ from torch_geometric.nn import (
     SAGEConv,
     SimpleConv,
 )
-from torch_geometric.testing import withCUDA
 from torch_geometric.utils import subgraph, to_torch_csr_tensor
 
+from devices import withDevice
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.utils import count_macs
 
@@ -43,7 +43,7 @@ def rows(macs):
     }
 
 
-@withCUDA
+@withDevice
 def test_count_macs_gcn(device):
     x, edge_index = graph(device)
     model = GCN(I, H, num_layers=2, out_channels=O).to(device)
@@ -101,7 +101,7 @@ def test_count_macs_gat(concat):
     }
 
 
-@withCUDA
+@withDevice
 def test_count_macs_mlp(device):
     model = Sequential(torch.nn.Linear(I, H), ReLU(), Linear(H, O)).to(device)
     x = torch.randn(2, N, I, device=device)
@@ -122,7 +122,7 @@ def test_count_macs_mlp(device):
     assert macs.optimizer_bytes == 2 * 4 * (H * O + O)
 
 
-@withCUDA
+@withDevice
 def test_count_macs_sparse(device, ext):
     model = Sequential(
         SparseLinear(I, H, sparsity=0.75),
@@ -141,7 +141,7 @@ def test_count_macs_sparse(device, ext):
     assert macs.index_bytes == 4 * (3 * (nnz1 + nnz2) + boundaries)
 
 
-@withCUDA
+@withDevice
 def test_count_macs_sparse_features(device, ext):
     layer = SparseLinear(I, O, sparsity=0.5).to(device)
     x = torch.randn(N, I, device=device)

@@ -1,12 +1,12 @@
 import pytest
 import torch
 from torch_geometric.datasets import FakeDataset
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.utils import random_selection, select_graphs
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('largest', [True, False])
 @pytest.mark.parametrize('keep_ratio', [1e-6, 0.3, 0.55, 1.0])
 def test_select_graphs(device, largest, keep_ratio):

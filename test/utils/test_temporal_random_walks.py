@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.utils import temporal_random_walks
 
 # Edges as (src, dst, t), with repeated edges, a self-loop and equal times:
@@ -132,7 +132,7 @@ def test_temporal_random_walks_start_at_random_edges():
     assert (walks[:, 1] == 1).all() and (walks[:, 2] == -1).all()
 
 
-@withCUDA
+@withDevice
 def test_temporal_random_walks_seed(device):
     src, dst, t = (x.to(device) for x in unpack(EDGES))
     first, again, other = (

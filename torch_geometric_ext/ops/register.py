@@ -59,7 +59,7 @@ def register_operator(
     """
     kernel = reference
     if torch_geometric_ext.typing.WITH_EXT:
-        kernel = _register(name, fake, cuda or reference, autograd)
+        kernel = _register(name, reference, fake, cuda, autograd)
 
     def call(*args: Any) -> Any:
         if composite is not None and is_transformed():
@@ -73,8 +73,9 @@ def register_operator(
 
 def _register(
     name: str,
+    reference: Callable[..., Any],
     fake: Callable[..., Any],
-    cuda: Callable[..., Any],
+    cuda: Optional[Callable[..., Any]],
     autograd: Optional[Callable[..., Any]],
 ) -> Callable[..., Any]:
     if not hasattr(torch.ops.torch_geometric_ext, name):
@@ -83,7 +84,8 @@ def _register(
             f"'{name}'. Re-install the package to rebuild them"
         )
 
-    LIBRARY.impl(name, cuda, 'CUDA')
+    LIBRARY.impl(name, cuda or reference, 'CUDA')
+    LIBRARY.impl(name, reference, 'PrivateUse1')  # Out-of-tree devices.
     if autograd is not None:
         LIBRARY.impl(name, autograd, 'Autograd')
     torch.library.register_fake(f'torch_geometric_ext::{name}')(fake)

@@ -27,8 +27,8 @@ from torch_geometric.nn import (
     Linear,
     SAGEConv,
 )
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.full_batch import StaticGraph, accelerate
 from torch_geometric_ext.lottery.node_task import NodeTask
 from torch_geometric_ext.nn import SparseLinear, sparsify
@@ -123,7 +123,7 @@ def check(model, data, way):
     return fast
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', CONVS)
 def test_cached_aggregations(name, device):
     torch.manual_seed(0)
@@ -132,7 +132,7 @@ def test_cached_aggregations(name, device):
     assert fast.report().num_hops['training'] == 0
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('name', PRODUCTS)
 def test_products(name, device):
     torch.manual_seed(0)

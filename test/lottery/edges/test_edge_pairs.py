@@ -1,8 +1,8 @@
 import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 
 NODES = st.integers(0, 4)
@@ -55,7 +55,7 @@ def test_edge_pairs(edges, random, undirected):
     check(edges)
 
 
-@withCUDA
+@withDevice
 def test_edge_pairs_examples(device):
     check([], device)
     check([(2, 2)], device)

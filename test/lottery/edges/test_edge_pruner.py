@@ -1,7 +1,7 @@
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.edge_pruner import EdgePruner
 from torch_geometric_ext.lottery.edges.edge_selection import (
@@ -15,7 +15,7 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('score', ['degree', 'learned', 'random'])
 def test_edge_pruner(device, score):
     edge_index = torch.combinations(torch.arange(8)).t().to(device)

@@ -3,8 +3,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch.autograd import gradcheck
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.edge_selection import (
     NUM_ROUNDS,
@@ -25,7 +25,7 @@ def naive_spread(score):
     return (-diff / 2).exp() - score.var(unbiased=False).log()
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('size', [2, 3, 10])
 def test_spread_penalty(device, size):
     score = torch.randn(size, generator=generator(), dtype=torch.double)
@@ -85,7 +85,7 @@ def test_prune_by_degree_product_of_hubs():
     assert out.nonzero().flatten().tolist() == list(range(5000))
 
 
-@withCUDA
+@withDevice
 def test_prune_randomly(device):
     mask = torch.rand(50, generator=generator(1)).to(device) < 0.5
     size = int(mask.sum()) // 2
@@ -113,7 +113,7 @@ def test_prune_by_degree():
     assert not all(x[36:].all() for x in outs)
 
 
-@withCUDA
+@withDevice
 def test_prune_by_score(device):
     scores = torch.tensor([0.5, -2.0, 0.0, 3.0, 0.1], device=device)
     mask = torch.tensor([1, 1, 1, 0, 1], device=device).bool()

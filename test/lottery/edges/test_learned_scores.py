@@ -5,9 +5,9 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv, SGConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.testing import withCUDA
 from torch_geometric.utils import to_torch_csr_tensor
 
+from devices import withDevice
 from torch_geometric_ext.lottery.edges.edge_pairs import EdgePairs
 from torch_geometric_ext.lottery.edges.edge_selection import spread_penalty
 from torch_geometric_ext.lottery.edges.learned_scores import LearnedScores
@@ -58,7 +58,7 @@ def run(edges, model, data):
     return outs[0]
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('cached', [False, True])
 def test_learned_scores_gcn(device, cached):
     data = graph(device)

@@ -3,12 +3,12 @@ import copy
 import pytest
 import torch
 from torch_geometric.data import Data, HeteroData
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.utils import number_edges
 
 
-@withCUDA
+@withDevice
 def test_number_edges(device):
     graphs = [
         Data(edge_index=torch.zeros(2, size, dtype=torch.long), num_nodes=1)

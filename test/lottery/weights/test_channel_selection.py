@@ -16,8 +16,8 @@ from torch_geometric.nn import (
     Linear,
     SAGEConv,
 )
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.lottery.weights.channel_selection import (
     _Probe,
     find_channels,
@@ -337,7 +337,7 @@ def test_find_channels_does_not_change_the_model():
     assert not any(x._forward_hooks for x in model.modules())
 
 
-@withCUDA
+@withDevice
 def test_find_channels_on_device(device):
     torch.manual_seed(0)
     model = GCN(6, 8, 2, 3)

@@ -19,8 +19,8 @@ from torch_geometric.nn import (
     Linear,
     TransformerConv,
 )
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.lottery.weights import weight_pruner
 from torch_geometric_ext.lottery.weights.narrow_model import (
     narrow_model,
@@ -430,7 +430,7 @@ def test_narrow_model_shares_tensors():
     assert narrow[1].out_channels == 1
 
 
-@withCUDA
+@withDevice
 def test_narrow_on_device(device):
     torch.manual_seed(0)
     model, data = GCN(6, 64, 2, 3).to(device), graph(device=device)

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from torch.nn import BatchNorm1d, Linear, ReLU, Sequential
 from torch_geometric.nn import GCN, GCNConv
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.lottery.weights.weight_masks import (
     Weights,
     build_model,
@@ -80,7 +80,7 @@ def test_random_masks(size):
     assert positions(masks) == positions(draw(seed=0))
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('kind', ['layers', 'root'])
 def test_build_model(device, kind):
     model = Sequential(Linear(4, 6), BatchNorm1d(6), ReLU(), Linear(6, 2))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn.aggr import MedianAggregation, SoftmaxAggregation
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data import SharedTreeBatch
 from torch_geometric_ext.nn import (
     RootAggregation,
@@ -260,7 +260,7 @@ def test_compile():
     assert out.shape == (3, 4)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('aggr', AGGRS)
 def test_device(aggr, device):
     batch, rows, index = shared_batch_and_rows()

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch_geometric.data import Data
 from torch_geometric.nn import GIN, GATConv, SAGEConv
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import (
     LevelwiseConv,
@@ -113,7 +113,7 @@ def test_other_outputs_run_on_all_levels(batch):
     assert edge_index.size(1) == batch.num_edges + batch.num_nodes
 
 
-@withCUDA
+@withDevice
 def test_device(batch, device):
     batch = batch.to(device)
     model = LevelwiseConv.convert(GIN(1, 8, num_layers=2)).to(device)

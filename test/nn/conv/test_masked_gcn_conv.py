@@ -6,10 +6,11 @@ import torch
 from torch_geometric import EdgeIndex
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.nn import GCNConv
-from torch_geometric.testing import withCUDA, withPackage
+from torch_geometric.testing import withPackage
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import to_dense_adj, to_torch_csr_tensor
 
+from devices import withDevice
 from torch_geometric_ext.nn import MaskedGCNConv, densify
 from torch_geometric_ext.nn.conv import masked_gcn_conv
 
@@ -435,7 +436,7 @@ def test_errors(x):
         MaskedGCNConv(16, 8, normalize=False, add_self_loops=True)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('cached', [False, True])
 @pytest.mark.parametrize('normalize_masked', [False, True])
 def test_device(x, device, normalize_masked, cached):
@@ -453,7 +454,7 @@ def test_masked_gcn_conv_densified():
     assert str(conv) == 'MaskedGCNConv(16, 8, sparsity=0)'
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('with_mask', [True, False])
 def test_sparse_features(x, device, with_mask):
     x = (x * (x > 0.5)).to(device)

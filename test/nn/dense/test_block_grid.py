@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.nn import GCN
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn import (
     MaskedGCNConv,
     SparseLinear,
@@ -74,7 +74,7 @@ def test_rows_of_blocks_have_equal_numbers_of_blocks():
         assert degree.max() - degree.min() <= 1
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('block_size', [8, 16, 32])
 @pytest.mark.parametrize('shape', [(20,), (5, 20), (2, 3, 20), (0, 20)])
 def test_blocks(device, ext, block_size, shape):

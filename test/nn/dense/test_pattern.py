@@ -1,7 +1,7 @@
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn.dense.pattern import (
     complete,
     compress,
@@ -60,7 +60,7 @@ def test_random_index_generators(size):
         assert random_index(100, size).device.type == 'cpu'
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('size', [(5, 7), (1, 9), (9, 1), (64, 3)])
 @pytest.mark.parametrize('density', [0.0, 0.3, 1.0])
 def test_compress(device, size, density):

@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.nn import SparseLinear
 
 SHAPES = [(8,), (5, 8), (2, 3, 8), (0, 8), (2, 0, 8), (1, 2, 1, 8)]
@@ -40,7 +40,7 @@ def assert_equal(layer, other):
     assert layer.sparsity == other.sparsity
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float, torch.double])
@@ -600,7 +600,7 @@ def sparse_features(*size, **kwargs):
     return x.to(**kwargs), x.to(**kwargs).to_sparse_csr()
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float, torch.double])
 def test_sparse_features(device, ext, bias, dtype):

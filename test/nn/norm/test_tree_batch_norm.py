@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch_geometric.data import Data
 from torch_geometric.nn import GIN, BatchNorm
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data import SharedTreeBatch
 from torch_geometric_ext.nn import TreeBatchNorm, shared_batch
 
@@ -27,7 +27,7 @@ def make_batch():
 ROWS = torch.tensor([0, 0, 2, 1, 2, 2])
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('momentum', [0.1, None])
 @pytest.mark.parametrize('affine', [True, False])
 def test_equals_batch_norm(momentum, affine, device):
@@ -68,7 +68,7 @@ def test_without_running_statistics():
         assert torch.allclose(norm(x)[ROWS], plain(x[ROWS]), atol=1e-5)
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
 def test_half_precision(dtype, device):
     # Neither the counts nor the offset fit into half precision:

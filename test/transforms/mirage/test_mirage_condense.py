@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import Subset, WeightedRandomSampler
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
-from torch_geometric.testing import withCUDA
 
+from devices import withDevice
 from torch_geometric_ext.data import IndexedDataset, SharedTrees
 from torch_geometric_ext.transforms import (
     Discretize,
@@ -344,7 +344,7 @@ def test_log(capfd):
     assert 'Computation trees: 100%' in capfd.readouterr().err
 
 
-@withCUDA
+@withDevice
 @pytest.mark.parametrize('selection', ['herding', 'random', 'patterns'])
 @pytest.mark.parametrize('kwargs', [{}, {'share': True}, {'gcn_norm': True}])
 def test_mirage_condense_on_device(selection, kwargs, device, tmp_path):
