@@ -95,6 +95,7 @@ def device() -> torch.device:
         NAME, _Module()
     )
     torch.UntypedStorage.__new__ = _new_storage
+    torch.Generator = _Generator
     _libraries.append(torch.library.Library('_', 'IMPL'))
     _libraries[-1].fallback(_fallback, 'PrivateUse1')
     _libraries[-1].fallback(_fallback, 'SparseCsrPrivateUse1')
@@ -126,6 +127,18 @@ class _Module(backend_registration._DummyBackendModule):
 
     def synchronize(self, device: Any = None) -> None:
         _record('synchronize')
+
+
+class _GeneratorType(type):
+    def __instancecheck__(cls, x: Any) -> bool:
+        return isinstance(x, torch._C.Generator)
+
+
+class _Generator(metaclass=_GeneratorType):
+    """Creates generators of the host for the device, which has no others."""
+
+    def __new__(cls, device: Any = 'cpu') -> Any:
+        return torch._C.Generator(to_host(torch.device(device)))
 
 
 def _new_storage(
@@ -198,7 +211,7 @@ def _fallback(op: Any, *args: Any, **kwargs: Any) -> Any:
     inputs, spec = tree_flatten((args, kwargs))
     hosts = [to_host(x) for x in inputs]
     args, kwargs = tree_unflatten(hosts, spec)
-    out = op(*args, **kwargs)
+    out = _accept_numbers(op, args)(*args, **kwargs)
     if any(isinstance(x, (bool, int, float)) for x in tree_flatten(out)[0]):
         _record(op.name())
 
@@ -213,6 +226,15 @@ def _fallback(op: Any, *args: Any, **kwargs: Any) -> Any:
         lambda x: origin[id(x)] if id(x) in origin else to_device(x),
         out,
     )
+
+
+def _accept_numbers(op: Any, args: Tuple) -> Any:
+    """Resolve the overload again for tensors that came as Python numbers."""
+    for schema, x in zip(op._schema.arguments, args):
+        if isinstance(schema.type, torch.TensorType) and x is not None:
+            if not isinstance(x, Tensor):
+                return op.overloadpacket
+    return op
 
 
 def _layout(x: Tensor) -> Optional[Tuple]:
