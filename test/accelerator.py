@@ -32,6 +32,10 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 NAME = 'pretend'
 ON_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 CSR = torch._C.DispatchKeySet(torch._C.DispatchKey.SparseCsrCPU)
+COMPRESSED = {
+    torch.sparse_csr: ['crow_indices', 'col_indices', 'values'],
+    torch.sparse_csc: ['ccol_indices', 'row_indices', 'values'],
+}
 
 aten = torch.ops.aten
 
@@ -50,6 +54,10 @@ WAITING = {
     aten.unique_dim_consecutive,
 }
 INDEXING = {aten.index, aten._index_put_impl_, aten._unsafe_index}
+
+
+# Layers that need fused cells or sparse COO tensors, which the device lacks.
+UNSUPPORTED = ['GRU', 'jk lstm', 'unet']
 
 
 class Sync(NamedTuple):
@@ -99,12 +107,33 @@ def device() -> torch.device:
     _libraries.append(torch.library.Library('_', 'IMPL'))
     _libraries[-1].fallback(_fallback, 'PrivateUse1')
     _libraries[-1].fallback(_fallback, 'SparseCsrPrivateUse1')
+    fallthrough = torch.library.fallthrough_kernel
+    _libraries[-1].fallback(fallthrough, 'AutocastPrivateUse1')
     _libraries.append(torch.library.Library('aten', 'IMPL'))
-    _libraries[-1].impl('_copy_from', _copy_from, 'PrivateUse1')
-    for name in ['crow_indices', 'col_indices', 'values', '_nnz']:
+    for op in [aten.linear, aten.mm, aten.addmm, aten.matmul, aten.bmm]:
+        kernel = functools.partial(_autocast, op.default)
+        _libraries[-1].impl(op.default.name(), kernel, 'AutocastPrivateUse1')
+    for key in ['PrivateUse1', 'SparseCsrPrivateUse1']:
+        _libraries[-1].impl('_copy_from', _copy_from, key)
+    _libraries[-1].impl(
+        'convolution_overrideable',
+        functools.partial(_fallback, aten.convolution.default),
+        'PrivateUse1',
+    )
+    _libraries[-1].impl(
+        'convolution_backward_overrideable', _convolve_back, 'PrivateUse1'
+    )
+    for name in [
+        'crow_indices',
+        'ccol_indices',
+        'col_indices',
+        'row_indices',
+        'values',
+        '_nnz',
+    ]:
         kernel = functools.partial(getattr(aten, name).default.redispatch, CSR)
         _libraries[-1].impl(name, kernel, 'SparseCsrPrivateUse1')
-    for op in [aten.mm.default, aten.addmm.default]:
+    for op in [aten.mm.default, aten.addmm.default, aten.clone.default]:
         kernel = functools.partial(_fallback, op)
         _libraries[-1].impl(op.name(), kernel, 'SparseCsrPrivateUse1')
     return torch.device(NAME, 0)
@@ -162,8 +191,8 @@ def to_host(x: Any) -> Any:
         return x.owner  # type: ignore[attr-defined]
     if not isinstance(x, Tensor) or x.device.type != NAME:
         return x
-    if x.layout == torch.sparse_csr:
-        return _map_csr(to_host, x)
+    if x.layout in COMPRESSED:
+        return _map_compressed(to_host, x)
     owner = x.untyped_storage().owner  # type: ignore[attr-defined]
     host = torch.empty(0, dtype=x.dtype)
     return host.set_(owner, x.storage_offset(), x.size(), x.stride())
@@ -171,15 +200,17 @@ def to_host(x: Any) -> Any:
 
 def to_device(host: Tensor) -> Tensor:
     """Return a tensor of the device that shares the data of one of the host."""
-    if host.layout == torch.sparse_csr:
-        return _map_csr(to_device, host)
+    if host.layout in COMPRESSED:
+        return _map_compressed(to_device, host)
     out = torch._C._acc.create_empty_tensor((0,), host.dtype)
     return _set(out, host)
 
 
-def _map_csr(func: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    parts = [x.crow_indices(), x.col_indices(), x.values()]
-    return torch.sparse_csr_tensor(*map(func, parts), x.size())
+def _map_compressed(func: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    parts = [getattr(x, name)() for name in COMPRESSED[x.layout]]
+    return torch.sparse_compressed_tensor(
+        *map(func, parts), x.size(), layout=x.layout, check_invariants=False
+    )
 
 
 def _set(x: Tensor, host: Tensor) -> Tensor:
@@ -237,8 +268,24 @@ def _accept_numbers(op: Any, args: Tuple) -> Any:
     return op
 
 
+def _autocast(op: Any, *args: Any) -> Any:
+    """Run a product in the dtype of autocast."""
+    dtype = torch.get_autocast_dtype(NAME)
+    key = torch._C.DispatchKey.AutocastPrivateUse1
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+        cast = [x.to(dtype) if isinstance(x, Tensor) else x for x in args]
+        return op(*cast)
+
+
+def _convolve_back(
+    grad: Tensor, x: Tensor, weight: Tensor, *args: Any
+) -> Tuple[Tensor, ...]:
+    op = aten.convolution_backward.default
+    return _fallback(op, grad, x, weight, [weight.size(0)], *args)
+
+
 def _layout(x: Tensor) -> Optional[Tuple]:
-    if x.layout == torch.sparse_csr:
+    if x.layout in COMPRESSED:
         return None
     return x.shape, x.stride(), x.data_ptr()
 

@@ -165,6 +165,8 @@ def guess_inputs(conv: Module) -> Iterator[Inputs]:
 
     Widths are those of its attributes and of the linear layers in it.
     """
+    tensors = itertools.chain(conv.parameters(), conv.buffers())
+    device = next((x.device for x in tensors), torch.device('cpu'))
     names = inspect.signature(conv.forward).parameters
     edges = [n for n in names if n.startswith('edge_') and n != 'edge_index']
     required = required_arguments(conv)
@@ -176,13 +178,14 @@ def guess_inputs(conv: Module) -> Iterator[Inputs]:
         edge = {}
         for name in edges:
             if name == 'edge_type':
-                edge[name] = torch.arange(num_types)
+                edge[name] = torch.arange(num_types, device=device)
             elif name in required or (
                 name == 'edge_attr' and edge_width is not None
             ):
                 size = (5,) if edge_width is None else (5, edge_width)
-                edge[name] = torch.rand(size, generator=generator)
-        x = torch.randn(5, width, generator=generator)
+                value = torch.rand(size, generator=generator)
+                edge[name] = value.to(device)
+        x = torch.randn(5, width, generator=generator).to(device)
         yield Inputs({name: x for name in nodes}, edge)
 
 

@@ -458,7 +458,8 @@ def test_masked_gcn_conv_densified():
 @pytest.mark.parametrize('with_mask', [True, False])
 def test_sparse_features(x, device, with_mask):
     x = (x * (x > 0.5)).to(device)
-    conv = MaskedGCNConv(-1, 8, sparsity=0.5).to(device)
+    with device:
+        conv = MaskedGCNConv(-1, 8, sparsity=0.5)
     mask = EDGE_MASK.to(device) if with_mask else None
     args = (EDGE_INDEX.to(device), None, mask)
     out = conv(x.to_sparse_csr(), *args)
