@@ -1,16 +1,6 @@
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from typing import (
-    Any,
-    Dict,
-    Iterator,
-    List,
-    Literal,
-    Optional,
-    Set,
-    Tuple,
-    Union,
-)
+from threading import Lock
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 from weakref import WeakSet
 
 from torch.compiler import is_compiling
@@ -18,18 +8,13 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.nn.level_product import (
-    LevelProduct,
-    level_forward,
-    own_hooks,
+from torch_geometric_ext.nn.current_batch import (
+    Block,
+    current_context,
+    thread,
 )
+from torch_geometric_ext.nn.level_product import level_forward, own_hooks
 from torch_geometric_ext.nn.levelwise import Levelwise
-
-# The innermost mini-batch of shared trees, False for one of plain graphs, None
-# outside of `shared_batch`.
-_current: ContextVar[Union[Levelwise, Literal[False], None]] = ContextVar(
-    'shared_batch', default=None
-)
 
 # Convolutions that have run within `shared_batch`. They get hooks on entry,
 # since a hook that is added during a call does not see its inputs.
@@ -82,39 +67,22 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
         ValueError: If fewer or more convolutions run than trees are deep.
     """
     context = Levelwise(batch) if 'root_ptr' in batch else None
-    outer = current_context()
-    token = _current.set(context or False)
+    hooks = _Hooks() if context is not None and levelwise else None
+    outer, inner = thread.block, Block(context, hooks)
+    thread.block = inner
     try:
         with ExitStack() as stack:
-            if outer is not None:
-                stack.enter_context(outer.tracker.pause())
+            if outer is not None and outer.context is not None:
+                stack.enter_context(outer.context.tracker.pause())
             if context is not None:
                 stack.enter_context(context.tracker)
-                if levelwise:
-                    stack.enter_context(_Hooks())
+            if hooks is not None:
+                stack.enter_context(hooks)
             yield [] if context is None else context.fallbacks
     finally:
-        _current.reset(token)
+        thread.block = outer
     if context is not None:
         context.check_depth()
-
-
-def current_context() -> Optional[Levelwise]:
-    """Return the innermost mini-batch of shared trees, if any."""
-    return _current.get() or None
-
-
-def current_product() -> Optional[LevelProduct]:
-    """Return the product that runs in place of a convolution, if any."""
-    if is_compiling():
-        return None
-    context = current_context()
-    return context.call.product if context and context.call else None
-
-
-def is_inside() -> bool:
-    """Return whether a block of `shared_batch` is open."""
-    return _current.get() is not None
 
 
 class _Hooks(ExitStack):
@@ -122,27 +90,17 @@ class _Hooks(ExitStack):
 
     def __enter__(self) -> '_Hooks':
         self.modules: Set[Module] = set()
-        handle = register_module_forward_pre_hook(self._find)
-        self.callback(handle.remove)
+        self.enter_context(_global_hook)
         for conv in list(_seen):
             self._attach(conv)
         return self
 
-    def _find(self, module: Module, args: Tuple) -> Any:
+    def find(self, module: Module) -> None:
         """Attach hooks to the convolutions in a module that is called."""
-        context = _idle_context()
-        if context is None:
-            return None
-        if module in self.modules:
-            return None
-        if isinstance(module, MessagePassing):
-            self._attach(module)
-            return context.begin_first(module, args)
-        self.modules.add(module)
         for child in module.modules():
             if isinstance(child, MessagePassing):
                 self._attach(child)
-        return None
+        self.modules.add(module)
 
     def _attach(self, conv: Module) -> None:
         if conv in self.modules:
@@ -153,22 +111,61 @@ class _Hooks(ExitStack):
         after = conv.register_forward_hook(_after, always_call=True)
         self.callback(before.remove)
         self.callback(after.remove)
-        self.enter_context(level_forward(conv, current_product))
+        self.enter_context(level_forward(conv))
 
 
-def _idle_context() -> Optional[Levelwise]:
-    """Return the current mini-batch, unless a convolution is running."""
-    if is_compiling():  # A compiled graph has no level of its own.
+class _GlobalHook:
+    """Call a hook before each module while blocks are open.
+
+    Blocks of all threads share the hook. It keeps its key, which compiled
+    models guard.
+    """
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+        self.handle = register_module_forward_pre_hook(hook)
+        self.handle.remove()
+        self.lock, self.num_blocks = Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.num_blocks += 1
+            self.handle.hooks_dict_ref()[self.handle.id] = self.hook
+
+    def __exit__(self, *args: Any) -> None:
+        with self.lock:
+            self.num_blocks -= 1
+            if self.num_blocks == 0:
+                self.handle.remove()
+
+
+def _idle_block() -> Optional[Block]:
+    """Return the block that runs convolutions level by level, unless one is
+    running.
+    """
+    if is_compiling():  # Compiled convolutions run on all levels.
         return None
-    context = current_context()
-    return None if context is None or context.call is not None else context
+    block = thread.block
+    if block is None or block.hooks is None or block.context.call is not None:
+        return None
+    return block
+
+
+def _find(module: Module, args: Tuple) -> Any:
+    block = _idle_block()
+    if block is None or module in block.hooks.modules:
+        return None
+    block.hooks.find(module)
+    if isinstance(module, MessagePassing):
+        return block.context.begin_first(module, args)
+    return None
 
 
 def _before(conv: Module, args: Tuple, kwargs: Dict[str, Any]) -> Any:
-    context = _idle_context()
-    if context is None:
+    block = _idle_block()
+    if block is None:
         return None
-    return context.begin(conv, args, kwargs, hooked=True)
+    return block.context.begin(conv, args, kwargs, hooked=True)
 
 
 def _after(conv: Module, args: Tuple, out: Any) -> Any:
@@ -183,3 +180,4 @@ def _after(conv: Module, args: Tuple, out: Any) -> Any:
 
 
 own_hooks.update([_before, _after])
+_global_hook = _GlobalHook(_find)

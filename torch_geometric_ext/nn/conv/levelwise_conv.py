@@ -3,11 +3,8 @@ from typing import Any, Dict
 import torch
 from torch_geometric.nn import MessagePassing
 
+from torch_geometric_ext.nn.current_batch import current_context
 from torch_geometric_ext.nn.level_product import level_forward
-from torch_geometric_ext.nn.shared_batch import (
-    current_context,
-    current_product,
-)
 
 
 class LevelwiseConv(torch.nn.Module):
@@ -99,7 +96,7 @@ class LevelwiseConv(torch.nn.Module):
         context = current_context()
         if context is None or context.call is not None:
             return self.conv(x, edge_index, *args, **kwargs)
-        with level_forward(self.conv, current_product):
+        with level_forward(self.conv):
             return context.run(self.conv, (x, edge_index, *args), kwargs)
 
     def __repr__(self) -> str:

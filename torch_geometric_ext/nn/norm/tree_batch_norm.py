@@ -3,7 +3,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.nn.shared_batch import current_context, is_inside
+from torch_geometric_ext.nn.current_batch import thread
 
 
 class TreeBatchNorm(torch.nn.BatchNorm1d):
@@ -57,16 +57,16 @@ class TreeBatchNorm(torch.nn.BatchNorm1d):
             ValueError: If the rows of :obj:`x` are not trees of the
                 mini-batch.
         """
-        context = current_context()
+        block = thread.block
         use_batch_stats = self.training or self.running_mean is None
-        if use_batch_stats and not is_inside():
+        if use_batch_stats and block is None:
             raise RuntimeError(
                 f"'{self.__class__.__name__}' cannot tell trees from nodes "
                 f"(put 'with shared_batch(batch):' around the layers)"
             )
-        if context is None or not use_batch_stats:
+        if block is None or block.context is None or not use_batch_stats:
             return super().forward(x)
-        count = context.count_of(x) if x.dim() == 2 else None
+        count = block.context.count_of(x) if x.dim() == 2 else None
         if count is None:
             raise ValueError(
                 f"'x' of '{self.__class__.__name__}' needs one row for each "
