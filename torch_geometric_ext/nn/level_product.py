@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import Module
 from torch.utils.weak import WeakTensorKeyDictionary
 from torch_geometric.nn import GCNConv, GINConv, GraphConv, SAGEConv
@@ -96,11 +97,12 @@ class LevelProduct(NamedTuple):
             levels (TreeLevels): The mini-batch.
             level (int): The level.
         """
-        if not _multiplies(conv, x, edge_weight):
+        # Compiled code supports no sparse tensors.
+        if is_compiling() or not _multiplies(conv, x, edge_weight):
             return None
-        edges, is_mean = levels.edges(level), conv.aggr == 'mean'
-        if edges.stop - edges.start < MIN_EDGES:
+        if levels.num_edges(level) < MIN_EDGES:
             return None
+        is_mean = conv.aggr == 'mean'
         matrix = _matrix(levels, level, edge_weight, x.dtype, is_mean)
         if matrix is None:
             return None
@@ -224,9 +226,8 @@ def make_matrix(
     """Return the matrix of a level, or :obj:`None` if edges are out of range
     or not sorted by target.
     """
-    edges, size = levels.edges(level), levels.size(level)
-    num_cols = levels.size(level - 1)
-    source, target = levels.batch.edge_index[:, edges] - levels.start(level)
+    size, num_cols = levels.size(level), levels.size(level - 1)
+    source, target = levels.edge_index(level)
     # Self-loops of a GCN read the tree of one depth less:
     own = torch.cat([levels.own(level), torch.arange(num_cols)])
     source = own.index_select(0, source)
@@ -241,7 +242,7 @@ def make_matrix(
         return None
     value = target.new_ones(target.numel(), dtype=dtype)
     if weight is not None:
-        value = weight[edges].flatten()
+        value = levels.cut_edges(weight, level).flatten()
     if is_mean:
         value = value / degree[target].to(dtype)
     perm = argsort_padded(source)

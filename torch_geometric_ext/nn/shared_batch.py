@@ -1,7 +1,6 @@
 from contextlib import ExitStack, contextmanager
-from threading import Lock
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
-from weakref import WeakSet
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+from weakref import WeakKeyDictionary
 
 from torch.compiler import is_compiling
 from torch.nn import Module
@@ -13,12 +12,13 @@ from torch_geometric_ext.nn.current_batch import (
     current_context,
     thread,
 )
+from torch_geometric_ext.nn.hooks import SharedHooks
 from torch_geometric_ext.nn.level_product import level_forward, own_hooks
 from torch_geometric_ext.nn.levelwise import Levelwise
 
 # Convolutions that have run within `shared_batch`. They get hooks on entry,
 # since a hook that is added during a call does not see its inputs.
-_seen: 'WeakSet[Module]' = WeakSet()
+_seen: 'WeakKeyDictionary[Module, SharedHooks]' = WeakKeyDictionary()
 
 
 @contextmanager
@@ -66,21 +66,21 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
     Raises:
         ValueError: If fewer or more convolutions run than trees are deep.
     """
-    context = Levelwise(batch) if 'root_ptr' in batch else None
-    hooks = _Hooks() if context is not None and levelwise else None
-    outer, inner = thread.block, Block(context, hooks)
-    thread.block = inner
-    try:
-        with ExitStack() as stack:
-            if outer is not None and outer.context is not None:
-                stack.enter_context(outer.context.tracker.pause())
+    outer = thread.block
+    with ExitStack() as stack:
+        if outer is not None and outer.context is not None:
+            stack.enter_context(outer.context.tracker.pause())
+        context = Levelwise(batch) if 'root_ptr' in batch else None
+        hooks = _Hooks() if context is not None and levelwise else None
+        thread.block = Block(context, hooks)
+        try:
             if context is not None:
                 stack.enter_context(context.tracker)
             if hooks is not None:
                 stack.enter_context(hooks)
             yield [] if context is None else context.fallbacks
-    finally:
-        thread.block = outer
+        finally:
+            thread.block = outer
     if context is not None:
         context.check_depth()
 
@@ -105,38 +105,14 @@ class _Hooks(ExitStack):
     def _attach(self, conv: Module) -> None:
         if conv in self.modules:
             return
-        _seen.add(conv)
+        if conv not in _seen:
+            _seen[conv] = SharedHooks(
+                conv.register_forward_pre_hook(_before, with_kwargs=True),
+                conv.register_forward_hook(_after, always_call=True),
+            )
         self.modules.add(conv)
-        before = conv.register_forward_pre_hook(_before, with_kwargs=True)
-        after = conv.register_forward_hook(_after, always_call=True)
-        self.callback(before.remove)
-        self.callback(after.remove)
+        self.enter_context(_seen[conv])
         self.enter_context(level_forward(conv))
-
-
-class _GlobalHook:
-    """Call a hook before each module while blocks are open.
-
-    Blocks of all threads share the hook. It keeps its key, which compiled
-    models guard.
-    """
-
-    def __init__(self, hook: Callable[..., Any]) -> None:
-        self.hook = hook
-        self.handle = register_module_forward_pre_hook(hook)
-        self.handle.remove()
-        self.lock, self.num_blocks = Lock(), 0
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.num_blocks += 1
-            self.handle.hooks_dict_ref()[self.handle.id] = self.hook
-
-    def __exit__(self, *args: Any) -> None:
-        with self.lock:
-            self.num_blocks -= 1
-            if self.num_blocks == 0:
-                self.handle.remove()
 
 
 def _idle_block() -> Optional[Block]:
@@ -180,4 +156,4 @@ def _after(conv: Module, args: Tuple, out: Any) -> Any:
 
 
 own_hooks.update([_before, _after])
-_global_hook = _GlobalHook(_find)
+_global_hook = SharedHooks(register_module_forward_pre_hook(_find))
