@@ -1,5 +1,6 @@
 """Track the level of shared computation trees that rows of tensors hold."""
 
+import itertools
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -43,9 +44,11 @@ class TreeLevels:
         self.num_layers = len(sizes) - 1
         self._sizes = sizes[::-1]
         self._num_edges = num_edges[::-1]
-        # Views of each level: compiled models read the sizes of tensors as
-        # symbols, and integers as constants.
-        self._own = batch.own.split(sizes)[::-1]
+        # Compiled models read the sizes of tensors as symbols, and integers as
+        # constants.
+        ends = itertools.accumulate(sizes)
+        own = zip(batch.own.split(sizes), ends)
+        self._own = [x - end for x, end in own][::-1]
         self._edges = batch.edge_index.split(num_edges, dim=1)[::-1]
         self._counts: Dict[int, Tensor] = {}
 
@@ -90,7 +93,7 @@ class TreeLevels:
         """Return the row, in the level below, of each tree truncated by one
         hop.
         """
-        return self._own[level] - (self.start(level) + self.size(level))
+        return self._own[level]
 
     def count(self, level: int) -> Tensor:
         """Return how often each tree of a level occurs in the mini-batch."""
