@@ -1,13 +1,9 @@
 """Hold the mini-batch of shared trees that the layers of a thread run on."""
 
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from torch.compiler import is_compiling
-
-if TYPE_CHECKING:
-    from torch_geometric_ext.nn.level_product import LevelProduct
-    from torch_geometric_ext.nn.levelwise import Levelwise
 
 
 class Block(NamedTuple):
@@ -16,10 +12,11 @@ class Block(NamedTuple):
     Args:
         context (Levelwise, optional): The mini-batch of shared trees, or
             :obj:`None` for one of plain graphs.
-        hooks (Hooks, optional): Runs convolutions level by level, if any does.
+        hooks (Hooks, optional): The hooks that run convolutions level by
+            level, or :obj:`None` if there are none.
     """
 
-    context: Optional['Levelwise']
+    context: Any
     hooks: Any
 
 
@@ -31,15 +28,8 @@ class _Thread(threading.local):
 thread = _Thread()
 
 
-def current_context() -> Optional['Levelwise']:
-    """Return the innermost mini-batch of shared trees, if any."""
-    block = thread.block
-    return None if block is None else block.context
-
-
-def current_product() -> Optional['LevelProduct']:
+def current_product() -> Any:
     """Return the product that runs in place of a convolution, if any."""
-    if is_compiling():
-        return None
-    context = current_context()
-    return context.call.product if context and context.call else None
+    block = None if is_compiling() else thread.block
+    call = block and block.context and block.context.call
+    return call.product if call else None

@@ -310,6 +310,7 @@ class Levelwise:
         return Rows(self.levels, self.levels.num_layers, True)
 
 
+@torch.compiler.assume_constant_result
 @functools.cache
 def _argument_names(forward: Callable[..., Any]) -> Optional[List[str]]:
     """Return the names of positional arguments, unless they are open-ended."""

@@ -7,11 +7,7 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.nn.current_batch import (
-    Block,
-    current_context,
-    thread,
-)
+from torch_geometric_ext.nn.current_batch import Block, thread
 from torch_geometric_ext.nn.hooks import SharedHooks
 from torch_geometric_ext.nn.level_product import level_forward, own_hooks
 from torch_geometric_ext.nn.levelwise import Levelwise
@@ -71,13 +67,14 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
         if outer is not None and outer.context is not None:
             stack.enter_context(outer.context.tracker.pause())
         context = Levelwise(batch) if 'root_ptr' in batch else None
-        hooks = _Hooks() if context is not None and levelwise else None
-        thread.block = Block(context, hooks)
+        hooks = None
         try:
             if context is not None:
                 stack.enter_context(context.tracker)
-            if hooks is not None:
-                stack.enter_context(hooks)
+                # Compiled models call no hooks that are added in a block.
+                if levelwise and not is_compiling():
+                    hooks = stack.enter_context(_Hooks(context))
+            thread.block = Block(context, hooks)
             yield [] if context is None else context.fallbacks
         finally:
             thread.block = outer
@@ -85,8 +82,18 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
         context.check_depth()
 
 
+def current_context() -> Optional[Levelwise]:
+    """Return the innermost mini-batch of shared trees, if any."""
+    block = thread.block
+    return None if block is None else block.context
+
+
 class _Hooks(ExitStack):
     """Forward hooks on the convolutions that run within a block."""
+
+    def __init__(self, context: Levelwise) -> None:
+        super().__init__()
+        self.context = context
 
     def __enter__(self) -> '_Hooks':
         self.modules: Set[Module] = set()
@@ -115,33 +122,30 @@ class _Hooks(ExitStack):
         self.enter_context(level_forward(conv))
 
 
-def _idle_block() -> Optional[Block]:
-    """Return the block that runs convolutions level by level, unless one is
-    running.
-    """
+def _idle_hooks() -> Optional[_Hooks]:
+    """Return the hooks of the innermost block, unless a convolution runs."""
     if is_compiling():  # Compiled convolutions run on all levels.
         return None
     block = thread.block
-    if block is None or block.hooks is None or block.context.call is not None:
-        return None
-    return block
+    hooks: Optional[_Hooks] = None if block is None else block.hooks
+    return None if hooks is None or hooks.context.call is not None else hooks
 
 
 def _find(module: Module, args: Tuple) -> Any:
-    block = _idle_block()
-    if block is None or module in block.hooks.modules:
+    hooks = _idle_hooks()
+    if hooks is None or module in hooks.modules:
         return None
-    block.hooks.find(module)
+    hooks.find(module)
     if isinstance(module, MessagePassing):
-        return block.context.begin_first(module, args)
+        return hooks.context.begin_first(module, args)
     return None
 
 
 def _before(conv: Module, args: Tuple, kwargs: Dict[str, Any]) -> Any:
-    block = _idle_block()
-    if block is None:
+    hooks = _idle_hooks()
+    if hooks is None:
         return None
-    return block.context.begin(conv, args, kwargs, hooked=True)
+    return hooks.context.begin(conv, args, kwargs, hooked=True)
 
 
 def _after(conv: Module, args: Tuple, out: Any) -> Any:

@@ -148,6 +148,10 @@ class Rows(NamedTuple):
     level: int
     all_levels: bool
 
+    def __reduce__(self) -> Any:
+        """Leave the mini-batch out of copies and files of tensors."""
+        return set, ()  # Of a type that `torch.load` accepts.
+
     @property
     def size(self) -> int:
         """The number of rows."""
@@ -177,9 +181,9 @@ def rows_of(x: Any) -> Optional[Rows]:
     """Return the trees that the rows of a tensor are known to stand for."""
     if not isinstance(x, Tensor):
         return None
-    rows = getattr(x, 'tree_rows', None)
-    if rows is None and not is_compiling():
-        rows = _known_rows.get(x)
+    rows = None if is_compiling() else _known_rows.get(x)
+    if rows is None:
+        rows = getattr(x, 'tree_rows', None)
     return rows if isinstance(rows, Rows) else None
 
 

@@ -20,7 +20,7 @@ from torch_geometric.nn.aggr import (
 from torch_geometric.nn.resolver import aggregation_resolver
 from torch_geometric.utils import scatter
 
-from torch_geometric_ext.nn.current_batch import current_context
+from torch_geometric_ext.nn.shared_batch import current_context
 from torch_geometric_ext.nn.tree_levels import rows_of
 from torch_geometric_ext.ops.ragged import row_index, row_ptr
 

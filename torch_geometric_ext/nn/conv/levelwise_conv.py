@@ -5,8 +5,8 @@ import torch
 from torch.compiler import is_compiling
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.nn.current_batch import current_context
 from torch_geometric_ext.nn.level_product import level_forward
+from torch_geometric_ext.nn.shared_batch import current_context
 
 
 class LevelwiseConv(torch.nn.Module):
