@@ -275,9 +275,10 @@ class TrackRows(TorchFunctionMode):
     def _rows_of_base(self, func: Any, base: Tensor, rows: Rows) -> Rows:
         """Return the rows of a tensor that is changed in-place."""
         own = rows_of(base)
-        if own is None and self._is_full(base):
-            return Rows(self.levels, rows.level, True)
-        if own is not None and own != rows:
+        if own is None or own.levels is not self.levels:
+            is_full = self._is_full(base)
+            return Rows(self.levels, rows.level, True) if is_full else rows
+        if own != rows:
             if own.all_levels:
                 return Rows(self.levels, rows.level, True)
             raise NotImplementedError(

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from torch_geometric_ext.nn.current_batch import thread
+from torch_geometric_ext.nn.levelwise import Levelwise
+from torch_geometric_ext.nn.tree_levels import mark_rows, rows_of
 
 
 class TreeBatchNorm(torch.nn.BatchNorm1d):
@@ -66,16 +68,20 @@ class TreeBatchNorm(torch.nn.BatchNorm1d):
             )
         if block is None or block.context is None or not use_batch_stats:
             return super().forward(x)
-        count = block.context.count_of(x) if x.dim() == 2 else None
+        context: Levelwise = block.context
+        count = context.count_of(x) if x.dim() == 2 else None
         if count is None:
             raise ValueError(
                 f"'x' of '{self.__class__.__name__}' needs one row for each "
                 f'tree of a level, and of levels below (got {list(x.shape)})'
             )
-        with torch.autocast(x.device.type, enabled=False):
+        autocast = torch.autocast(x.device.type, enabled=False)
+        with context.tracker.pause(), autocast:  # Statistics are not rows.
             # Half precision is too coarse for statistics and large counts:
             dtype = torch.promote_types(x.dtype, torch.float)
-            return self._normalize(x.to(dtype), count).to(x.dtype)
+            out = self._normalize(x.to(dtype), count).to(x.dtype)
+        rows = rows_of(x)
+        return out if rows is None else mark_rows(out, rows)
 
     def _normalize(self, x: Tensor, count: Tensor) -> Tensor:
         nodes, count = x[: count.numel()], count.to(x.dtype)
