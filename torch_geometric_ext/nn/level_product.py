@@ -8,14 +8,18 @@ messages.
 """
 
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Set
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import Module
 from torch.utils.weak import WeakTensorKeyDictionary
 from torch_geometric.nn import GCNConv, GINConv, GraphConv, SAGEConv
 
+from torch_geometric_ext.nn.current_batch import current_product
 from torch_geometric_ext.nn.hooks import HOOKS, is_hooked
 from torch_geometric_ext.nn.multiply import can_multiply
 from torch_geometric_ext.nn.multiply_first import is_linear, multiply
@@ -48,6 +52,9 @@ MIN_EDGES = 1 << 11
 
 # Hooks that do not read the inputs and outputs of a convolution.
 own_hooks: Set[Callable[..., Any]] = set()
+
+# The number of open blocks that replace the forward pass of a convolution.
+_num_blocks: 'WeakKeyDictionary[Module, int]' = WeakKeyDictionary()
 
 # Matrices of mini-batches, by `edge_index`: those that are kept, keep them.
 matrices = WeakTensorKeyDictionary()
@@ -90,11 +97,12 @@ class LevelProduct(NamedTuple):
             levels (TreeLevels): The mini-batch.
             level (int): The level.
         """
-        if not _multiplies(conv, x, edge_weight):
+        # Compiled code supports no sparse tensors.
+        if is_compiling() or not _multiplies(conv, x, edge_weight):
             return None
-        edges, is_mean = levels.edges(level), conv.aggr == 'mean'
-        if edges.stop - edges.start < MIN_EDGES:
+        if levels.num_edges(level) < MIN_EDGES:
             return None
+        is_mean = conv.aggr == 'mean'
         matrix = _matrix(levels, level, edge_weight, x.dtype, is_mean)
         if matrix is None:
             return None
@@ -114,54 +122,36 @@ class LevelProduct(NamedTuple):
         return copy.finish_multiplied(matrix.matmul(h), h, x, own)
 
 
-class LevelForward:
-    """Run a convolution without messages, in place of its forward pass.
-
-    Args:
-        conv (MessagePassing): The convolution.
-        current (Callable): Returns the product that is to run, if any.
-    """
-
-    def __init__(
-        self, conv: Module, current: Callable[[], Optional[LevelProduct]]
-    ) -> None:
-        self.conv, self.current = conv, current
-        self.num_blocks = 0
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the product, or the convolution as it is."""
-        product = self.current()
-        if product is None or product.conv is not self.conv:
-            forward: Any = type(self.conv).forward
-            return forward(self.conv, *args, **kwargs)
-        return product.run()
+def run_level(conv: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the product of a convolution, or its forward pass if it has none."""
+    product = current_product()
+    if product is None or product.conv is not conv:
+        return type(conv).forward(conv, *args, **kwargs)
+    return product.run()
 
 
 @contextmanager
-def level_forward(
-    conv: Module, current: Callable[[], Optional[LevelProduct]]
-) -> Iterator[None]:
+def level_forward(conv: Module) -> Iterator[None]:
     """Replace the forward pass of a convolution that has products.
 
     Blocks nest.
 
     Args:
         conv (MessagePassing): The convolution.
-        current (Callable): Returns the product that is to run, if any.
     """
-    forward = None
-    if type(conv) in CLASSES:
-        new = LevelForward(conv, current)
-        forward = vars(conv).setdefault('forward', new)
-        if isinstance(forward, LevelForward):
-            forward.num_blocks += 1
+    is_ours = type(conv) in CLASSES and (
+        conv in _num_blocks or 'forward' not in vars(conv)
+    )
+    if is_ours:  # Compiled models guard the function of a bound method.
+        vars(conv)['forward'] = MethodType(run_level, conv)
+        _num_blocks[conv] = _num_blocks.get(conv, 0) + 1
     try:
         yield
     finally:
-        if isinstance(forward, LevelForward):
-            forward.num_blocks -= 1
-            if forward.num_blocks == 0:
-                del vars(conv)['forward']
+        if is_ours:
+            _num_blocks[conv] -= 1
+            if _num_blocks[conv] == 0:
+                del _num_blocks[conv], vars(conv)['forward']
 
 
 def _multiplies(conv: Any, x: Tensor, weight: Optional[Tensor]) -> bool:
@@ -170,7 +160,7 @@ def _multiplies(conv: Any, x: Tensor, weight: Optional[Tensor]) -> bool:
     """
     return (
         type(conv) in CLASSES
-        and isinstance(vars(conv).get('forward'), LevelForward)
+        and conv in _num_blocks
         and x.is_cpu  # Not measured on other devices.
         and x.layout == torch.strided
         and not torch.is_autocast_enabled(x.device.type)
@@ -236,9 +226,8 @@ def make_matrix(
     """Return the matrix of a level, or :obj:`None` if edges are out of range
     or not sorted by target.
     """
-    edges, size = levels.edges(level), levels.size(level)
-    num_cols = levels.size(level - 1)
-    source, target = levels.batch.edge_index[:, edges] - levels.start(level)
+    size, num_cols = levels.size(level), levels.size(level - 1)
+    source, target = levels.edge_index(level)
     # Self-loops of a GCN read the tree of one depth less:
     own = torch.cat([levels.own(level), torch.arange(num_cols)])
     source = own.index_select(0, source)
@@ -253,7 +242,7 @@ def make_matrix(
         return None
     value = target.new_ones(target.numel(), dtype=dtype)
     if weight is not None:
-        value = weight[edges].flatten()
+        value = levels.cut_edges(weight, level).flatten()
     if is_mean:
         value = value / degree[target].to(dtype)
     perm = argsort_padded(source)

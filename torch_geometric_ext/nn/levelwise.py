@@ -115,7 +115,7 @@ class Levelwise:
                 num_rows = size if call.product else size + below
                 if isinstance(out, Tensor) and out.size(0) == num_rows:
                     self.level = max(self.level, call.rows.level)
-                    out = out[:size]
+                    out = out.narrow(0, 0, size)
                 else:
                     call = self._fall_back(call, 'returns other rows')
                     out = call.conv.forward(**call.inputs)
@@ -145,7 +145,7 @@ class Levelwise:
         else:
             found = [self.level or top, top]
         for level in found:
-            sizes = self.batch.num_sampled_nodes[top - level :]
+            sizes = map(self.levels.size, range(level, -1, -1))
             if x.size(0) in itertools.accumulate(sizes):
                 return self.levels.count(level)
         return None
@@ -263,14 +263,13 @@ class Levelwise:
         self, below: Tensor, args: Dict[str, Any], edge: List[str], level: int
     ) -> Dict[str, Any]:
         """Return arguments for the trees of a level, then those they read."""
-        levels, edges = self.levels, self.levels.edges(level)
+        levels = self.levels
         out = {
-            key: value[edges] if key in edge else value
+            key: levels.cut_edges(value, level) if key in edge else value
             for key, value in args.items()
         }
-        edge_index = args['edge_index'][:, edges] - levels.start(level)
         x = torch.cat([below.index_select(0, levels.own(level)), below])
-        return {**out, 'x': x, 'edge_index': edge_index}
+        return {**out, 'x': x, 'edge_index': levels.edge_index(level)}
 
     def _is_own_edge_index(self, edge_index: Any) -> bool:
         own = self.batch.edge_index
@@ -311,6 +310,7 @@ class Levelwise:
         return Rows(self.levels, self.levels.num_layers, True)
 
 
+@torch.compiler.assume_constant_result
 @functools.cache
 def _argument_names(forward: Callable[..., Any]) -> Optional[List[str]]:
     """Return the names of positional arguments, unless they are open-ended."""

@@ -1,39 +1,20 @@
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from typing import (
-    Any,
-    Dict,
-    Iterator,
-    List,
-    Literal,
-    Optional,
-    Set,
-    Tuple,
-    Union,
-)
-from weakref import WeakSet
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+from weakref import WeakKeyDictionary
 
 from torch.compiler import is_compiling
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_ext.nn.level_product import (
-    LevelProduct,
-    level_forward,
-    own_hooks,
-)
+from torch_geometric_ext.nn.current_batch import Block, thread
+from torch_geometric_ext.nn.hooks import SharedHooks
+from torch_geometric_ext.nn.level_product import level_forward, own_hooks
 from torch_geometric_ext.nn.levelwise import Levelwise
-
-# The innermost mini-batch of shared trees, False for one of plain graphs, None
-# outside of `shared_batch`.
-_current: ContextVar[Union[Levelwise, Literal[False], None]] = ContextVar(
-    'shared_batch', default=None
-)
 
 # Convolutions that have run within `shared_batch`. They get hooks on entry,
 # since a hook that is added during a call does not see its inputs.
-_seen: 'WeakSet[Module]' = WeakSet()
+_seen: 'WeakKeyDictionary[Module, SharedHooks]' = WeakKeyDictionary()
 
 
 @contextmanager
@@ -81,94 +62,90 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
     Raises:
         ValueError: If fewer or more convolutions run than trees are deep.
     """
-    context = Levelwise(batch) if 'root_ptr' in batch else None
-    outer = current_context()
-    token = _current.set(context or False)
-    try:
-        with ExitStack() as stack:
-            if outer is not None:
-                stack.enter_context(outer.tracker.pause())
+    outer = thread.block
+    with ExitStack() as stack:
+        if outer is not None and outer.context is not None:
+            stack.enter_context(outer.context.tracker.pause())
+        context = Levelwise(batch) if 'root_ptr' in batch else None
+        hooks = None
+        try:
             if context is not None:
                 stack.enter_context(context.tracker)
-                if levelwise:
-                    stack.enter_context(_Hooks())
+                # Compiled models call no hooks that are added in a block.
+                if levelwise and not is_compiling():
+                    hooks = stack.enter_context(_Hooks(context))
+            thread.block = Block(context, hooks)
             yield [] if context is None else context.fallbacks
-    finally:
-        _current.reset(token)
+        finally:
+            thread.block = outer
     if context is not None:
         context.check_depth()
 
 
 def current_context() -> Optional[Levelwise]:
     """Return the innermost mini-batch of shared trees, if any."""
-    return _current.get() or None
-
-
-def current_product() -> Optional[LevelProduct]:
-    """Return the product that runs in place of a convolution, if any."""
-    if is_compiling():
-        return None
-    context = current_context()
-    return context.call.product if context and context.call else None
-
-
-def is_inside() -> bool:
-    """Return whether a block of `shared_batch` is open."""
-    return _current.get() is not None
+    block = thread.block
+    return None if block is None else block.context
 
 
 class _Hooks(ExitStack):
     """Forward hooks on the convolutions that run within a block."""
 
+    def __init__(self, context: Levelwise) -> None:
+        super().__init__()
+        self.context = context
+
     def __enter__(self) -> '_Hooks':
         self.modules: Set[Module] = set()
-        handle = register_module_forward_pre_hook(self._find)
-        self.callback(handle.remove)
+        self.enter_context(_global_hook)
         for conv in list(_seen):
             self._attach(conv)
         return self
 
-    def _find(self, module: Module, args: Tuple) -> Any:
+    def find(self, module: Module) -> None:
         """Attach hooks to the convolutions in a module that is called."""
-        context = _idle_context()
-        if context is None:
-            return None
-        if module in self.modules:
-            return None
-        if isinstance(module, MessagePassing):
-            self._attach(module)
-            return context.begin_first(module, args)
-        self.modules.add(module)
         for child in module.modules():
             if isinstance(child, MessagePassing):
                 self._attach(child)
-        return None
+        self.modules.add(module)
 
     def _attach(self, conv: Module) -> None:
         if conv in self.modules:
             return
-        _seen.add(conv)
+        if conv not in _seen:
+            _seen[conv] = SharedHooks(
+                conv.register_forward_pre_hook(_before, with_kwargs=True),
+                conv.register_forward_hook(_after, always_call=True),
+            )
         self.modules.add(conv)
-        before = conv.register_forward_pre_hook(_before, with_kwargs=True)
-        after = conv.register_forward_hook(_after, always_call=True)
-        self.callback(before.remove)
-        self.callback(after.remove)
-        self.enter_context(level_forward(conv, current_product))
+        self.enter_context(_seen[conv])
+        self.enter_context(level_forward(conv))
 
 
-def _idle_context() -> Optional[Levelwise]:
-    """Return the current mini-batch, unless a convolution is running."""
-    if is_compiling():  # A compiled graph has no level of its own.
+def _idle_hooks() -> Optional[_Hooks]:
+    """Return the hooks of the innermost block, unless a convolution runs."""
+    if is_compiling():  # Compiled convolutions run on all levels.
         return None
-    context = current_context()
-    return None if context is None or context.call is not None else context
+    block = thread.block
+    hooks: Optional[_Hooks] = None if block is None else block.hooks
+    return None if hooks is None or hooks.context.call is not None else hooks
+
+
+def _find(module: Module, args: Tuple) -> Any:
+    hooks = _idle_hooks()
+    if hooks is None or module in hooks.modules:
+        return None
+    hooks.find(module)
+    if isinstance(module, MessagePassing):
+        return hooks.context.begin_first(module, args)
+    return None
 
 
 def _before(conv: Module, args: Tuple, kwargs: Dict[str, Any]) -> Any:
-    context = _idle_context()
-    if context is None:
+    hooks = _idle_hooks()
+    if hooks is None:
         return None
-    return context.begin(conv, args, kwargs, hooked=True)
+    return hooks.context.begin(conv, args, kwargs, hooked=True)
 
 
 def _after(conv: Module, args: Tuple, out: Any) -> Any:
@@ -183,3 +160,4 @@ def _after(conv: Module, args: Tuple, out: Any) -> Any:
 
 
 own_hooks.update([_before, _after])
+_global_hook = SharedHooks(register_module_forward_pre_hook(_find))

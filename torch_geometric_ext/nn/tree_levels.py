@@ -1,11 +1,11 @@
 """Track the level of shared computation trees that rows of tensors hold."""
 
 import itertools
-import re
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
@@ -13,8 +13,17 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 MISMATCH = (RuntimeError, IndexError, ValueError)
 METADATA = (int, torch.dtype, torch.device, torch.layout, type(None))
-INPLACE = re.compile(r'__i(?!n|t)\w+__|__setitem__|\w*[^_]_')
 
+# Functions of which one operand may have other rows:
+PRODUCTS = {
+    F.linear,
+    torch.matmul,
+    torch.mm,
+    torch.addmm,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    Tensor.mm,
+}
 # Frequent functions that return no tensors:
 SIZES = {Tensor.size, Tensor.dim, Tensor.shape.__get__}  # type: ignore
 
@@ -31,34 +40,60 @@ class TreeLevels:
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
-        sizes = batch.num_sampled_nodes
+        sizes, num_edges = batch.num_sampled_nodes, batch.num_sampled_edges
         self.num_layers = len(sizes) - 1
-        self.num_rows = sum(sizes)
         self._sizes = sizes[::-1]
-        starts = itertools.accumulate(sizes, initial=0)
-        self._starts = list(starts)[-2::-1]
+        self._num_edges = num_edges[::-1]
+        # Compiled models read the sizes of tensors as symbols, and integers as
+        # constants.
+        ends = itertools.accumulate(sizes)
+        own = zip(batch.own.split(sizes), ends)
+        self._own = [x - end for x, end in own][::-1]
+        self._edges = batch.edge_index.split(num_edges, dim=1)[::-1]
         self._counts: Dict[int, Tensor] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """The number of trees of all levels."""
+        return self.batch.own.size(0) if is_compiling() else sum(self._sizes)
 
     def size(self, level: int) -> int:
         """Return the number of trees of a level."""
+        if is_compiling():
+            return self._own[level].size(0)
         return self._sizes[level]
 
     def start(self, level: int) -> int:
         """Return the first row of a level in tensors of all levels."""
-        return self._starts[level]
+        return sum(map(self.size, range(level + 1, self.num_layers + 1)))
+
+    def num_edges(self, level: int) -> int:
+        """Return the number of edges that end at a level."""
+        if is_compiling():
+            return self._edges[level - 1].size(1)
+        return self._num_edges[level - 1]
 
     def edges(self, level: int) -> slice:
         """Return the edges that end at a level."""
-        sizes = self.batch.num_sampled_edges
-        start = sum(sizes[: self.num_layers - level])
-        return slice(start, start + sizes[self.num_layers - level])
+        start = sum(map(self.num_edges, range(level + 1, self.num_layers + 1)))
+        return slice(start, start + self.num_edges(level))
+
+    def edge_index(self, level: int) -> Tensor:
+        """Return the edges that end at a level, numbered from its first
+        tree.
+        """
+        return self._edges[level - 1] - self.start(level)
+
+    def cut_edges(self, x: Tensor, level: int) -> Tensor:
+        """Return the rows of the edges that end at a level."""
+        edges = self.edges(level)
+        return x.narrow(0, edges.start, self.num_edges(level))
 
     def own(self, level: int) -> Tensor:
         """Return the row, in the level below, of each tree truncated by one
         hop.
         """
-        start, size = self.start(level), self.size(level)
-        return self.batch.own[start : start + size] - (start + size)
+        return self._own[level]
 
     def count(self, level: int) -> Tensor:
         """Return how often each tree of a level occurs in the mini-batch."""
@@ -113,6 +148,10 @@ class Rows(NamedTuple):
     level: int
     all_levels: bool
 
+    def __reduce__(self) -> Any:
+        """Leave the mini-batch out of copies and files of tensors."""
+        return set, ()  # Of a type that `torch.load` accepts.
+
     @property
     def size(self) -> int:
         """The number of rows."""
@@ -133,20 +172,29 @@ class Rows(NamedTuple):
         return self.levels.lift(x, self.level, to.level)
 
 
-# The trees that rows of tensors stand for, as far as they are known.
+# The trees that rows of tensors stand for, as far as they are known. Compiled
+# models keep them in attributes, since they trace no weak references.
 _known_rows = WeakTensorKeyDictionary()
 
 
 def rows_of(x: Any) -> Optional[Rows]:
     """Return the trees that the rows of a tensor are known to stand for."""
-    return _known_rows.get(x) if isinstance(x, Tensor) else None
+    if not isinstance(x, Tensor):
+        return None
+    rows = None if is_compiling() else _known_rows.get(x)
+    if rows is None:
+        rows = getattr(x, 'tree_rows', None)
+    return rows if isinstance(rows, Rows) else None
 
 
 def mark_rows(x: Any, rows: Rows) -> Any:
     """Record the trees that rows stand for, in each tensor of an output."""
     for item in _tensors([x]):
         if item.dim() > 0 and item.size(0) == rows.size:
-            _known_rows[item] = rows
+            if is_compiling():
+                item.tree_rows = rows  # type: ignore[attr-defined]
+            else:
+                _known_rows[item] = rows
     return x
 
 
@@ -186,7 +234,7 @@ class TrackRows(TorchFunctionMode):
         kwargs: Optional[Dict[str, Any]] = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self.paused or func in SIZES or is_compiling():
+        if self.paused or func in SIZES:
             return func(*args, **kwargs)
         found = []
         for x in _tensors([args, kwargs]):
@@ -211,6 +259,10 @@ class TrackRows(TorchFunctionMode):
         self, func: Any, args: Any, kwargs: Dict[str, Any], rows: Rows
     ) -> Any:
         """Run an operation; cut tensors of all levels if sizes differ."""
+        if is_compiling():  # Tracing stops at an exception.
+            if not (rows.all_levels or func in PRODUCTS):
+                args, kwargs = self._cut(args, rows), self._cut(kwargs, rows)
+            return func(*args, **kwargs)
         try:
             return func(*args, **kwargs)
         except MISMATCH:
@@ -223,9 +275,10 @@ class TrackRows(TorchFunctionMode):
     def _rows_of_base(self, func: Any, base: Tensor, rows: Rows) -> Rows:
         """Return the rows of a tensor that is changed in-place."""
         own = rows_of(base)
-        if own is None and self._is_full(base):
-            return Rows(self.levels, rows.level, True)
-        if own is not None and own != rows:
+        if own is None or own.levels is not self.levels:
+            is_full = self._is_full(base)
+            return Rows(self.levels, rows.level, True) if is_full else rows
+        if own != rows:
             if own.all_levels:
                 return Rows(self.levels, rows.level, True)
             raise NotImplementedError(
@@ -261,7 +314,12 @@ def _is_metadata(out: Any) -> bool:
 
 
 def _is_inplace(func: Any) -> bool:
-    return INPLACE.fullmatch(getattr(func, '__name__', '')) is not None
+    name: str = getattr(func, '__name__', '')
+    if name[-2:] == '__':  # Other names in 'i' are `__int__`, `__invert__`, …
+        return name == '__setitem__' or (
+            name[:3] == '__i' and name[3] not in 'nt'
+        )
+    return name[-1:] == '_'
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -180,6 +180,7 @@ def test_wrong_index(size):
 def normalized_batch():
     batch, _, _ = shared_batch_and_rows()
     batch.own = torch.tensor([3, 4, 4, 3, 4])
+    batch.edge_index = torch.empty(2, 0, dtype=torch.long)
     batch.num_sampled_edges = [0]
     return batch
 

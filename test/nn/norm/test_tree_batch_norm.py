@@ -14,6 +14,7 @@ def make_batch():
     """Three trees that occur 2, 1 and 3 times, above two others."""
     return SharedTreeBatch(
         x=torch.zeros(5, 1),
+        edge_index=torch.empty(2, 0, dtype=torch.long),
         root=torch.tensor([0, 2, 1, 2]),
         root_ptr=torch.tensor([0, 2, 4]),
         root_count=torch.tensor([2, 1, 1, 2]),

@@ -1,13 +1,12 @@
+from contextlib import nullcontext
 from typing import Any, Dict
 
 import torch
+from torch.compiler import is_compiling
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_ext.nn.level_product import level_forward
-from torch_geometric_ext.nn.shared_batch import (
-    current_context,
-    current_product,
-)
+from torch_geometric_ext.nn.shared_batch import current_context
 
 
 class LevelwiseConv(torch.nn.Module):
@@ -99,7 +98,9 @@ class LevelwiseConv(torch.nn.Module):
         context = current_context()
         if context is None or context.call is not None:
             return self.conv(x, edge_index, *args, **kwargs)
-        with level_forward(self.conv, current_product):
+        # Compiled convolutions pass messages, for which this does nothing.
+        product = nullcontext() if is_compiling() else level_forward(self.conv)
+        with product:
             return context.run(self.conv, (x, edge_index, *args), kwargs)
 
     def __repr__(self) -> str:

@@ -3,7 +3,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.nn.shared_batch import current_context, is_inside
+from torch_geometric_ext.nn.current_batch import thread
+from torch_geometric_ext.nn.levelwise import Levelwise
+from torch_geometric_ext.nn.tree_levels import mark_rows, rows_of
 
 
 class TreeBatchNorm(torch.nn.BatchNorm1d):
@@ -57,25 +59,29 @@ class TreeBatchNorm(torch.nn.BatchNorm1d):
             ValueError: If the rows of :obj:`x` are not trees of the
                 mini-batch.
         """
-        context = current_context()
+        block = thread.block
         use_batch_stats = self.training or self.running_mean is None
-        if use_batch_stats and not is_inside():
+        if use_batch_stats and block is None:
             raise RuntimeError(
                 f"'{self.__class__.__name__}' cannot tell trees from nodes "
                 f"(put 'with shared_batch(batch):' around the layers)"
             )
-        if context is None or not use_batch_stats:
+        if block is None or block.context is None or not use_batch_stats:
             return super().forward(x)
+        context: Levelwise = block.context
         count = context.count_of(x) if x.dim() == 2 else None
         if count is None:
             raise ValueError(
                 f"'x' of '{self.__class__.__name__}' needs one row for each "
                 f'tree of a level, and of levels below (got {list(x.shape)})'
             )
-        with torch.autocast(x.device.type, enabled=False):
+        autocast = torch.autocast(x.device.type, enabled=False)
+        with context.tracker.pause(), autocast:  # Statistics are not rows.
             # Half precision is too coarse for statistics and large counts:
             dtype = torch.promote_types(x.dtype, torch.float)
-            return self._normalize(x.to(dtype), count).to(x.dtype)
+            out = self._normalize(x.to(dtype), count).to(x.dtype)
+        rows = rows_of(x)
+        return out if rows is None else mark_rows(out, rows)
 
     def _normalize(self, x: Tensor, count: Tensor) -> Tensor:
         nodes, count = x[: count.numel()], count.to(x.dtype)
