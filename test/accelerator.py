@@ -199,7 +199,7 @@ def to_host(x: Any) -> Any:
 
 
 def to_device(host: Tensor) -> Tensor:
-    """Return the tensor of the device for one of the host, which shares data."""
+    """Return a tensor of the device that shares data with one of the host."""
     if host.layout in COMPRESSED:
         return _map_compressed(to_device, host)
     out = torch._C._acc.create_empty_tensor((0,), host.dtype)

@@ -202,7 +202,7 @@ def make_graphs() -> List[Data]:
         ring = torch.arange(3 + i % 4)
         edge_index = torch.stack([ring, ring.roll(1)])
         edge_index = torch.cat([edge_index, edge_index.flip(0)], dim=1)
-        x = (ring % (1 + i % 3)).view(-1, 1)
+        x = (ring % (1 + i % 3)).view(-1, 1).float()
         graphs.append(Data(x=x, edge_index=edge_index, y=torch.tensor(i % 2)))
     return graphs
 
@@ -224,7 +224,7 @@ class TreeModel(torch.nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         with nn.shared_batch(batch):
-            h = self.convs[0](batch.x.float(), batch.edge_index)
+            h = self.convs[0](batch.x, batch.edge_index)
             h = self.norm(h).relu()
             h = self.convs[1](h, batch.edge_index)
         return self.head(self.aggr(h, batch))
@@ -560,7 +560,8 @@ def measure() -> List[Dict[str, str]]:
 
 
 if __name__ == '__main__':
+    rows = measure()
     with TABLE.open('w', newline='') as file:
-        writer = csv.DictWriter(file, ['Name', 'Unit', 'Waits'])
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
         writer.writeheader()
-        writer.writerows(measure())
+        writer.writerows(rows)
