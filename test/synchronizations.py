@@ -254,7 +254,7 @@ def tree_loader(**kwargs: Any) -> Any:
     return loader.SharedTreeLoader(make_shared(), batch_size=8, **kwargs)
 
 
-@case(BATCH, 'SharedTreeLoader')
+@case(BATCH, 'SharedTreeLoader', 'SharedTrees')
 def _(device: torch.device, name: str) -> Callable:
     """Extract on the host, and copy as pinned memory can be copied."""
     batches = iter(tree_loader())

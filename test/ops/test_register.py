@@ -1,3 +1,6 @@
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -5,6 +8,9 @@ from torch.autograd import forward_ad
 import torch_geometric_ext.typing
 from torch_geometric_ext.ops import functions
 from torch_geometric_ext.ops.register import register_operator
+
+REPOSITORY = Path(__file__).parents[2]
+OPS = REPOSITORY / 'torch_geometric_ext/ops'
 
 
 def define(name):
@@ -85,3 +91,21 @@ def test_operators_are_registered(kernels, name):
         assert has_kernel(name, 'CompositeExplicitAutograd')
     else:
         assert has_kernel(name, 'CPU') and has_kernel(name, 'CUDA')
+
+
+def has_cpu_kernel(name):
+    other = ['calibrate', 'computation_tree_ids']
+    return name not in other and has_kernel(name, 'CPU')
+
+
+def test_table_of_operators(kernels):
+    with (REPOSITORY / 'docs/source/operators.csv').open(newline='') as file:
+        rows = {
+            row['Operator'].strip('`'): row for row in csv.DictReader(file)
+        }
+    assert {x for x in functions if has_cpu_kernel(x)} - set(rows) == set()
+    for name, row in rows.items():
+        assert row['CPU'] == 'C++ kernel' and has_kernel(name, 'CPU')
+        module = name.removesuffix('_backward') + '_triton.py'
+        with_triton = (OPS / module).exists()
+        assert with_triton == row['CUDA'].startswith('Triton'), name

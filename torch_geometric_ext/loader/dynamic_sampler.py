@@ -142,7 +142,7 @@ class DynamicSampler(EpochSampler):
         # Move it once, so that mini-batches do not wait for it. A copy to the
         # CPU that does not block could be read too early:
         self._expected = self._expected.to(
-            graph_idx.device, non_blocking=graph_idx.is_cuda
+            graph_idx.device, non_blocking=not graph_idx.is_cpu
         )
         scale = len(self._order) / self.size
         return scale / self._expected[graph_idx]
