@@ -521,26 +521,39 @@ def make_operands(name: str, device: torch.device) -> List[Any]:
         x = x.to_sparse_csr() if name == 'csr_sparse_linear' else x
         return [x, values, None, *pattern, False]
     return {
+        'computation_tree_ids': [x, numbers[:8].view(2, 4), 2],
+        'csr_matmul': [
+            *[x[:4, :1], x[:2].view(2, 1, 8)],
+            *[numbers[:5].int(), numbers[:4].int() % 2, numbers[:4].int()],
+            *[2 * numbers[:3].int(), numbers[:4].int(), numbers[:4].int()],
+        ],
+        'extract_trees': [
+            *[numbers[:2], numbers[:4], numbers[:3].int()],
+            *[numbers[:6], numbers[:5].int(), numbers[:5].int(), 1],
+        ],
+        'frequent_itemsets': [4 * numbers[:3], numbers[:4].repeat(2)],
+        'herding': [numbers[:9], numbers[:8], numbers[:8], 8 * numbers[:2]],
         'merge_positions': [numbers * 2, numbers * 2 + 1],
         'missing_positions': [numbers * 2, numbers[:4]],
+        'prototype_loss': [
+            *[x, numbers % 3, x, x[:, :4].repeat(1, 4)],
+            *[torch.randn(3, 2, 16).to(device), 0.1, 0.1, 0.1],
+        ],
         'sparse_pattern': [numbers, 4, 4],
         'top_positions': [x[:, 0].contiguous(), 4],
         'unique_rows': [numbers.view(8, 2)],
+        'unique_trees': [numbers[:4], numbers[:5], numbers[:4]],
         'weighted_sample': [x[:, 0].abs(), 4],
     }[name]
 
 
-OPERATORS = [
-    'block_sparse_linear',
-    'csr_sparse_linear',
-    'merge_positions',
-    'missing_positions',
-    'sparse_linear',
-    'sparse_pattern',
-    'top_positions',
-    'unique_rows',
-    'weighted_sample',
+# Operators that take no tensors, or run on the CPU.
+NO_TENSORS = [
+    'block_sparse_linear_crossover',
+    'calibrate',
+    'sparse_linear_crossover',
 ]
+OPERATORS = [name for name in ops.functions if name not in NO_TENSORS]
 
 
 @case(CALL, *[f'ops.{name}' for name in OPERATORS])

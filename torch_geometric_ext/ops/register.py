@@ -39,7 +39,8 @@ def register_operator(
             positional arguments of the schema on any device.
         fake (callable): The fake kernel, which :func:`torch.compile` and
             :func:`torch.export` call to infer shapes and dtypes.
-        cuda (callable, optional): The CUDA kernel.
+        cuda (callable, optional): The kernel of CUDA and of out-of-tree
+            devices.
             (default: :obj:`reference`)
         autograd (callable, optional): The kernel of the dispatch key
             :obj:`Autograd`, if it is written in Python.
@@ -59,7 +60,7 @@ def register_operator(
     """
     kernel = reference
     if torch_geometric_ext.typing.WITH_EXT:
-        kernel = _register(name, reference, fake, cuda, autograd)
+        kernel = _register(name, fake, cuda or reference, autograd)
 
     def call(*args: Any) -> Any:
         if composite is not None and is_transformed():
@@ -73,9 +74,8 @@ def register_operator(
 
 def _register(
     name: str,
-    reference: Callable[..., Any],
     fake: Callable[..., Any],
-    cuda: Optional[Callable[..., Any]],
+    cuda: Callable[..., Any],
     autograd: Optional[Callable[..., Any]],
 ) -> Callable[..., Any]:
     if not hasattr(torch.ops.torch_geometric_ext, name):
@@ -84,8 +84,8 @@ def _register(
             f"'{name}'. Re-install the package to rebuild them"
         )
 
-    LIBRARY.impl(name, cuda or reference, 'CUDA')
-    LIBRARY.impl(name, reference, 'PrivateUse1')  # Out-of-tree devices.
+    for key in ['CUDA', 'PrivateUse1']:  # Out-of-tree devices, too.
+        LIBRARY.impl(name, cuda, key)
     if autograd is not None:
         LIBRARY.impl(name, autograd, 'Autograd')
     torch.library.register_fake(f'torch_geometric_ext::{name}')(fake)
