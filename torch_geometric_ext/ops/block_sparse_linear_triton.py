@@ -1,0 +1,389 @@
+"""Multiply by blocks of weights on tensor cores in Triton, without checks.
+
+The weights of a row of blocks are adjacent in memory: a dense matrix that
+multiplies some of the features.
+"""
+
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from torch_geometric_ext.ops.triton_launch import (
+    MAX_GRID,
+    allows_tf32,
+    ceil_div,
+    launch,
+    power_of_two,
+    split_samples,
+)
+
+# The sizes of tiles: samples, and features that are multiplied at once. Tensor
+# cores multiply matrices of at least 16 rows and columns. A choice.
+MIN_SIZE, MAX_SAMPLES, FEATURES = 16, 64, 32
+
+Pattern = Tuple[Tensor, ...]
+
+
+def block_sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    out_channels: int,
+    block_size: int,
+) -> Tensor:
+    """Multiply samples by rows of blocks, and add a bias."""
+    num_samples, in_channels = x.shape
+    out = x.new_empty(num_samples, out_channels)
+    meta = _constants(num_samples, in_channels, block_size)
+    launch(
+        _forward_kernel,
+        (rowptr.numel() - 1, _num_tiles(num_samples, meta)),
+        x.contiguous(),
+        values.contiguous(),
+        bias if bias is None else bias.contiguous(),
+        rowptr,
+        col,
+        _row_starts(rowptr, col, in_channels, block_size),
+        out,
+        num_samples,
+        in_channels,
+        out_channels,
+        **meta,
+    )
+    return out
+
+
+def block_sparse_linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    block_size: int,
+    needs_x: bool,
+    needs_values: bool,
+) -> Tuple[Tensor, Tensor]:
+    """Compute the gradients of the input and of the weights.
+
+    A gradient that is not needed is empty.
+    """
+    grad_x, grad_values = x.new_empty(0, 0), values.new_empty(0)
+    grad = grad.to(x.dtype).contiguous()
+    starts = _row_starts(rowptr, col, x.size(1), block_size)
+    if needs_x:
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        pattern = (rowptr, colptr, row, perm)
+        _backward_x(grad, values, pattern, starts, grad_x, block_size)
+    if needs_values:
+        pattern, x = (rowptr, col), x.contiguous()
+        grad_values = _backward_values(
+            grad, x, values, pattern, starts, block_size
+        )
+    return grad_x, grad_values
+
+
+def _backward_x(
+    grad: Tensor,
+    values: Tensor,
+    pattern: Pattern,
+    starts: Tensor,
+    out: Tensor,
+    block_size: int,
+) -> None:
+    num_samples, in_channels = out.shape
+    meta = _constants(num_samples, in_channels, block_size)
+    launch(
+        _backward_x_kernel,
+        (pattern[1].numel() - 1, _num_tiles(num_samples, meta)),
+        grad,
+        values.contiguous(),
+        *pattern,
+        starts,
+        out,
+        num_samples,
+        in_channels,
+        grad.size(1),
+        **meta,
+    )
+
+
+def _backward_values(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    pattern: Pattern,
+    starts: Tensor,
+    block_size: int,
+) -> Tensor:
+    (num_samples, in_channels), num_weights = x.shape, values.numel()
+    meta = _constants(num_samples, in_channels, block_size)
+    num_programs = ceil_div(num_weights, FEATURES * block_size)
+    num_parts, part_size = split_samples(num_samples, num_programs)
+    out = values.new_empty(num_parts, num_weights)
+    num_chunks = min(ceil_div(in_channels, FEATURES), MAX_GRID)
+    launch(
+        _backward_values_kernel,
+        (pattern[0].numel() - 1, num_chunks, num_parts),
+        grad,
+        x,
+        *pattern,
+        starts,
+        out,
+        num_weights,
+        num_samples,
+        in_channels,
+        grad.size(1),
+        part_size,
+        **meta,
+    )
+    return out.sum(0) if num_parts > 1 else out[0]
+
+
+def _row_starts(
+    rowptr: Tensor, col: Tensor, in_channels: int, block_size: int
+) -> Tensor:
+    """Return the number of weights before each row of blocks, in one row of
+    weights of each, as multiples of the constant :obj:`SCALE`.
+    """
+    if in_channels % block_size == 0:
+        return rowptr  # Without cut blocks.
+    width = (in_channels - col.long() * block_size).clamp(max=block_size)
+    return F.pad(width.cumsum(0), (1, 0))[rowptr.long()]
+
+
+def _constants(
+    num_samples: int, in_channels: int, block_size: int
+) -> Dict[str, Any]:
+    samples = min(max(power_of_two(num_samples), MIN_SIZE), MAX_SAMPLES)
+    return dict(
+        SCALE=block_size if in_channels % block_size == 0 else 1,
+        BLOCK=block_size,
+        WIDTH=max(block_size, MIN_SIZE),
+        SAMPLES=samples,
+        FEATURES=FEATURES,
+        PRECISION='tf32' if allows_tf32() else 'ieee',
+    )
+
+
+def _num_tiles(num_samples: int, meta: Dict[str, Any]) -> int:
+    return min(ceil_div(num_samples, meta['SAMPLES']), MAX_GRID)
+
+
+@triton.jit
+def _expand(block, k, BLOCK: tl.constexpr):
+    """Return the feature of element :obj:`k`, and tell the compiler that those
+    of a block are adjacent, such that it loads them together.
+    """
+    feature = block.to(tl.int64) * BLOCK + k % BLOCK
+    return tl.max_contiguous(tl.multiple_of(feature, BLOCK), BLOCK)
+
+
+@triton.jit
+def _forward_kernel(
+    x,
+    values,
+    bias,
+    rowptr,
+    col,
+    start,
+    out,
+    num_samples,
+    in_channels,
+    out_channels,
+    SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    FEATURES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Multiply tiles of samples by the weights of a row of blocks."""
+    block_row = tl.program_id(0).to(tl.int64)
+    first = tl.load(rowptr + block_row).to(tl.int64)
+    offset = tl.load(start + block_row).to(tl.int64) * SCALE
+    width = tl.load(start + block_row + 1).to(tl.int64) * SCALE - offset
+    i = tl.arange(0, WIDTH)
+    channel = block_row * BLOCK + i
+    in_row = (i < BLOCK) & (channel < out_channels)
+    begin_tile = tl.program_id(1).to(tl.int64)
+    num_tiles = tl.cdiv(num_samples, SAMPLES)
+    for tile in range(begin_tile, num_tiles, tl.num_programs(1)):
+        sample = tile * SAMPLES + tl.arange(0, SAMPLES)
+        inside = sample < num_samples
+        sums = tl.zeros((SAMPLES, WIDTH), values.dtype.element_ty)
+        for begin in range(0, width, FEATURES):
+            k = begin + tl.arange(0, FEATURES)
+            mask = k < width
+            block = tl.load(col + first + k // BLOCK, mask=mask, other=0)
+            feature = _expand(block, k, BLOCK)
+            data = tl.load(
+                x + sample[:, None] * in_channels + feature[None, :],
+                mask=inside[:, None] & mask[None, :],
+                other=0,
+            )
+            weight = tl.load(
+                values + BLOCK * offset + i[None, :] * width + k[:, None],
+                mask=in_row[None, :] & mask[:, None],
+                other=0,
+            ).to(data.dtype)
+            sums = tl.dot(
+                data,
+                weight,
+                sums,
+                input_precision=PRECISION,
+                out_dtype=sums.dtype,
+            )
+        if bias is not None:
+            sums += tl.load(bias + channel, mask=in_row, other=0)[None, :]
+        tl.store(
+            out + sample[:, None] * out_channels + channel[None, :],
+            sums.to(out.dtype.element_ty),
+            mask=inside[:, None] & in_row[None, :],
+        )
+
+
+@triton.jit
+def _backward_x_kernel(
+    grad,
+    values,
+    rowptr,
+    colptr,
+    row,
+    perm,
+    start,
+    out,
+    num_samples,
+    in_channels,
+    out_channels,
+    SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    FEATURES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Multiply tiles of gradients by the weights of a column of blocks."""
+    block_col = tl.program_id(0).to(tl.int64)
+    first = tl.load(colptr + block_col).to(tl.int64) * BLOCK
+    last = tl.load(colptr + block_col + 1).to(tl.int64) * BLOCK
+    j = tl.arange(0, WIDTH)
+    feature = block_col * BLOCK + j
+    in_column = (j < BLOCK) & (feature < in_channels)
+    begin_tile = tl.program_id(1).to(tl.int64)
+    num_tiles = tl.cdiv(num_samples, SAMPLES)
+    for tile in range(begin_tile, num_tiles, tl.num_programs(1)):
+        sample = tile * SAMPLES + tl.arange(0, SAMPLES)
+        inside = sample < num_samples
+        sums = tl.zeros((SAMPLES, WIDTH), values.dtype.element_ty)
+        for begin in range(first, last, FEATURES):
+            k = begin + tl.arange(0, FEATURES)
+            mask = k < last
+            block_row = tl.load(row + k // BLOCK, mask=mask, other=0)
+            block = tl.load(perm + k // BLOCK, mask=mask, other=0)
+            channel = _expand(block_row, k, BLOCK)
+            mask = mask & (channel < out_channels)
+            block -= tl.load(rowptr + block_row, mask=mask, other=0)
+            offset = tl.load(start + block_row, mask=mask, other=0)
+            end = tl.load(start + block_row + 1, mask=mask, other=0)
+            offset, end = offset.to(tl.int64) * SCALE, end.to(tl.int64) * SCALE
+            at = BLOCK * offset + k % BLOCK * (end - offset) + block * BLOCK
+            data = tl.load(
+                grad + sample[:, None] * out_channels + channel[None, :],
+                mask=inside[:, None] & mask[None, :],
+                other=0,
+            )
+            weight = tl.load(
+                values + at[:, None] + j[None, :],
+                mask=mask[:, None] & in_column[None, :],
+                other=0,
+            ).to(data.dtype)
+            sums = tl.dot(
+                data,
+                weight,
+                sums,
+                input_precision=PRECISION,
+                out_dtype=sums.dtype,
+            )
+        tl.store(
+            out + sample[:, None] * in_channels + feature[None, :],
+            sums.to(out.dtype.element_ty),
+            mask=inside[:, None] & in_column[None, :],
+        )
+
+
+@triton.jit
+def _backward_values_kernel(
+    grad,
+    x,
+    rowptr,
+    col,
+    start,
+    out,
+    num_weights,
+    num_samples,
+    in_channels,
+    out_channels,
+    part_size,
+    SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    FEATURES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Multiply the features of a row of blocks by its gradients, and sum over
+    a part of the samples.
+    """
+    block_row = tl.program_id(0).to(tl.int64)
+    first_block = tl.load(rowptr + block_row).to(tl.int64)
+    offset = tl.load(start + block_row).to(tl.int64) * SCALE
+    width = tl.load(start + block_row + 1).to(tl.int64) * SCALE - offset
+    i = tl.arange(0, WIDTH)
+    channel = block_row * BLOCK + i
+    in_row = (i < BLOCK) & (channel < out_channels)
+    part = tl.program_id(2).to(tl.int64)
+    first = part * part_size
+    last = tl.minimum(first + part_size, num_samples)
+    begin_chunk = tl.program_id(1).to(tl.int64)
+    num_chunks = tl.cdiv(width, FEATURES)
+    for chunk in range(begin_chunk, num_chunks, tl.num_programs(1)):
+        k = chunk * FEATURES + tl.arange(0, FEATURES)
+        mask = k < width
+        block = tl.load(col + first_block + k // BLOCK, mask=mask, other=0)
+        feature = _expand(block, k, BLOCK)
+        sums = tl.zeros((FEATURES, WIDTH), out.dtype.element_ty)
+        for begin in range(first, last, SAMPLES):
+            sample = begin + tl.arange(0, SAMPLES)
+            inside = sample < last
+            data = tl.load(
+                x + sample[None, :] * in_channels + feature[:, None],
+                mask=inside[None, :] & mask[:, None],
+                other=0,
+            )
+            factor = tl.load(
+                grad + sample[:, None] * out_channels + channel[None, :],
+                mask=inside[:, None] & in_row[None, :],
+                other=0,
+            )
+            sums = tl.dot(
+                data,
+                factor,
+                sums,
+                input_precision=PRECISION,
+                out_dtype=sums.dtype,
+            )
+        at = part * num_weights + BLOCK * offset
+        tl.store(
+            out + at + i[None, :] * width + k[:, None],
+            sums,
+            mask=mask[:, None] & in_row[None, :],
+        )
