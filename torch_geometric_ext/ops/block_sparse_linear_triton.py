@@ -188,6 +188,28 @@ def _expand(block, k, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _load(matrix, row, num_columns, column, in_row, in_column):
+    """Load rows and columns of a matrix, and zeros outside of masks."""
+    mask = in_row[:, None] & in_column[None, :]
+    at = row[:, None] * num_columns + column[None, :]
+    return tl.load(matrix + at, mask=mask, other=0)
+
+
+@triton.jit
+def _add_product(sums, a, b, PRECISION: tl.constexpr):
+    """Add a product of matrices, which is computed in the dtype of the
+    first.
+    """
+    return tl.dot(
+        a,
+        b.to(a.dtype),
+        sums,
+        input_precision=PRECISION,
+        out_dtype=sums.dtype,
+    )
+
+
+@triton.jit
 def _forward_kernel(
     x,
     values,
@@ -225,23 +247,10 @@ def _forward_kernel(
             mask = k < width
             block = tl.load(col + first + k // BLOCK, mask=mask, other=0)
             feature = _expand(block, k, BLOCK)
-            data = tl.load(
-                x + sample[:, None] * in_channels + feature[None, :],
-                mask=inside[:, None] & mask[None, :],
-                other=0,
-            )
-            weight = tl.load(
-                values + BLOCK * offset + i[None, :] * width + k[:, None],
-                mask=in_row[None, :] & mask[:, None],
-                other=0,
-            ).to(data.dtype)
-            sums = tl.dot(
-                data,
-                weight,
-                sums,
-                input_precision=PRECISION,
-                out_dtype=sums.dtype,
-            )
+            data = _load(x, sample, in_channels, feature, inside, mask)
+            weight = values + BLOCK * offset
+            weight = _load(weight, i, width, k, in_row, mask)
+            sums = _add_product(sums, data, tl.trans(weight), PRECISION)
         if bias is not None:
             sums += tl.load(bias + channel, mask=in_row, other=0)[None, :]
         tl.store(
@@ -286,33 +295,17 @@ def _backward_x_kernel(
         sums = tl.zeros((SAMPLES, WIDTH), values.dtype.element_ty)
         for begin in range(first, last, FEATURES):
             k = begin + tl.arange(0, FEATURES)
-            mask = k < last
-            block_row = tl.load(row + k // BLOCK, mask=mask, other=0)
-            block = tl.load(perm + k // BLOCK, mask=mask, other=0)
+            block_row = tl.load(row + k // BLOCK, mask=k < last, other=0)
+            block = tl.load(perm + k // BLOCK, mask=k < last, other=0)
             channel = _expand(block_row, k, BLOCK)
-            mask = mask & (channel < out_channels)
-            block -= tl.load(rowptr + block_row, mask=mask, other=0)
-            offset = tl.load(start + block_row, mask=mask, other=0)
-            end = tl.load(start + block_row + 1, mask=mask, other=0)
-            offset, end = offset.to(tl.int64) * SCALE, end.to(tl.int64) * SCALE
-            at = BLOCK * offset + k % BLOCK * (end - offset) + block * BLOCK
-            data = tl.load(
-                grad + sample[:, None] * out_channels + channel[None, :],
-                mask=inside[:, None] & mask[None, :],
-                other=0,
-            )
-            weight = tl.load(
-                values + at[:, None] + j[None, :],
-                mask=mask[:, None] & in_column[None, :],
-                other=0,
-            ).to(data.dtype)
-            sums = tl.dot(
-                data,
-                weight,
-                sums,
-                input_precision=PRECISION,
-                out_dtype=sums.dtype,
-            )
+            mask = (k < last) & (channel < out_channels)
+            data = _load(grad, sample, out_channels, channel, inside, mask)
+            block -= tl.load(rowptr + block_row)
+            offset = tl.load(start + block_row).to(tl.int64) * SCALE
+            end = tl.load(start + block_row + 1).to(tl.int64) * SCALE
+            at = BLOCK * (offset + block) + k % BLOCK * (end - offset)
+            weight = _load(values, at, 1, j, mask, in_column)
+            sums = _add_product(sums, data, weight, PRECISION)
         tl.store(
             out + sample[:, None] * in_channels + feature[None, :],
             sums.to(out.dtype.element_ty),
@@ -360,30 +353,16 @@ def _backward_values_kernel(
         mask = k < width
         block = tl.load(col + first_block + k // BLOCK, mask=mask, other=0)
         feature = _expand(block, k, BLOCK)
-        sums = tl.zeros((FEATURES, WIDTH), out.dtype.element_ty)
+        sums = tl.zeros((WIDTH, FEATURES), out.dtype.element_ty)
         for begin in range(first, last, SAMPLES):
             sample = begin + tl.arange(0, SAMPLES)
             inside = sample < last
-            data = tl.load(
-                x + sample[None, :] * in_channels + feature[:, None],
-                mask=inside[None, :] & mask[:, None],
-                other=0,
-            )
-            factor = tl.load(
-                grad + sample[:, None] * out_channels + channel[None, :],
-                mask=inside[:, None] & in_row[None, :],
-                other=0,
-            )
-            sums = tl.dot(
-                data,
-                factor,
-                sums,
-                input_precision=PRECISION,
-                out_dtype=sums.dtype,
-            )
+            data = _load(x, sample, in_channels, feature, inside, mask)
+            other = _load(grad, sample, out_channels, channel, inside, in_row)
+            sums = _add_product(sums, tl.trans(other), data, PRECISION)
         at = part * num_weights + BLOCK * offset
         tl.store(
-            out + at + i[None, :] * width + k[:, None],
+            out + at + i[:, None] * width + k[None, :],
             sums,
-            mask=mask[:, None] & in_row[None, :],
+            mask=in_row[:, None] & mask[None, :],
         )

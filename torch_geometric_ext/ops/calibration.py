@@ -20,7 +20,7 @@ from torch_geometric_ext.ops.calibration_file import (
 )
 from torch_geometric_ext.ops.crossovers import get_clock, measure_crossovers
 from torch_geometric_ext.ops.csr_costs import measure_csr_costs
-from torch_geometric_ext.ops.register import is_transformed
+from torch_geometric_ext.ops.register import is_eager
 
 DTYPES = [torch.float, torch.double, torch.bfloat16]
 # Measured on first use. Double precision mostly checks equivalence, which
@@ -96,7 +96,7 @@ def calibrate(dtype: torch.dtype = torch.float) -> Calibration:
             "'calibrate' needs the compiled kernels. Without them, all "
             'products are dense'
         )
-    if not _is_eager():
+    if not is_eager():
         raise RuntimeError(
             "'calibrate' needs to be called outside of transforms and modes "
             'of PyTorch'
@@ -128,7 +128,7 @@ def ensure_calibration(x: Tensor, dtype: torch.dtype) -> None:
     if torch.compiler.is_compiling():  # First: graphs hold no other line.
         return
     key = (torch.get_num_threads(), dtype)
-    if key in _settled or isinstance(x, FakeTensor) or not _is_eager():
+    if key in _settled or isinstance(x, FakeTensor) or not is_eager():
         return
     with _lock:
         if key in _settled:
@@ -153,7 +153,7 @@ def load_calibration(dtype: torch.dtype) -> None:
         return
     key = (torch.get_num_threads(), dtype)
     with_kernels = torch_geometric_ext.typing.WITH_EXT
-    if key in _loaded or not with_kernels or not _is_eager():
+    if key in _loaded or not with_kernels or not is_eager():
         return
     with _lock:
         place = find_place(*key)
@@ -162,15 +162,6 @@ def load_calibration(dtype: torch.dtype) -> None:
             if choices is not None:
                 _set(choices, *key)
         _loaded.add(key)
-
-
-def _is_eager() -> bool:
-    """Check that no transform and no mode of PyTorch is active."""
-    return not (
-        torch.jit.is_tracing()
-        or is_transformed()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
 
 
 def _may_measure(place: Optional[Place]) -> bool:
