@@ -59,7 +59,12 @@ def block_sparse_linear(
 
     Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
     outputs, :math:`O(\textrm{nnz})` memory, and :math:`O(I + O)` for each
-    thread, or :math:`O(I \cdot O)` where a dense product is faster.
+    thread, or :math:`O(I \cdot O)` where a dense product is faster. On a GPU,
+    products are dense until :func:`~torch_geometric_ext.ops.calibrate`
+    measured it. Its kernels use tensor cores: half precision rounds the
+    weights to the dtype of :obj:`x`, and single precision uses TensorFloat-32
+    if :obj:`torch.backends.cuda.matmul` allows it, as
+    :class:`torch.nn.Linear` does.
 
     Args:
         x (torch.Tensor): The input, of shape :math:`(*, I)`.
@@ -96,7 +101,7 @@ def block_sparse_linear(
 def block_sparse_linear_crossover() -> float:
     """Return the density above which
     :func:`~torch_geometric_ext.ops.block_sparse_linear` computes a dense
-    product.
+    product on CPU.
 
     The reference always computes dense products, hence returns zero without
     kernels.

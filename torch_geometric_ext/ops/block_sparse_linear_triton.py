@@ -25,8 +25,6 @@ from torch_geometric_ext.ops.triton_launch import (
 # cores multiply matrices of at least 16 rows and columns. A choice.
 MIN_SIZE, MAX_SAMPLES, FEATURES = 16, 64, 32
 
-Pattern = Tuple[Tensor, ...]
-
 
 def block_sparse_linear(
     x: Tensor,
@@ -81,32 +79,35 @@ def block_sparse_linear_backward(
     starts = _row_starts(rowptr, col, x.size(1), block_size)
     if needs_x:
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-        pattern = (rowptr, colptr, row, perm)
-        _backward_x(grad, values, pattern, starts, grad_x, block_size)
+        columns = (rowptr, colptr, row, perm)
+        _backward_x(grad, values, columns, starts, grad_x, block_size)
     if needs_values:
-        pattern, x = (rowptr, col), x.contiguous()
-        grad_values = _backward_values(
-            grad, x, values, pattern, starts, block_size
-        )
+        args = (grad, x.contiguous(), values, rowptr, col)
+        grad_values = _backward_values(*args, starts, block_size)
     return grad_x, grad_values
 
 
 def _backward_x(
     grad: Tensor,
     values: Tensor,
-    pattern: Pattern,
+    columns: Tuple[Tensor, Tensor, Tensor, Tensor],
     starts: Tensor,
     out: Tensor,
     block_size: int,
 ) -> None:
+    """Multiply gradients by the transposed weight.
+
+    The columns hold :obj:`rowptr`, :obj:`colptr`, :obj:`row` and
+    :obj:`perm`.
+    """
     num_samples, in_channels = out.shape
     meta = _constants(num_samples, in_channels, block_size)
     launch(
         _backward_x_kernel,
-        (pattern[1].numel() - 1, _num_tiles(num_samples, meta)),
+        (columns[1].numel() - 1, _num_tiles(num_samples, meta)),
         grad,
         values.contiguous(),
-        *pattern,
+        *columns,
         starts,
         out,
         num_samples,
@@ -120,22 +121,26 @@ def _backward_values(
     grad: Tensor,
     x: Tensor,
     values: Tensor,
-    pattern: Pattern,
+    rowptr: Tensor,
+    col: Tensor,
     starts: Tensor,
     block_size: int,
 ) -> Tensor:
+    """Multiply the features and the gradients of all blocks."""
     (num_samples, in_channels), num_weights = x.shape, values.numel()
     meta = _constants(num_samples, in_channels, block_size)
+    meta['SAMPLES'] = min(meta['SAMPLES'], FEATURES)  # Saves registers.
     num_programs = ceil_div(num_weights, FEATURES * block_size)
     num_parts, part_size = split_samples(num_samples, num_programs)
     out = values.new_empty(num_parts, num_weights)
     num_chunks = min(ceil_div(in_channels, FEATURES), MAX_GRID)
     launch(
         _backward_values_kernel,
-        (pattern[0].numel() - 1, num_chunks, num_parts),
+        (rowptr.numel() - 1, num_chunks, num_parts),
         grad,
         x,
-        *pattern,
+        rowptr,
+        col,
         starts,
         out,
         num_weights,

@@ -1,18 +1,23 @@
 """Measure from which density on dense products are faster on a GPU."""
 
 import itertools
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from torch_geometric_ext.ops.block_weights import count_columns
+from torch_geometric_ext.ops.block_weights import BLOCK_SIZES, count_columns
 from torch_geometric_ext.ops.crossovers import (
     NUM_PRODUCTS,
     ROWS,
     WIDTHS,
     find_crossovers,
     make_pattern,
+)
+from torch_geometric_ext.ops.gpu_choice import (
+    get_key,
+    set_tables,
+    write_tables,
 )
 from torch_geometric_ext.ops.gpu_linear import (
     Weight,
@@ -21,6 +26,7 @@ from torch_geometric_ext.ops.gpu_linear import (
     multiply_dense,
     multiply_sparse,
 )
+from torch_geometric_ext.ops.triton_launch import has_triton
 
 # Times of sparse products are interpolated linearly between these densities,
 # and extrapolated. Lower than those of CPUs: dense products are faster here. A
@@ -31,18 +37,48 @@ DENSITIES = (0.02, 0.2)
 REPETITIONS, SECONDS, MAX_RUNS = 3, 1e-3, 20
 
 Run = Callable[[], Any]
-Timer = Callable[[Run], float]
+Timer = Callable[[Run, torch.device], float]
 
 
-def time_run(run: Run) -> float:
-    """Return the least seconds that the current GPU takes to run a function.
+def calibrate_gpu(
+    dtype: torch.dtype, device: torch.device
+) -> Tuple[str, Optional[str]]:
+    """Measure the densities of a GPU for all sizes of blocks, choose by them,
+    and keep them in a file.
+
+    Returns:
+        tuple: The name of the GPU, and the path of the file, if it was
+        written.
+
+    Raises:
+        RuntimeError: If there is no such GPU, or no Triton.
+    """
+    if not has_triton() or not torch.cuda.is_available():
+        raise RuntimeError(
+            "'calibrate' needs a GPU and Triton. Without them, all products "
+            'on GPUs are dense'
+        )
+    key = get_key(device, dtype)
+    with torch.inference_mode(), torch._C.DisableTorchFunction():
+        tables = {
+            size: measure_gpu_crossovers(dtype, device, size)
+            for size in [1, *BLOCK_SIZES]
+        }
+    set_tables(key, tables)
+    return key.card, write_tables(key, tables)
+
+
+def time_run(run: Run, device: torch.device) -> float:
+    """Return the least seconds that a GPU takes to run a function.
 
     Counts the time that a GPU waits for launches, as in training.
     """
-    run()  # Compiles the kernels.
-    seconds = _time_runs(run, 1)
-    num_runs = int(min(max(SECONDS / max(seconds, 1e-9), 1), MAX_RUNS))
-    return min(_time_runs(run, num_runs) for _ in range(REPETITIONS))
+    with torch.cuda.device(device):
+        run()  # Compiles the kernels.
+        seconds = _time_runs(run, 1)
+        num_runs = min(max(SECONDS / max(seconds, 1e-9), 1), MAX_RUNS)
+        times = [_time_runs(run, int(num_runs)) for _ in range(REPETITIONS)]
+    return min(times)
 
 
 def _time_runs(run: Run, num_runs: int) -> float:
@@ -65,10 +101,10 @@ def measure_gpu_crossovers(
 
     Args:
         dtype (torch.dtype): The dtype of the input.
-        device (torch.device): The current GPU.
+        device (torch.device): The GPU.
         block_size (int): The size of blocks, or :obj:`1`.
-        time_run (callable, optional): Return the seconds of a function.
-            (default: :func:`time_run`)
+        time_run (callable, optional): Return the seconds of a function on a
+            device. (default: :func:`time_run`)
 
     Returns:
         list: The densities by product (the forward pass, the gradient of the
@@ -90,16 +126,20 @@ def measure_gpu_crossovers(
         if densities[0] == densities[1]:
             continue  # Few blocks, which are dense.
         for r, num_rows in enumerate(ROWS):
-            runs = [*_make_runs(num_rows, low, True, dtype)]
-            runs += _make_runs(num_rows, high, True, dtype)
-            runs += _make_runs(num_rows, high, False, dtype)
-            seconds = torch.tensor(
-                [time_run(run) for run in runs],
-                dtype=torch.double,
-                device='cpu',
-            )
-            times = seconds.view(3, -1)
-            out[:, r, i, o] = find_crossovers(*times, densities)
+            runs = [
+                run
+                for weight, is_sparse in [
+                    (low, True),
+                    (high, True),
+                    (high, False),
+                ]
+                for run in _make_runs(num_rows, weight, is_sparse, dtype)
+            ]
+            times = [time_run(run, device) for run in runs]
+            seconds = torch.tensor(times, dtype=torch.double, device='cpu')
+            of_low, of_high, of_dense = seconds.view(3, -1)
+            args = (of_low, of_high, of_dense, densities)
+            out[:, r, i, o] = find_crossovers(*args)
     return [round(x, 4) for x in out.flatten().tolist()]
 
 

@@ -114,20 +114,23 @@ def backward_sparse(
     grad: Tensor, x: Tensor, weight: Weight, needs: Needs
 ) -> Gradients:
     """Compute :func:`backward` by Triton kernels, without waiting for them."""
-    args = (grad, x, weight.values, *weight.pattern)
+    args = (grad, x, weight.values)
     if weight.block_size == 1:
         from torch_geometric_ext.ops.sparse_linear_triton import (
             sparse_linear_backward,
         )
 
-        grads = sparse_linear_backward(*args, *needs[:2])
+        pattern = weight.pattern[1:]
+        grads = sparse_linear_backward(*args, *pattern, *needs[:2])
     else:
         from torch_geometric_ext.ops.block_sparse_linear_triton import (
             block_sparse_linear_backward,
         )
 
-        args = (*args, weight.block_size)
-        grads = block_sparse_linear_backward(*args, *needs[:2])
+        needs_xw, size = needs[:2], weight.block_size
+        grads = block_sparse_linear_backward(
+            *args, *weight.pattern, size, *needs_xw
+        )
     grad = grad[:, : grad.size(1) * needs[2]]
     return (*grads, grad.sum(0, dtype=weight.values.dtype))
 

@@ -55,10 +55,12 @@ def sparse_linear(
     position :obj:`perm` of each element in :obj:`values`).
 
     Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
-    outputs, :math:`O(\textrm{nnz} + I + O)` memory for each thread. Where a
-    dense matrix product is expected to be faster on this machine (see
+    outputs, :math:`O(\textrm{nnz} + I + O)` memory for each thread, or
+    :math:`O(N (I + O))` memory on a GPU. Where a dense matrix product is
+    expected to be faster on this machine (see
     :func:`~torch_geometric_ext.ops.calibrate`), the kernel uses it instead and
-    takes :math:`O(I \cdot O)` memory. The same holds under
+    takes :math:`O(I \cdot O)` memory. On a GPU, products are dense until it is
+    calibrated, and where Triton is not installed. The same holds under
     transforms of :mod:`torch.func` and forward-mode differentiation, which
     always use a dense product. The result is deterministic for a given number
     of threads. An inactive weight times a value that is not finite is zero or
@@ -115,8 +117,8 @@ def sparse_linear_crossover(
     num_rows: int, in_channels: int, out_channels: int
 ) -> float:
     """Return the density above which :func:`sparse_linear` computes its output
-    by a dense product, in single precision and with the current number of
-    threads.
+    by a dense product on CPU, in single precision and with the current number
+    of threads.
 
     Never measures: without a calibration of this machine (see
     :func:`~torch_geometric_ext.ops.calibrate`), returns a low density. The

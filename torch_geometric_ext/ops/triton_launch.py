@@ -34,7 +34,8 @@ def launch(
     if 0 in grid:
         return
     with torch.cuda.device_of(args[0]):  # Triton uses the current device.
-        kernel[grid](*args, **meta)
+        # Multiply-adds are not fused by default in all versions of Triton.
+        kernel[grid](*args, enable_fp_fusion=True, **meta)
 
 
 def allows_tf32() -> bool:
