@@ -28,7 +28,7 @@ from torch_geometric_ext.ops.crossovers import (
     SIZE,
     WIDTHS,
     _fill,
-    _find_crossovers,
+    find_crossovers,
     make_pattern,
     measure_crossovers,
 )
@@ -399,10 +399,10 @@ def test_find_crossovers():
     # Sparse products at densities of 0.1 and 0.5, and dense ones:
     low = torch.tensor([0.1, 0.2, 2.0, 0.01]) / MARGIN
     high = torch.tensor([0.5, 1.0, 10.0, 0.02]) / MARGIN
-    out = _find_crossovers(low, high, torch.ones(4))
+    out = find_crossovers(low, high, torch.ones(4))
     assert torch.allclose(out, torch.tensor([1, 0.5, 0.05, 1]))
     # The density does not matter:
-    out = _find_crossovers(high, high, torch.ones(4))
+    out = find_crossovers(high, high, torch.ones(4))
     assert out.tolist() == [1, 0, 0, 1]
 
 

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from torch_geometric_ext.data.shared_trees import SharedTrees, to_int32
-from torch_geometric_ext.ops import unique_rows, unique_trees
 from torch_geometric_ext.ops.computation_tree_ids import TreeLevel
 from torch_geometric_ext.ops.ragged import row_ptr
+from torch_geometric_ext.ops.unique_rows import unique_rows
+from torch_geometric_ext.ops.unique_trees import unique_trees
 
 
 def merge_trees(

@@ -1,4 +1,4 @@
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -6,8 +6,21 @@ from torch import Tensor
 from torch.overrides import wrap_torch_function
 
 import torch_geometric_ext.typing
+from torch_geometric_ext.ops.block_weights import (
+    BLOCK_SIZES,
+    count_columns,
+    expand_blocks,
+)
 from torch_geometric_ext.ops.check import check_pattern
-from torch_geometric_ext.ops.csr_linear import csr_linear, csr_linear_backward
+from torch_geometric_ext.ops.gpu_linear import (
+    Gradients,
+    Pattern,
+    Weight,
+    backward,
+    backward_dense,
+    multiply,
+    multiply_dense,
+)
 from torch_geometric_ext.ops.operands import (
     cast_operands,
     check_bias,
@@ -15,10 +28,6 @@ from torch_geometric_ext.ops.operands import (
     on_rows,
 )
 from torch_geometric_ext.ops.register import register_operator
-
-# The sizes that the kernels have loops for: a row of a block fills one or two
-# vector registers.
-BLOCK_SIZES = [8, 16, 32]
 
 
 def _overridden_by(x: Tensor, *args: Any, **kwargs: Any) -> Tuple[Tensor]:
@@ -50,7 +59,12 @@ def block_sparse_linear(
 
     Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
     outputs, :math:`O(\textrm{nnz})` memory, and :math:`O(I + O)` for each
-    thread, or :math:`O(I \cdot O)` where a dense product is faster.
+    thread, or :math:`O(I \cdot O)` where a dense product is faster. On a GPU,
+    products are dense until :func:`~torch_geometric_ext.ops.calibrate`
+    measured it. Its kernels use tensor cores: half precision rounds the
+    weights to the dtype of :obj:`x`, and single precision uses TensorFloat-32
+    if :obj:`torch.backends.cuda.matmul` allows it, as
+    :class:`torch.nn.Linear` does.
 
     Args:
         x (torch.Tensor): The input, of shape :math:`(*, I)`.
@@ -87,7 +101,7 @@ def block_sparse_linear(
 def block_sparse_linear_crossover() -> float:
     """Return the density above which
     :func:`~torch_geometric_ext.ops.block_sparse_linear` computes a dense
-    product.
+    product on CPU.
 
     The reference always computes dense products, hence returns zero without
     kernels.
@@ -96,64 +110,6 @@ def block_sparse_linear_crossover() -> float:
         return 0.0
     op: Callable = torch.ops.torch_geometric_ext.block_sparse_linear_crossover
     return op()
-
-
-class Weights(NamedTuple):
-    """Weights of blocks in CSR format (int64), in row-major order.
-
-    Attributes:
-        rowptr (torch.Tensor): The row pointers, of shape :math:`(O + 1)`.
-        row (torch.Tensor): The row of each weight.
-        col (torch.Tensor): The column of each weight.
-        block (torch.Tensor): The block of each weight.
-    """
-
-    rowptr: Tensor
-    row: Tensor
-    col: Tensor
-    block: Tensor
-
-
-def count_columns(
-    rowptr: Tensor, col: Tensor, size: Tuple[int, int], block_size: int
-) -> Tensor:
-    """Return the number of weights of each row, of shape :math:`(O)`.
-
-    See :func:`expand_blocks` for the arguments.
-    """
-    width = (size[1] - col.long() * block_size).clamp(max=block_size)
-    degree = F.pad(width.cumsum(0), (1, 0))[rowptr.long()].diff()
-    return degree.repeat_interleave(block_size)[: size[0]]
-
-
-def expand_blocks(
-    rowptr: Tensor,
-    col: Tensor,
-    size: Tuple[int, int],
-    block_size: int,
-    num_weights: Optional[int] = None,
-) -> Weights:
-    """Return the weights of blocks.
-
-    Args:
-        rowptr (torch.Tensor): The pointers of the rows of blocks.
-        col (torch.Tensor): The column of each block.
-        size (Tuple[int, int]): The number of rows and columns of the weight.
-        block_size (int): The size of blocks.
-        num_weights (int, optional): The number of weights. If set to
-            :obj:`None`, the function waits for the device to count them.
-            (default: :obj:`None`)
-    """
-    degree = count_columns(rowptr, col, size, block_size)
-    ptr = F.pad(degree.cumsum(0), (1, 0))
-    num_weights = int(ptr[-1]) if num_weights is None else num_weights
-    row = torch.arange(size[0], device=col.device)
-    row = row.repeat_interleave(degree, output_size=num_weights)
-    # Only the last block of a row may be cut, so that offsets tell the block:
-    offset = torch.arange(num_weights, device=col.device) - ptr[row]
-    block = rowptr[row // block_size] + offset // block_size
-    column = col[block].long() * block_size + offset % block_size
-    return Weights(ptr, row, column, block)
 
 
 def block_sparse_linear_reference(
@@ -172,11 +128,12 @@ def block_sparse_linear_reference(
     """Compute :func:`block_sparse_linear` in plain PyTorch by dense products
     with some rows of weights at a time.
     """
-    op, pattern = 'block_sparse_linear', (rowptr, col, colptr, row, perm)
-    args = (out_channels, block_size, check_invariants)
-    weights = _check(op, x, values, pattern, *args)
-    check_bias(op, bias, values, out_channels)
-    return csr_linear(x, values, bias, weights.rowptr, weights.col)
+    pattern, size = (
+        (rowptr, col, colptr, row, perm),
+        (out_channels, block_size),
+    )
+    weight = _check(x, values, bias, pattern, *size, check_invariants)
+    return multiply_dense(x, bias, weight)
 
 
 def block_sparse_linear_backward_reference(
@@ -193,34 +150,79 @@ def block_sparse_linear_backward_reference(
     needs_values: bool,
     needs_bias: bool,
     check_invariants: bool = True,
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Compute the gradients of :func:`block_sparse_linear` in plain PyTorch.
 
     A gradient that is not needed is empty.
     """
-    op = 'block_sparse_linear_backward'
-    pattern = (rowptr, col, colptr, row, perm)
-    if grad.dim() != 2 or x.dim() != 2 or grad.size(0) != x.size(0):
-        raise ValueError(
-            f"{op}: 'grad' needs to be a matrix with a row for each one of "
-            f"'x' (got {list(grad.shape)} and {list(x.shape)})"
-        )
-    args = (grad.size(1), block_size, check_invariants)
-    weights = _check(op, x, values, pattern, *args)
-    csr = (values, weights.rowptr, weights.col)
-    needs = (needs_x, needs_values, needs_bias)
-    return csr_linear_backward(grad, x, *csr, *needs)
+    pattern, args = (
+        (rowptr, col, colptr, row, perm),
+        (block_size, check_invariants),
+    )
+    weight = _check_backward(grad, x, values, pattern, *args)
+    return backward_dense(grad, x, weight, (needs_x, needs_values, needs_bias))
+
+
+def block_sparse_linear_gpu(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    out_channels: int,
+    block_size: int,
+    check_invariants: bool = True,
+) -> Tensor:
+    """Compute :func:`block_sparse_linear` by the product that is faster on a
+    GPU, as calibrated, and in plain PyTorch elsewhere.
+    """
+    pattern, size = (
+        (rowptr, col, colptr, row, perm),
+        (out_channels, block_size),
+    )
+    weight = _check(x, values, bias, pattern, *size, check_invariants)
+    return multiply(x, bias, weight)
+
+
+def block_sparse_linear_backward_gpu(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    block_size: int,
+    needs_x: bool,
+    needs_values: bool,
+    needs_bias: bool,
+    check_invariants: bool = True,
+) -> Gradients:
+    """Compute the gradients of :func:`block_sparse_linear` as
+    :func:`block_sparse_linear_gpu` does.
+    """
+    pattern, args = (
+        (rowptr, col, colptr, row, perm),
+        (block_size, check_invariants),
+    )
+    weight = _check_backward(grad, x, values, pattern, *args)
+    return backward(grad, x, weight, (needs_x, needs_values, needs_bias))
 
 
 def _check(
-    op: str,
     x: Tensor,
     values: Tensor,
-    pattern: Tuple[Tensor, ...],
+    bias: Optional[Tensor],
+    pattern: Pattern,
     out_channels: int,
     block_size: int,
     check_invariants: bool,
-) -> Weights:
+    op: str = 'block_sparse_linear',
+) -> Weight:
     if block_size not in BLOCK_SIZES:
         raise ValueError(
             f"{op}: 'block_size' needs to be 8, 16 or 32 (got {block_size})"
@@ -236,15 +238,34 @@ def _check(
             f"{op}: 'rowptr' needs a pointer for each {block_size} of the "
             f'{out_channels} outputs (got {rowptr.numel() - 1})'
         )
-    num_weights = None if check_invariants else values.numel()
     size = (out_channels, x.size(1))
-    weights = expand_blocks(rowptr, col, size, block_size, num_weights)
-    if values.numel() != weights.col.numel():
+    if check_invariants:
+        num_weights = int(count_columns(rowptr, col, size, block_size).sum())
+        if values.numel() != num_weights:
+            raise ValueError(
+                f"{op}: 'values' needs {num_weights} elements, the weights "
+                f'of {col.numel()} blocks (got {values.numel()})'
+            )
+    check_bias(op, bias, values, out_channels)
+    return Weight(values, *pattern, size, block_size)
+
+
+def _check_backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    pattern: Pattern,
+    block_size: int,
+    check_invariants: bool,
+) -> Weight:
+    op = 'block_sparse_linear_backward'
+    if grad.dim() != 2 or x.dim() != 2 or grad.size(0) != x.size(0):
         raise ValueError(
-            f"{op}: 'values' needs {weights.col.numel()} elements, the "
-            f'weights of {col.numel()} blocks (got {values.numel()})'
+            f"{op}: 'grad' needs to be a matrix with a row for each one of "
+            f"'x' (got {list(grad.shape)} and {list(x.shape)})"
         )
-    return weights
+    args = (grad.size(1), block_size, check_invariants, op)
+    return _check(x, values, None, pattern, *args)
 
 
 def block_sparse_linear_composite(
@@ -281,7 +302,7 @@ def block_sparse_linear_composite(
 
 
 class _BlockSparseLinear(torch.autograd.Function):
-    """Differentiable reference that saves sparse values for the backward pass.
+    """Differentiable operator that saves sparse values for the backward pass.
 
     Autograd itself would save a dense weight.
     """
@@ -290,21 +311,24 @@ class _BlockSparseLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, *args: Any) -> Tensor:
         ctx.save_for_backward(x, values, *args[1:6])
         ctx.block_size = args[7]
-        return block_sparse_linear_reference(x, values, *args)
+        return block_sparse_linear_gpu(x, values, *args)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         needs = ctx.needs_input_grad[:3]
         # The forward pass checked the pattern.
         args = [*ctx.saved_tensors, ctx.block_size, *needs, False]
-        grads = block_sparse_linear_backward_reference(grad, *args)
+        if torch.is_grad_enabled():  # Of a second derivative.
+            grads = block_sparse_linear_backward_reference(grad, *args)
+        else:
+            grads = block_sparse_linear_backward_gpu(grad, *args)
         out = [x if needed else None for x, needed in zip(grads, needs)]
         return (*out, *[None] * 8)
 
 
 def _double_backward(
     grad: Tensor, x: Tensor, values: Tensor, *args: Any
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     # A check would stop tracing, and PyTorch checks indices itself.
     args = (*args[:9], False)
     return block_sparse_linear_backward_reference(grad, x, values, *args)
@@ -327,7 +351,7 @@ def _fake(
 
 def _fake_backward(
     grad: Tensor, x: Tensor, values: Tensor, *args: Any
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     needs_x, needs_values, needs_bias = args[6:9]
     return (
         x.new_empty(x.shape if needs_x else (0, 0)),
@@ -340,12 +364,13 @@ _block_sparse_linear = register_operator(
     'block_sparse_linear',
     _BlockSparseLinear.apply,
     _fake,
-    cuda=block_sparse_linear_reference,
+    cuda=block_sparse_linear_gpu,
     composite=block_sparse_linear_composite,
 )
 register_operator(
     'block_sparse_linear_backward',
     block_sparse_linear_backward_reference,
     _fake_backward,
+    cuda=block_sparse_linear_backward_gpu,
     autograd=_double_backward,
 )

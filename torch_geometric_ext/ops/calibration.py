@@ -4,7 +4,7 @@ import math
 import os
 import threading
 import time
-from typing import NamedTuple, Optional, Set, Tuple
+from typing import NamedTuple, Optional, Set, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from torch_geometric_ext.ops.calibration_file import (
 )
 from torch_geometric_ext.ops.crossovers import get_clock, measure_crossovers
 from torch_geometric_ext.ops.csr_costs import measure_csr_costs
-from torch_geometric_ext.ops.register import is_transformed
+from torch_geometric_ext.ops.gpu_crossovers import calibrate_gpu
+from torch_geometric_ext.ops.register import is_eager
 
 DTYPES = [torch.float, torch.double, torch.bfloat16]
 # Measured on first use. Double precision mostly checks equivalence, which
@@ -42,64 +43,95 @@ class Calibration(NamedTuple):
     """Report a calibration.
 
     Args:
-        num_threads (int): The number of threads that it holds for.
+        num_threads (int): The number of threads that it holds for, on CPU.
         dtype (torch.dtype): The dtype that it holds for.
         seconds (float): The time that it took.
         path (str, optional): The file that keeps it, or :obj:`None` if there
             is none.
+        device (str): The name of the GPU, or :obj:`"cpu"`.
     """
 
     num_threads: int
     dtype: torch.dtype
     seconds: float
     path: Optional[str]
+    device: str = 'cpu'
 
 
-def calibrate(dtype: torch.dtype = torch.float) -> Calibration:
+def calibrate(
+    dtype: torch.dtype = torch.float,
+    device: Union[str, torch.device] = 'cpu',
+) -> Calibration:
     r"""Measure when sparse products are faster than dense ones on this
     machine, and keep the result for later processes.
 
     :func:`~torch_geometric_ext.ops.sparse_linear` does so by itself when it is
-    first called with a number of threads, in single precision or bfloat16,
-    unless a file of an earlier process holds the result. Only this function
-    measures double precision. On a busy machine, it measures no larger
-    sizes after ten seconds, and writes no file. Call this function to choose
-    the moment, for example before a model is compiled, or to measure again on
-    a machine that is idle. Products may then change their choice, hence their
-    results up to rounding.
+    first called on a CPU with a number of threads, in single precision or
+    bfloat16, unless a file of an earlier process holds the result. Only this
+    function measures double precision. On a busy machine, it measures no
+    larger sizes after ten seconds, and writes no file. Call this function to
+    choose the moment, for example before a model is compiled, or to measure
+    again on a machine that is idle. Products may then change their choice,
+    hence their results up to rounding.
 
-    Takes two to four seconds with the current number of threads
+    Takes two to four seconds on a CPU with the current number of threads
     (:func:`torch.set_num_threads`). It multiplies matrices of 1 to 4,096 rows
     and widths of 16 to 4,096, and derives, for each size, the density above
     which the dense product is faster.
 
+    On a GPU, only this function measures. Until then, all products are dense.
+    It compares the Triton kernels for single weights and for blocks of each
+    size with dense products, for this type of GPU, the versions of PyTorch and
+    Triton, and the current setting of TensorFloat-32
+    (:obj:`torch.backends.cuda.matmul`).
+
     Args:
         dtype (torch.dtype, optional): The dtype of the features.
             (default: :obj:`torch.float`)
+        device (str or torch.device, optional): The device to measure, a CPU or
+            a GPU. (default: :obj:`"cpu"`)
 
     Returns:
-        Calibration: The number of threads, the dtype, the seconds it took, and
-        the path of the file.
+        Calibration: The number of threads, the dtype, the seconds it took, the
+        path of the file, and the name of the device.
 
     Raises:
         ValueError: If :obj:`dtype` is another type than :obj:`torch.float`,
-            :obj:`torch.double` or :obj:`torch.bfloat16`.
-        RuntimeError: If there are no kernels, or a transform or a mode of
-            PyTorch is active, such as fake tensors.
+            :obj:`torch.double` or :obj:`torch.bfloat16` (or, on a GPU,
+            :obj:`torch.half`), or if :obj:`device` is neither a CPU nor a GPU.
+        RuntimeError: If there are no kernels for the device, or a transform or
+            a mode of PyTorch is active, such as fake tensors.
     """
-    if dtype not in DTYPES:
+    device = torch.device(device)
+    if device.type not in ['cpu', 'cuda']:
         raise ValueError(
-            f"'dtype' of 'calibrate' needs to be one of {DTYPES} (got {dtype})"
+            f"'device' of 'calibrate' needs to be a CPU or a GPU "
+            f'(got {device})'
         )
+    dtypes = DTYPES if device.type == 'cpu' else [*DTYPES, torch.half]
+    if dtype not in dtypes:
+        raise ValueError(
+            f"'dtype' of 'calibrate' needs to be one of {dtypes} (got {dtype})"
+        )
+    if not is_eager():
+        raise RuntimeError(
+            "'calibrate' needs to be called outside of transforms and modes "
+            'of PyTorch'
+        )
+    if device.type == 'cpu':
+        return _calibrate_cpu(dtype)
+    start = time.perf_counter()
+    card, path = calibrate_gpu(dtype, device)
+    seconds = time.perf_counter() - start
+    return Calibration(torch.get_num_threads(), dtype, seconds, path, card)
+
+
+def _calibrate_cpu(dtype: torch.dtype) -> Calibration:
+    """Measure and keep all choices for the current number of threads."""
     if not torch_geometric_ext.typing.WITH_EXT:
         raise RuntimeError(
             "'calibrate' needs the compiled kernels. Without them, all "
             'products are dense'
-        )
-    if not _is_eager():
-        raise RuntimeError(
-            "'calibrate' needs to be called outside of transforms and modes "
-            'of PyTorch'
         )
     num_threads = torch.get_num_threads()
     with _lock:
@@ -128,7 +160,7 @@ def ensure_calibration(x: Tensor, dtype: torch.dtype) -> None:
     if torch.compiler.is_compiling():  # First: graphs hold no other line.
         return
     key = (torch.get_num_threads(), dtype)
-    if key in _settled or isinstance(x, FakeTensor) or not _is_eager():
+    if key in _settled or isinstance(x, FakeTensor) or not is_eager():
         return
     with _lock:
         if key in _settled:
@@ -153,7 +185,7 @@ def load_calibration(dtype: torch.dtype) -> None:
         return
     key = (torch.get_num_threads(), dtype)
     with_kernels = torch_geometric_ext.typing.WITH_EXT
-    if key in _loaded or not with_kernels or not _is_eager():
+    if key in _loaded or not with_kernels or not is_eager():
         return
     with _lock:
         place = find_place(*key)
@@ -162,15 +194,6 @@ def load_calibration(dtype: torch.dtype) -> None:
             if choices is not None:
                 _set(choices, *key)
         _loaded.add(key)
-
-
-def _is_eager() -> bool:
-    """Check that no transform and no mode of PyTorch is active."""
-    return not (
-        torch.jit.is_tracing()
-        or is_transformed()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
 
 
 def _may_measure(place: Optional[Place]) -> bool:

@@ -57,15 +57,30 @@ def find_place(num_threads: int, dtype: torch.dtype) -> Optional[Place]:
     """Return the file of a calibration, or :obj:`None` if the environment
     variable is :obj:`"off"`.
     """
-    value = os.getenv(VARIABLE, '')
-    if value.lower() == 'off':
+    folder, value = find_folder(), os.getenv(VARIABLE, '')
+    if folder is None:
         return None
     if value.endswith('.json'):
         return Place(_expand(value), True)
+    name = name_file('sparse_linear', describe(num_threads, dtype))
+    return Place(folder / name, False)
+
+
+def find_folder() -> Optional[Path]:
+    """Return the folder of calibrations, or :obj:`None` if the environment
+    variable is :obj:`"off"`.
+    """
+    value = os.getenv(VARIABLE, '')
+    if value.lower() == 'off':
+        return None
     folder = _expand(value) if value else _cache_folder()
-    key = json.dumps(describe(num_threads, dtype), sort_keys=True)
-    name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return Place(folder / f'sparse_linear-{name}.json', False)
+    return folder.parent if value.endswith('.json') else folder
+
+
+def name_file(prefix: str, machine: Dict[str, Any]) -> str:
+    """Return the name of the file of a machine."""
+    key = json.dumps(machine, sort_keys=True)
+    return f'{prefix}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json'
 
 
 def describe(num_threads: int, dtype: torch.dtype) -> Dict[str, Any]:
@@ -128,14 +143,22 @@ def write(
         'machine': describe(num_threads, dtype),
         **choices._asdict(),
     }
-    temporary = place.path.with_name(f'.{place.path.name}.{uuid.uuid4().hex}')
+    return store(place.path, content, replace)
+
+
+def store(path: Path, content: Dict[str, Any], replace: bool) -> bool:
+    """Write a file at once and return whether it was written.
+
+    If :obj:`replace` is :obj:`False`, keeps a file that is there.
+    """
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
     try:
-        place.path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(content, indent=0))
         if replace:
-            os.replace(temporary, place.path)
+            os.replace(temporary, path)
         else:
-            os.link(temporary, place.path)  # Fails if there is one.
+            os.link(temporary, path)  # Fails if there is one.
         return True
     except OSError:  # A folder that is read-only, or a file that is there.
         return False
@@ -152,14 +175,24 @@ def _parse(content: Any) -> Choices:
     """
     if content['version'] != VERSION:
         raise ValueError(f'expected version {VERSION}')
-    crossovers = [float(x) for x in content['crossovers']]
-    if len(crossovers) != SIZE or not all(0 <= x <= 1 for x in crossovers):
-        raise ValueError(f'expected {SIZE} densities in [0, 1]')
+    crossovers = parse_densities(content['crossovers'])
     csr_costs = [float(x) for x in content['csr_costs']]
     valid = all(0 <= x < math.inf for x in csr_costs)
     if len(csr_costs) != NUM_COSTS or not valid:
         raise ValueError(f'expected {NUM_COSTS} costs that are not negative')
     return Choices(crossovers, csr_costs)
+
+
+def parse_densities(values: Any) -> List[float]:
+    """Return the densities of a file.
+
+    Raises:
+        ValueError: If the content is invalid.
+    """
+    densities = [float(x) for x in values]
+    if len(densities) != SIZE or not all(0 <= x <= 1 for x in densities):
+        raise ValueError(f'expected {SIZE} densities in [0, 1]')
+    return densities
 
 
 def _cache_folder() -> Path:

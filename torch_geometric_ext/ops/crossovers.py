@@ -78,7 +78,7 @@ def measure_crossovers(
             runs += [(True, run) for run in high]
             times = time_runs(runs, start + min(BUDGET, limit))
             seconds = torch.tensor(times, dtype=torch.double).view(3, -1)
-            out[:, r, i, o] = _find_crossovers(*seconds)
+            out[:, r, i, o] = find_crossovers(*seconds)
     return _fill(out).flatten().tolist()
 
 
@@ -146,14 +146,19 @@ def time_runs(
     return least
 
 
-def _find_crossovers(low: Tensor, high: Tensor, dense: Tensor) -> Tensor:
+def find_crossovers(
+    low: Tensor,
+    high: Tensor,
+    dense: Tensor,
+    densities: Sequence[float] = DENSITIES,
+) -> Tensor:
     """Return the density at which sparse products take as long as dense ones,
-    given their seconds.
+    given their seconds at a low and a high density.
     """
-    slope = MARGIN * (high - low) / (DENSITIES[1] - DENSITIES[0])
+    slope = MARGIN * (high - low) / (densities[1] - densities[0])
     saved = dense - MARGIN * low
     always = (saved > 0).to(saved.dtype)  # If the density does not matter.
-    density = torch.where(slope > 0, DENSITIES[0] + saved / slope, always)
+    density = torch.where(slope > 0, densities[0] + saved / slope, always)
     return density.clamp(0, 1)
 
 

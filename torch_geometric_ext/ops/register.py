@@ -17,6 +17,15 @@ def is_transformed() -> bool:
     return functorch or forward_ad._current_level >= 0
 
 
+def is_eager() -> bool:
+    """Check that no transform and no mode of PyTorch is active."""
+    return not (
+        torch.jit.is_tracing()
+        or is_transformed()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
 def register_operator(
     name: str,
     reference: Callable[..., Any],

@@ -11,7 +11,15 @@ from torch_geometric_ext.ops.calibration import (
     load_calibration,
 )
 from torch_geometric_ext.ops.check import check_pattern
-from torch_geometric_ext.ops.csr_linear import csr_linear, csr_linear_backward
+from torch_geometric_ext.ops.gpu_linear import (
+    Gradients,
+    Pattern,
+    Weight,
+    backward,
+    backward_dense,
+    multiply,
+    multiply_dense,
+)
 from torch_geometric_ext.ops.operands import (
     cast_operands,
     check_bias,
@@ -47,10 +55,12 @@ def sparse_linear(
     position :obj:`perm` of each element in :obj:`values`).
 
     Takes :math:`O(N (\textrm{nnz} + I + O))` time and, beside inputs and
-    outputs, :math:`O(\textrm{nnz} + I + O)` memory for each thread. Where a
-    dense matrix product is expected to be faster on this machine (see
+    outputs, :math:`O(\textrm{nnz} + I + O)` memory for each thread, or
+    :math:`O(N (I + O))` memory on a GPU. Where a dense matrix product is
+    expected to be faster on this machine (see
     :func:`~torch_geometric_ext.ops.calibrate`), the kernel uses it instead and
-    takes :math:`O(I \cdot O)` memory. The same holds under
+    takes :math:`O(I \cdot O)` memory. On a GPU, products are dense until it is
+    calibrated, and where Triton is not installed. The same holds under
     transforms of :mod:`torch.func` and forward-mode differentiation, which
     always use a dense product. The result is deterministic for a given number
     of threads. An inactive weight times a value that is not finite is zero or
@@ -107,8 +117,8 @@ def sparse_linear_crossover(
     num_rows: int, in_channels: int, out_channels: int
 ) -> float:
     """Return the density above which :func:`sparse_linear` computes its output
-    by a dense product, in single precision and with the current number of
-    threads.
+    by a dense product on CPU, in single precision and with the current number
+    of threads.
 
     Never measures: without a calibration of this machine (see
     :func:`~torch_geometric_ext.ops.calibrate`), returns a low density. The
@@ -142,9 +152,8 @@ def sparse_linear_reference(
     blocks of rows.
     """
     pattern = (rowptr, col, colptr, row, perm)
-    _check('sparse_linear', x, values, pattern, check_invariants)
-    check_bias('sparse_linear', bias, values, rowptr.numel() - 1)
-    return csr_linear(x, values, bias, rowptr, col)
+    weight = _check(x, values, bias, pattern, check_invariants)
+    return multiply_dense(x, bias, weight)
 
 
 def sparse_linear_backward_reference(
@@ -160,32 +169,87 @@ def sparse_linear_backward_reference(
     needs_values: bool,
     needs_bias: bool,
     check_invariants: bool = True,
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Compute the gradients of :func:`sparse_linear` in plain PyTorch.
 
     A gradient that is not needed is empty.
     """
-    op, pattern = 'sparse_linear_backward', (rowptr, col, colptr, row, perm)
-    _check(op, x, values, pattern, check_invariants)
-    if grad.shape != (x.size(0), rowptr.numel() - 1):
-        raise ValueError(
-            f"{op}: 'grad' needs to be of shape "
-            f'{[x.size(0), rowptr.numel() - 1]} (got {list(grad.shape)})'
-        )
-    weight = (values, rowptr, col)
-    needs = (needs_x, needs_values, needs_bias)
-    return csr_linear_backward(grad, x, *weight, *needs)
+    pattern = (rowptr, col, colptr, row, perm)
+    weight = _check_backward(grad, x, values, pattern, check_invariants)
+    return backward_dense(grad, x, weight, (needs_x, needs_values, needs_bias))
+
+
+def sparse_linear_gpu(
+    x: Tensor,
+    values: Tensor,
+    bias: Optional[Tensor],
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    check_invariants: bool = True,
+) -> Tensor:
+    """Compute :func:`sparse_linear` by the product that is faster on a GPU, as
+    calibrated, and in plain PyTorch elsewhere.
+    """
+    pattern = (rowptr, col, colptr, row, perm)
+    weight = _check(x, values, bias, pattern, check_invariants)
+    return multiply(x, bias, weight)
+
+
+def sparse_linear_backward_gpu(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    perm: Tensor,
+    needs_x: bool,
+    needs_values: bool,
+    needs_bias: bool,
+    check_invariants: bool = True,
+) -> Gradients:
+    """Compute the gradients of :func:`sparse_linear` as
+    :func:`sparse_linear_gpu` does.
+    """
+    pattern = (rowptr, col, colptr, row, perm)
+    weight = _check_backward(grad, x, values, pattern, check_invariants)
+    return backward(grad, x, weight, (needs_x, needs_values, needs_bias))
 
 
 def _check(
-    op: str,
     x: Tensor,
     values: Tensor,
-    pattern: Tuple[Tensor, ...],
+    bias: Optional[Tensor],
+    pattern: Pattern,
     check_invariants: bool,
-) -> None:
+    op: str = 'sparse_linear',
+) -> Weight:
     check_operands(op, x, values)
     check_pattern(op, pattern, values.numel(), x.size(1), check_invariants)
+    size = (pattern[0].numel() - 1, x.size(1))
+    check_bias(op, bias, values, size[0])
+    return Weight(values, *pattern, size)
+
+
+def _check_backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    pattern: Pattern,
+    check_invariants: bool,
+) -> Weight:
+    op = 'sparse_linear_backward'
+    weight = _check(x, values, None, pattern, check_invariants, op)
+    if grad.shape != (x.size(0), weight.size[0]):
+        raise ValueError(
+            f"{op}: 'grad' needs to be of shape "
+            f'{[x.size(0), weight.size[0]]} (got {list(grad.shape)})'
+        )
+    return weight
 
 
 def sparse_linear_composite(
@@ -214,7 +278,7 @@ def sparse_linear_composite(
 
 
 class _SparseLinear(torch.autograd.Function):
-    """Differentiable reference that saves sparse values for the backward pass.
+    """Differentiable operator that saves sparse values for the backward pass.
 
     Autograd itself would save a dense weight.
     """
@@ -222,14 +286,17 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, *args: Any) -> Tensor:
         ctx.save_for_backward(x, values, *args[1:-1])
-        return sparse_linear_reference(x, values, *args)
+        return sparse_linear_gpu(x, values, *args)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         needs = ctx.needs_input_grad[:3]
         # The forward pass checked the pattern.
         args = (*ctx.saved_tensors, *needs, False)
-        grads = sparse_linear_backward_reference(grad, *args)
+        if torch.is_grad_enabled():  # Of a second derivative.
+            grads = sparse_linear_backward_reference(grad, *args)
+        else:
+            grads = sparse_linear_backward_gpu(grad, *args)
         out = [x if needed else None for x, needed in zip(grads, needs)]
         return (*out, *[None] * 6)
 
@@ -247,7 +314,7 @@ def _double_backward(
     needs_values: bool,
     needs_bias: bool,
     check_invariants: bool = True,
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     # A check would stop tracing, and PyTorch checks indices itself.
     pattern = (rowptr, col, colptr, row, perm)
     return sparse_linear_backward_reference(
@@ -267,7 +334,7 @@ def _fake(
 
 def _fake_backward(
     grad: Tensor, x: Tensor, values: Tensor, *args: Any
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     needs_x, needs_values, needs_bias, _ = args[-4:]
     return (
         x.new_empty(x.shape if needs_x else (0, 0)),
@@ -280,12 +347,13 @@ _sparse_linear = register_operator(
     'sparse_linear',
     _SparseLinear.apply,
     _fake,
-    cuda=sparse_linear_reference,
+    cuda=sparse_linear_gpu,
     composite=sparse_linear_composite,
 )
 register_operator(
     'sparse_linear_backward',
     sparse_linear_backward_reference,
     _fake_backward,
+    cuda=sparse_linear_backward_gpu,
     autograd=_double_backward,
 )

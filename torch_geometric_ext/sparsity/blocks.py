@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.nn.dense.pattern import flatten
-from torch_geometric_ext.ops.block_sparse_linear import expand_blocks
+from torch_geometric_ext.ops.block_weights import expand_blocks
 from torch_geometric_ext.ops.top_positions import top_positions
 from torch_geometric_ext.sparsity.optimizer_state import move_weights
 

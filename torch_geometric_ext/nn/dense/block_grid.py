@@ -12,7 +12,7 @@ from torch_geometric_ext.nn.dense.pattern import (
     random_index,
     select_index,
 )
-from torch_geometric_ext.ops.block_sparse_linear import (
+from torch_geometric_ext.ops.block_weights import (
     BLOCK_SIZES,
     count_columns,
     expand_blocks,
@@ -129,7 +129,7 @@ class BlockGrid(NamedTuple):
     ) -> Tensor:
         """Return the ascending positions of the weights of a pattern (int64).
 
-        See :func:`~torch_geometric_ext.ops.block_sparse_linear.expand_blocks`
+        See :func:`~torch_geometric_ext.ops.block_weights.expand_blocks`
         for the arguments.
         """
         if self.block_size == 1:

@@ -19,6 +19,7 @@ from torch_geometric_ext.ops.block_sparse_linear import (
     block_sparse_linear_crossover,
 )
 from torch_geometric_ext.ops.csr_sparse_linear import csr_sparse_linear
+from torch_geometric_ext.ops.gpu_choice import gpu_crossover
 from torch_geometric_ext.ops.sparse_linear import (
     sparse_linear,
     sparse_linear_crossover,
@@ -334,16 +335,19 @@ class SparseLinear(SparseParameters):
 
     def crossover(self, num_rows: int = 4096) -> float:
         """Return the density above which the forward pass computes a dense
-        product on this machine (see
+        product on this machine, or on the GPU of the layer (see
         :func:`~torch_geometric_ext.ops.calibrate`). Never measures.
 
         Args:
             num_rows (int, optional): The number of input samples.
                 (default: :obj:`4096`)
         """
+        size = (max(self.in_channels, 1), self.out_channels)
+        if self.values.is_cuda:
+            gpu = (self.values.device, self.values.dtype)
+            return gpu_crossover(*gpu, num_rows, *size, self.block_size)
         if self.block_size > 1:
             return block_sparse_linear_crossover()
-        size = (max(self.in_channels, 1), self.out_channels)
         return sparse_linear_crossover(num_rows, *size)
 
     def extra_repr(self) -> str:  # noqa: D102

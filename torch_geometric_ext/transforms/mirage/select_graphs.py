@@ -8,8 +8,7 @@ from torch import Tensor
 
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.data.shared_trees import take_attrs
-from torch_geometric_ext.ops import herding
-from torch_geometric_ext.ops.herding import NUM_CANDIDATES
+from torch_geometric_ext.ops.herding import NUM_CANDIDATES, herding
 from torch_geometric_ext.ops.ragged import row_index, row_ptr, take_rows
 from torch_geometric_ext.transforms.mirage.class_labels import ClassLabels
 
