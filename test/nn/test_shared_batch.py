@@ -441,6 +441,15 @@ def test_hooks_and_modules_stay_as_they_are():
     assert len(model.convs[0]._forward_hooks) == 0
 
 
+def test_inner_block_on_all_levels():
+    model, batch = Base().double(), make_batch(edge_attr=False)
+    with shared_batch(batch):
+        model(batch.x, batch.edge_index)
+        with shared_batch(batch, levelwise=False):
+            h = model(batch.x, batch.edge_index)
+    assert h.size(0) == sum(batch.num_sampled_nodes)
+
+
 def test_errors_within_a_convolution():
     class Fragile(Counter):
         fails = True

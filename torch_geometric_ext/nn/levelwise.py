@@ -311,9 +311,13 @@ class Levelwise:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _argument_names(forward: Callable[..., Any]) -> Optional[List[str]]:
     """Return the names of positional arguments, unless they are open-ended."""
+    return _find_names(forward)
+
+
+@functools.cache
+def _find_names(forward: Callable[..., Any]) -> Optional[List[str]]:
     params = list(inspect.signature(forward).parameters.values())[1:]
     if any(param.kind is param.VAR_POSITIONAL for param in params):
         return None

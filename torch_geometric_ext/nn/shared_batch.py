@@ -45,7 +45,11 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
       than :obj:`x`, or outputs that a fallback or edges went into, or returns
       more than embeddings,
     * is called for the first time, and directly instead of by a module that
-      is called within the block, or was compiled by :func:`torch.compile`.
+      is called within the block.
+
+    Convolutions compiled by :func:`torch.compile` run on all levels, without
+    a report, unless they are wrapped in
+    :class:`~torch_geometric_ext.nn.LevelwiseConv`.
 
     .. note::
         Set :obj:`levelwise=False` for models that trim layers, have fewer

@@ -8,6 +8,8 @@ from torch_geometric.nn import GIN, BatchNorm
 from devices import withDevice
 from torch_geometric_ext.data import SharedTreeBatch
 from torch_geometric_ext.nn import TreeBatchNorm, shared_batch
+from torch_geometric_ext.nn.current_batch import thread
+from torch_geometric_ext.nn.tree_levels import Rows, mark_rows, rows_of
 
 
 def make_batch():
@@ -127,3 +129,18 @@ def test_contexts_nest_and_end():
     with pytest.raises(RuntimeError, match='cannot tell trees from nodes'):
         norm(x)
     norm.eval()(x)
+
+
+def test_as_many_channels_as_trees():
+    """Statistics are not taken for rows of trees."""
+    norm, batch = TreeBatchNorm(3), make_batch()
+    plain = torch.nn.BatchNorm1d(3)
+    for _ in range(2):
+        x = torch.randn(3, 3)
+        with shared_batch(batch):
+            mark_rows(x, Rows(thread.block.context.levels, 1, False))
+            out = norm(x)
+            assert rows_of(out) == rows_of(x)
+        torch.testing.assert_close(out[ROWS], plain(x[ROWS]))
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+    assert rows_of(norm.running_mean) is None

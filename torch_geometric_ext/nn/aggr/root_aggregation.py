@@ -136,8 +136,9 @@ class RootAggregation(torch.nn.Module):
             self._check_norms(h)
             return self._pool_trees(_highest_level(h, batch), batch)
 
-        _check_rows(h, batch.num_nodes, batch.num_nodes)
         index, size = batch.batch, getattr(batch, 'num_graphs', 1)
+        num_nodes = batch.num_nodes if index is None else index.numel()
+        _check_rows(h, num_nodes, num_nodes)
         if index is None:
             index = torch.zeros(h.size(0), dtype=torch.long, device=h.device)
         if 'root_mask' not in batch:

@@ -19,8 +19,9 @@ class LevelwiseConv(torch.nn.Module):
     * it does not pass the equivalence check of
       :func:`~torch_geometric_ext.nn.shared_batch`,
     * its first call has to run on one level (by default, it runs on all levels
-      if no module calls the convolution, or if parameters are lazy), or
-    * the block sets :obj:`levelwise=False`.
+      if no module calls the convolution, or if parameters are lazy),
+    * the block sets :obj:`levelwise=False`, or
+    * :func:`torch.compile` compiles the model.
 
     The wrapper does not check that the convolution reads one hop. Outside of
     :func:`~torch_geometric_ext.nn.shared_batch`, it is the convolution it
@@ -98,7 +99,7 @@ class LevelwiseConv(torch.nn.Module):
         context = current_context()
         if context is None or context.call is not None:
             return self.conv(x, edge_index, *args, **kwargs)
-        # Compiled convolutions pass messages, for which this does nothing.
+        # Compiled convolutions pass messages.
         product = nullcontext() if is_compiling() else level_forward(self.conv)
         with product:
             return context.run(self.conv, (x, edge_index, *args), kwargs)
