@@ -524,8 +524,8 @@ def make_operands(name: str, device: torch.device) -> List[Any]:
         'computation_tree_ids': [x, numbers[:8].view(2, 4), 2],
         'csr_matmul': [
             *[x[:4, :1], x[:2].view(2, 1, 8)],
-            *[numbers[:5].int(), numbers[:4].int() % 2, numbers[:4].int()],
-            *[2 * numbers[:3].int(), numbers[:4].int(), numbers[:4].int()],
+            *[numbers[:5], numbers[:4] % 2, numbers[:4]],
+            *[2 * numbers[:3], numbers[:4], numbers[:4]],
         ],
         'extract_trees': [
             *[numbers[:2], numbers[:4], numbers[:3].int()],
