@@ -98,12 +98,15 @@ def is_available() -> bool:
 
 @functools.cache
 def device() -> torch.device:
-    """Register the device, once, and return it."""
+    """Register the device in the first call, and return it.
+
+    The first backward pass of a process starts a thread for each device, hence
+    the device needs to be registered before.
+    """
     backend_registration._setup_privateuseone_for_python_backend(
         NAME, _Module()
     )
     torch.UntypedStorage.__new__ = _new_storage
-    torch.Generator = _Generator
     _libraries.append(torch.library.Library('_', 'IMPL'))
     _libraries[-1].fallback(_fallback, 'PrivateUse1')
     _libraries[-1].fallback(_fallback, 'SparseCsrPrivateUse1')
@@ -163,8 +166,11 @@ class _GeneratorType(type):
         return isinstance(x, torch._C.Generator)
 
 
-class _Generator(metaclass=_GeneratorType):
-    """Creates generators of the host for the device, which has no others."""
+class Generator(metaclass=_GeneratorType):
+    """Create generators of the host for the device, which has no others.
+
+    Tests set it in place of `torch.Generator`.
+    """
 
     def __new__(cls, device: Any = 'cpu') -> Any:
         return torch._C.Generator(to_host(torch.device(device)))

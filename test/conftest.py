@@ -38,11 +38,15 @@ def ext(request, monkeypatch):
     return request.param
 
 
+if accelerator.is_available():
+    accelerator.device()
+
+
 @pytest.fixture
-def device(request):
+def device(request, monkeypatch):
     """Returns the device of a test that is decorated by `withDevice`."""
     if request.param == accelerator.NAME:
-        return accelerator.device()
+        monkeypatch.setattr(torch, 'Generator', accelerator.Generator)
     return torch.device(request.param)
 
 

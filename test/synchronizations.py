@@ -9,6 +9,7 @@ import csv
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,10 @@ def count(prepare: Callable, device: torch.device) -> List[accelerator.Sync]:
     the states of optimizers.
     """
     torch.manual_seed(0)
-    with warnings.catch_warnings():
+    with (
+        patch('torch.Generator', accelerator.Generator),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter('ignore')
         work = prepare(device)
         for _ in range(3):

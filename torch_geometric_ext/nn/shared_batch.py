@@ -68,22 +68,30 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
     """
     outer = thread.block
     with ExitStack() as stack:
-        if outer is not None and outer.context is not None:
-            stack.enter_context(outer.context.tracker.pause())
-        context = Levelwise(batch) if 'root_ptr' in batch else None
-        hooks = None
         try:
-            if context is not None:
-                stack.enter_context(context.tracker)
-                # Compiled models call no hooks that are added in a block.
-                if levelwise and not is_compiling():
-                    hooks = stack.enter_context(_Hooks(context))
-            thread.block = Block(context, hooks)
+            thread.block = block = _enter(batch, levelwise, outer, stack)
+            context = block.context
             yield [] if context is None else context.fallbacks
         finally:
             thread.block = outer
     if context is not None:
         context.check_depth()
+
+
+def _enter(
+    batch: Any, levelwise: bool, outer: Optional[Block], stack: ExitStack
+) -> Block:
+    """Pause the outer block, and track the rows of this one."""
+    if outer is not None and outer.context is not None:
+        stack.enter_context(outer.context.tracker.pause())
+    context = Levelwise(batch) if 'root_ptr' in batch else None
+    hooks = None
+    if context is not None:
+        stack.enter_context(context.tracker)
+        # Compiled models call no hooks that are added in a block.
+        if levelwise and not is_compiling():
+            hooks = stack.enter_context(_Hooks(context))
+    return Block(context, hooks)
 
 
 def current_context() -> Optional[Levelwise]:
