@@ -10,6 +10,7 @@ example.
 
 import argparse
 import faulthandler
+import os
 import sys
 import time
 import traceback
@@ -17,6 +18,9 @@ from unittest.mock import patch
 
 import hypothesis
 import torch
+
+# PyG imports Triton, which then reads whether to interpret kernels.
+os.environ['TRITON_INTERPRET'] = str(int(not torch.cuda.is_available()))
 
 import torch_geometric_ext.typing
 from fuzz.campaigns import CAMPAIGNS
