@@ -150,7 +150,7 @@ def _backward_values(
         part_size,
         **meta,
     )
-    return out.sum(0) if num_parts > 1 else out[0]
+    return out.sum(0) if num_parts > 1 else out.flatten()
 
 
 def _row_starts(
@@ -162,7 +162,7 @@ def _row_starts(
     if in_channels % block_size == 0:
         return rowptr  # Without cut blocks.
     width = (in_channels - col.long() * block_size).clamp(max=block_size)
-    return F.pad(width.cumsum(0), (1, 0))[rowptr.long()]
+    return F.pad(width.cumsum(0), (1, 0)).index_select(0, rowptr)
 
 
 def _constants(
