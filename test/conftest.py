@@ -10,10 +10,16 @@ import hypothesis
 import pytest
 import torch
 import torch.distributed as dist
+
+# PyG imports Triton, which then reads whether to interpret kernels.
+os.environ['TRITON_INTERPRET'] = str(int(not torch.cuda.is_available()))
+
 from torch_geometric.datasets import TUDataset
 
 import accelerator
 import torch_geometric_ext.typing
+from torch_geometric_ext.ops.triton_launch import has_triton
+from triton_kernels import by_triton
 
 # Tests choose between sparse and dense products as on any other machine, and
 # leave the cache of the user alone.
@@ -56,6 +62,15 @@ def kernels():
     if not torch_geometric_ext.typing.WITH_EXT:
         pytest.skip('the kernels are not installed')
     return torch_geometric_ext.typing
+
+
+@pytest.fixture
+def triton_kernels():
+    """Computes sparse products by Triton kernels, or skips a test."""
+    if not has_triton():
+        pytest.skip('Triton is not installed')
+    with by_triton():
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from torch_geometric_ext import ops
 from torch_geometric_ext.nn.dense.pattern import compress
 from torch_geometric_ext.ops.block_sparse_linear import (
     _block_sparse_linear,
+    _BlockSparseLinear,
+    block_sparse_linear_backward_gpu,
     block_sparse_linear_backward_reference,
 )
 from torch_geometric_ext.ops.csr_matmul import _dot_products
@@ -19,10 +21,14 @@ from torch_geometric_ext.ops.prototype_loss import (
 )
 from torch_geometric_ext.ops.sparse_linear import (
     _sparse_linear,
+    _SparseLinear,
+    sparse_linear_backward_gpu,
     sparse_linear_backward_reference,
 )
 from torch_geometric_ext.ops.top_positions import _top_positions
+from torch_geometric_ext.ops.triton_launch import has_triton
 from torch_geometric_ext.ops.weighted_sample import _weighted_sample
+from triton_kernels import by_triton
 
 FLOATS = st.sampled_from([torch.float, torch.double])
 SIZES = st.integers(0, 6)
@@ -387,6 +393,16 @@ def without_autograd(name, reference):
     return call
 
 
+def in_triton(function):
+    """Call the Triton kernel instead of the compiled one."""
+
+    def call(*args):
+        with by_triton(torch_geometric_ext.typing.WITH_EXT):
+            return function(*args)
+
+    return call
+
+
 def flat_trees(*args):
     try:
         out = ops.computation_tree_ids(*args)
@@ -483,3 +499,35 @@ CAMPAIGNS = [
         ('moderate', True),
     ),
 ]
+
+if has_triton():
+    CAMPAIGNS += [
+        (
+            'sparse_linear_triton',
+            in_triton(with_gradients(checked(_SparseLinear.apply), 0, 1, 2)),
+            sparse_linear,
+            SPARSE,
+        ),
+        (
+            'sparse_linear_backward_triton',
+            in_triton(torch.inference_mode()(sparse_linear_backward_gpu)),
+            sparse_linear_backward,
+            SPARSE,
+        ),
+        (
+            'block_sparse_linear_triton',
+            in_triton(
+                with_gradients(checked(_BlockSparseLinear.apply), 0, 1, 2)
+            ),
+            block_sparse_linear,
+            SPARSE,
+        ),
+        (
+            'block_sparse_linear_backward_triton',
+            in_triton(
+                torch.inference_mode()(block_sparse_linear_backward_gpu)
+            ),
+            block_sparse_linear_backward,
+            SPARSE,
+        ),
+    ]

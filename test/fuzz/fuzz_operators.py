@@ -10,6 +10,7 @@ example.
 
 import argparse
 import faulthandler
+import os
 import sys
 import time
 import traceback
@@ -17,6 +18,9 @@ from unittest.mock import patch
 
 import hypothesis
 import torch
+
+# PyG imports Triton, which then reads whether to interpret kernels.
+os.environ['TRITON_INTERPRET'] = str(int(not torch.cuda.is_available()))
 
 import torch_geometric_ext.typing
 from fuzz.campaigns import CAMPAIGNS
@@ -44,7 +48,7 @@ def compare(name, function, args, only_finite=False):
     refused = isinstance(out, Exception)
     if any(torch.is_tensor(x) and not is_plain(x) for x in args):
         return refused  # PyTorch decides on other layouts and devices.
-    name = name.removesuffix('_backward')
+    name = name.removesuffix('_triton').removesuffix('_backward')
     assert not refused or name in str(out), f'an error without name: {out!r}'
     expected = run(function, args, False)
     if refused or isinstance(expected, Exception):
@@ -135,7 +139,7 @@ def main():
         sys.exit('The kernels are not installed, hence nothing to compare')
 
     chosen = [x for x in CAMPAIGNS if not args.only or args.only in x[0]]
-    print(f'{"operator":>28}  {"cases":>8}  {"refused":>8}  {"failures":>8}')
+    print(f'{"operator":>35}  {"cases":>8}  {"refused":>8}  {"failures":>8}')
     campaigns = []
     for entry in chosen:
         campaign = Campaign(*entry[:3], **dict(entry[3:]))
@@ -151,7 +155,7 @@ def row(name, *campaigns):
         sum(getattr(x, key) for x in campaigns)
         for key in ['num_cases', 'num_refused', 'num_failures']
     )
-    return f'{name:>28}  {cases:8,}  {refused:8,}  {failures:8,}'
+    return f'{name:>35}  {cases:8,}  {refused:8,}  {failures:8,}'
 
 
 if __name__ == '__main__':

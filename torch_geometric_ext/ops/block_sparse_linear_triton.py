@@ -75,14 +75,16 @@ def block_sparse_linear_backward(
     A gradient that is not needed is empty.
     """
     grad_x, grad_values = x.new_empty(0, 0), values.new_empty(0)
-    grad = grad.to(x.dtype).contiguous()
+    # Tensor cores multiply matrices of one dtype.
+    dtype = x.dtype if grad.dtype == x.dtype else values.dtype
+    grad = grad.to(dtype).contiguous()
     starts = _row_starts(rowptr, col, x.size(1), block_size)
     if needs_x:
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         columns = (rowptr, colptr, row, perm)
         _backward_x(grad, values, columns, starts, grad_x, block_size)
     if needs_values:
-        args = (grad, x.contiguous(), values, rowptr, col)
+        args = (grad, x.to(dtype).contiguous(), values, rowptr, col)
         grad_values = _backward_values(*args, starts, block_size)
     return grad_x, grad_values
 
@@ -150,7 +152,7 @@ def _backward_values(
         part_size,
         **meta,
     )
-    return out.sum(0) if num_parts > 1 else out[0]
+    return out.sum(0) if num_parts > 1 else out.flatten()
 
 
 def _row_starts(
@@ -162,7 +164,7 @@ def _row_starts(
     if in_channels % block_size == 0:
         return rowptr  # Without cut blocks.
     width = (in_channels - col.long() * block_size).clamp(max=block_size)
-    return F.pad(width.cumsum(0), (1, 0))[rowptr.long()]
+    return F.pad(width.cumsum(0), (1, 0)).index_select(0, rowptr)
 
 
 def _constants(

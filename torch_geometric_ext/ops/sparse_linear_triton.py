@@ -122,7 +122,7 @@ def _multiply_pairs(
         WEIGHTS=weights,
         SAMPLES=samples,
     )
-    return out.sum(0) if num_parts > 1 else out[0]
+    return out.sum(0) if num_parts > 1 else out.flatten()
 
 
 def _tile(num_samples: int) -> Tuple[int, int]:
