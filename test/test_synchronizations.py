@@ -4,10 +4,10 @@ import csv
 
 import pytest
 import torch
-from synchronizations import CASES, STEP, TABLE, count
 
 import accelerator
 import torch_geometric_ext as package
+from synchronizations import CASES, STEP, TABLE, count
 
 ROOMS = ['data', 'full_batch', 'loader', 'lottery', 'nn', 'sparsity']
 ROOMS += ['transforms', 'utils']
