@@ -7,7 +7,7 @@ records the operations in which the host would wait for CUDA, so that tests can
 count them without a GPU.
 
 The hooks are experimental (see `torch.utils.backend_registration`), hence
-`is_available` tells whether this version of PyTorch has them.
+`is_available` checks whether this version of PyTorch has them.
 """
 
 import contextlib
@@ -91,9 +91,12 @@ def _record(name: str) -> None:
         syncs.append(Sync(name, stack))
 
 
+@functools.cache  # The device is an accelerator, too.
 def is_available() -> bool:
-    """Check whether PyTorch supports devices that are written in Python."""
-    return hasattr(torch._C, '_acc')
+    """Check whether PyTorch supports devices that are written in Python, and
+    has no other accelerator, whose place the device would take.
+    """
+    return hasattr(torch._C, '_acc') and not torch.accelerator.is_available()
 
 
 @functools.cache
