@@ -44,7 +44,7 @@ run() {
         nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
     fi
     git log -1 --format='commit %h' 2> /dev/null || true
-    part 100 -m pytest test -q -k 'cuda:0' --maxfail 20
+    part 100 -m pytest test -q -k 'cuda:0 or gpu_linear' --maxfail 20
     part 190 -W ignore -m benchmark.cuda.sparse_linear
     part 75 -W ignore -m benchmark.cuda.shared_trees
     part 35 -W ignore -m benchmark.cuda.gder_overhead
