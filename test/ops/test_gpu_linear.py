@@ -85,13 +85,13 @@ def test_kernels_equal_dense_products(
 
 @pytest.mark.parametrize('block_size', SIZES)
 def test_rows_of_different_lengths(triton_kernels, block_size):
-    mask = torch.zeros(4, 300 // block_size + 1, dtype=torch.bool)
+    mask = torch.zeros(4, 150 // block_size + 1, dtype=torch.bool)
     mask[1] = mask[:, 0] = True
     mask[3] = False
-    size = (4 * block_size - block_size // 2, 300)
+    size = (4 * block_size - block_size // 2, 150)
     for num_rows in [1, 66]:
         args = (num_rows, size, block_size, torch.float)
-        kwargs = dict(mask=mask[:, : -(-300 // block_size)])
+        kwargs = dict(mask=mask[:, : -(-150 // block_size)])
         assert_equal_to_dense(*make_inputs(*args, **kwargs))
 
 
@@ -104,7 +104,7 @@ def test_small_grids(triton_kernels, block_size, monkeypatch):
         monkeypatch.setattr(sys.modules[module], 'MAX_GRID', 2)
     module = sys.modules['torch_geometric_ext.ops.triton_launch']
     monkeypatch.setattr(module, 'MIN_SAMPLES', 100)
-    inputs = make_inputs(330, (20, 100), block_size, torch.double)
+    inputs = make_inputs(140, (20, 100), block_size, torch.double)
     assert_equal_to_dense(*inputs)
 
 
