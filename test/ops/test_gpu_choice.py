@@ -30,6 +30,7 @@ from torch_geometric_ext.ops.gpu_choice import (
 )
 from torch_geometric_ext.ops.gpu_crossovers import measure_gpu_crossovers
 from torch_geometric_ext.ops.triton_launch import has_triton
+from triton_kernels import DEVICE
 
 BLOCK_SIZES = [1, 8, 16, 32]
 GPU = torch.device('cuda', 0)
@@ -273,7 +274,7 @@ def test_measured_kernels_run(monkeypatch, triton_kernels, dtype, block_size):
         found.append(run())
         return 1.0
 
-    args = (dtype, torch.device('cpu'), block_size)
+    args = (dtype, DEVICE, block_size)
     measure_gpu_crossovers(*args, time_run)
     assert len(found) % 9 == 0 and len(found) > 0
     for i in range(0, len(found), 9):

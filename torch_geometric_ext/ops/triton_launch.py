@@ -1,5 +1,6 @@
 """Launch Triton kernels, and divide their work among programs."""
 
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Tuple
 
@@ -13,6 +14,7 @@ NUM_PROGRAMS = 2048
 MIN_SAMPLES = 512
 
 
+@lru_cache(maxsize=1)
 def has_triton() -> bool:
     """Check whether Triton is installed, without importing it."""
     return find_spec('triton') is not None

@@ -52,7 +52,8 @@ class SparseLinear(SparseParameters):
         and under transforms of :mod:`torch.func` and forward-mode autograd.
         The representation of the layer names the density above which this is
         the case for large mini-batches, :obj:`dense_above` (see
-        :meth:`crossover`).
+        :meth:`crossover`). On a GPU, all products are dense until
+        :func:`~torch_geometric_ext.ops.calibrate` measured it.
 
     .. note::
         Pass sparse features, such as bags of words, in CSR format
