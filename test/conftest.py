@@ -53,6 +53,7 @@ def device(request, monkeypatch):
     """Returns the device of a test that is decorated by `withDevice`."""
     if request.param == accelerator.NAME:
         monkeypatch.setattr(torch, 'Generator', accelerator.Generator)
+        return accelerator.device()
     return torch.device(request.param)
 
 

@@ -19,11 +19,12 @@ def csr_linear(
     col: Tensor,
 ) -> Tensor:
     """Multiply rows by dense blocks of rows of a weight, and add a bias."""
-    out = [x.new_empty(x.size(0), 0, dtype=values.dtype)]
+    dtype = _product_dtype(x, values)
+    out = [x.new_empty(x.size(0), 0, dtype=dtype)]
     with torch.autocast(x.device.type, enabled=False):
         for block in row_blocks(rowptr, col, x.size(1)):
             weight = dense_block(values, *block, x.size(1))
-            out.append(F.linear(x.to(values.dtype), weight))
+            out.append(F.linear(x.to(dtype), weight.to(dtype)))
         y = torch.cat(out, dim=1)
         return (y if bias is None else y + bias).to(x.dtype)
 
@@ -45,17 +46,27 @@ def csr_linear_backward(
     grad_x = values.new_zeros(x.shape if needs_x else (0, 0))
     grad_values = [values.new_empty(0)]
     with torch.autocast(x.device.type, enabled=False):
-        x_out, grad_out = x.to(values.dtype), grad.to(values.dtype)
+        dtype = _product_dtype(x, values)
+        x_out, grad_out = x.to(dtype), grad.to(dtype)
         for rows, items, index in row_blocks(rowptr, col, x.size(1)):
             if needs_x:
                 block = (rows, items, index)
                 weight = dense_block(values, *block, x.size(1))
-                grad_x = grad_x + grad_out[:, rows] @ weight
+                grad_x = grad_x + grad_out[:, rows] @ weight.to(dtype)
             if needs_values:
                 dense = grad_out[:, rows].t() @ x_out
-                grad_values.append(dense.flatten().gather(0, index))
-    grad_bias = grad_out[:, : grad.size(1) * needs_bias].sum(0)
+                dense = dense.flatten().gather(0, index)
+                grad_values.append(dense.to(values.dtype))
+    grad_bias = grad[:, : grad.size(1) * needs_bias]
+    grad_bias = grad_bias.sum(0, dtype=values.dtype)
     return grad_x.to(x.dtype), torch.cat(grad_values), grad_bias
+
+
+def _product_dtype(x: Tensor, values: Tensor) -> torch.dtype:
+    """Return the dtype of products: accelerators multiply in half precision
+    and sum in single precision, as those of :class:`torch.nn.Linear` do.
+    """
+    return values.dtype if x.is_cpu else x.dtype
 
 
 def row_blocks(
