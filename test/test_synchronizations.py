@@ -13,8 +13,8 @@ ROOMS = ['data', 'full_batch', 'loader', 'lottery', 'nn', 'sparsity']
 ROOMS += ['transforms', 'utils']
 NAMES = {name for room in ROOMS for name in getattr(package, room).__all__}
 
-# Units that may wait in each training step: GCNs add self-loops in each pass.
-WAITING = ['MaskedGCNConv', 'torch_geometric.nn.GCNConv']
+# It adds self-loops in each pass.
+WAITING = ['torch_geometric.nn.GCNConv']
 
 with TABLE.open(newline='') as file:
     ROWS = {(row['Name'], row['Unit']): row for row in csv.DictReader(file)}

@@ -10,6 +10,7 @@ from torch_geometric.testing import withPackage
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import to_dense_adj, to_torch_csr_tensor
 
+import accelerator
 from devices import withDevice
 from torch_geometric_ext.nn import MaskedGCNConv, densify
 from torch_geometric_ext.nn.conv import masked_gcn_conv
@@ -469,3 +470,25 @@ def test_sparse_features(x, device, with_mask):
         torch.autograd.grad(out.square().sum(), conv.lin.values),
         torch.autograd.grad(expected.square().sum(), conv.lin.values),
     )
+
+
+@withDevice
+@pytest.mark.parametrize('improved', [True, False])
+@pytest.mark.parametrize('weighted', [True, False])
+@pytest.mark.parametrize('flow', ['source_to_target', 'target_to_source'])
+def test_self_loops(device, improved, weighted, flow):
+    edge_index = torch.tensor([[0, 1, 2, 2, 3, 1], [1, 0, 2, 3, 2, 1]])
+    edge_weight = torch.arange(1.0, 7.0) if weighted else None
+    x = torch.randn(5, 8)
+    args = dict(improved=improved, flow=flow)
+    conv = MaskedGCNConv(8, 16, sparsity=0.0, **args)
+    expected = GCNConv(8, 16, **args)
+    expected.lin.weight.data = conv.lin.to_dense().weight.data
+    expected = expected(x, edge_index, edge_weight)
+    weight = None if edge_weight is None else edge_weight.to(device)
+    inputs = (x.to(device), edge_index.to(device), weight)
+    conv = conv.to(device)
+    with accelerator.record_syncs() as syncs:
+        out = conv(*inputs)
+    assert syncs == []
+    torch.testing.assert_close(out.cpu(), expected)

@@ -11,6 +11,7 @@ from torch_geometric.utils import (
     is_torch_sparse_tensor,
 )
 
+from torch_geometric_ext.nn.conv.self_loops import weigh_self_loops
 from torch_geometric_ext.nn.dense import SparseLinear
 from torch_geometric_ext.nn.multiply import (
     aggregates_first,
@@ -337,20 +338,30 @@ class MaskedGCNConv(GCNConv):
                 fill_value=True,
                 num_nodes=x.size(self.node_dim),
             )[1]
-        return _select(*self._norm(edge_index, edge_weight, x), edge_mask)
+        graph = self._norm(edge_index, edge_weight, x, keep_order=True)
+        return _select(*graph, edge_mask)
 
     def _norm(
-        self, edge_index: Tensor, edge_weight: OptTensor, x: Tensor
+        self,
+        edge_index: Tensor,
+        edge_weight: OptTensor,
+        x: Tensor,
+        keep_order: bool = False,
     ) -> Graph:
-        return gcn_norm(
-            edge_index,
-            edge_weight,
-            x.size(self.node_dim),
-            self.improved,
-            self.add_self_loops,
-            self.flow,
-            x.dtype,
-        )
+        num_nodes: int = x.size(self.node_dim)  # type: ignore[assignment]
+        loops = self.add_self_loops
+        graph = edge_index, edge_weight
+        # Self-loops of weight zero change no sum:
+        if (
+            loops
+            and self.aggr in ['add', 'sum']
+            and not (x.is_cpu or keep_order or self.explain)
+        ):
+            fill_value = 2.0 if self.improved else 1.0
+            graph = weigh_self_loops(*graph, fill_value, num_nodes, x.dtype)
+            loops = False
+        args = (num_nodes, self.improved, loops, self.flow, x.dtype)
+        return gcn_norm(*graph, *args)
 
     def _check_mask(self, edge_index: Adj, edge_mask: Tensor) -> None:
         name = self.__class__.__name__
