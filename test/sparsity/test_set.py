@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,7 +112,9 @@ def run_huge():
 
 def test_set_huge_layer():
     pytest.importorskip('resource')
-    subprocess.run([sys.executable, __file__], check=True, timeout=100)
+    command = [sys.executable, '-m', 'sparsity.test_set']
+    folder = Path(__file__).parents[1]
+    subprocess.run(command, cwd=folder, check=True, timeout=100)
 
 
 if __name__ == '__main__':
