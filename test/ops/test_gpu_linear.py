@@ -123,6 +123,14 @@ def test_strides(triton_kernels, block_size):
         assert_equal_to_dense(weight, turn(x), bias, turn(grad))
 
 
+@pytest.mark.parametrize('dtype', [torch.long, torch.double])
+@pytest.mark.parametrize('block_size', SIZES)
+def test_gradients_of_another_dtype(triton_kernels, block_size, dtype):
+    args = (9, (20, 33), block_size, torch.float)
+    weight, x, bias, grad = make_inputs(*args, density=0.9)
+    assert_equal_to_dense(weight, x, bias, (3 * grad).to(dtype))
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.half])
 @pytest.mark.parametrize('block_size', SIZES)
 def test_half_precision_is_rounded_once(triton_kernels, block_size, dtype):

@@ -114,6 +114,8 @@ def backward_sparse(
     grad: Tensor, x: Tensor, weight: Weight, needs: Needs
 ) -> Gradients:
     """Compute :func:`backward` by Triton kernels, without waiting for them."""
+    if grad.dtype not in [x.dtype, weight.values.dtype]:
+        grad = grad.to(weight.values.dtype)  # Outputs get its dtype.
     args = (grad, x, weight.values)
     if weight.block_size == 1:
         from torch_geometric_ext.ops.sparse_linear_triton import (
