@@ -36,11 +36,15 @@ FALLBACK_TESTS := test/data/test_shared_trees.py test/examples \
 	test/transforms/mirage \
 	test/transforms/test_share_computation_trees.py
 
-.PHONY: demo demo-fallback test test-fallback fuzz sanitize sanitized \
+.PHONY: demo demo-full demo-fallback test test-fallback fuzz sanitize sanitized \
 	mutants lint types doctest docs check format clean
 
-demo: $(VENV)/.examples
-	@$(BIN)/python examples/quickstart.py
+demo: $(VENV)/.demo
+	@$(BIN)/python -m examples.demo
+
+# Compares five methods with all their baselines, over five seeds: five minutes.
+demo-full: $(VENV)/.examples
+	@$(BIN)/python examples/compare_methods.py
 
 test: $(VENV)/.test
 ifeq ($(WITH_EXT),0)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from torch_geometric.testing import withPackage
 
-PATH = Path(__file__).parents[2] / 'examples' / 'quickstart.py'
+PATH = Path(__file__).parents[2] / 'examples' / 'compare_methods.py'
 
 
 @withPackage('datamol', 'sklearn', 'tqdm')
 @pytest.mark.filterwarnings('ignore:.*no weights will move')
-@pytest.mark.filterwarnings('error:Mini-batches of')  # The demo is quiet.
-def test_quickstart(tmp_path, monkeypatch, capsys):
+@pytest.mark.filterwarnings('error:Mini-batches of')
+def test_compare_methods(tmp_path, monkeypatch, capsys):
     argv = [str(PATH), '--epochs=1', '--seeds=2', f'--root={tmp_path}']
     monkeypatch.setattr(sys, 'argv', argv)
     runpy.run_path(str(PATH), run_name='__main__')

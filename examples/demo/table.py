@@ -1,0 +1,81 @@
+"""The table of the demo: three trainings in each row."""
+
+import json
+from typing import Any, Callable, Dict, List, NamedTuple
+
+from tqdm import tqdm
+
+Results = Dict[str, Dict[str, 'Run']]
+
+HEADER = (
+    f'{"":<16}{"plain":>16}{"by hand":>17}{"ours":>17}{"speed-up":>10}   saved'
+)
+
+
+class Run(NamedTuple):
+    metric: float  # In percent.
+    seconds: float
+    saved: str = ''
+
+
+class Door(NamedTuple):
+    name: str
+    metric_name: str
+    plain: Callable[[], Run]
+    by_hand: Callable[[], Run]
+    ours: Callable[[], Run]
+
+
+def run_doors(doors: List[Door]) -> Results:
+    """Run all trainings, and print the row of each door when it is done."""
+    results: Results = {}
+    with tqdm(total=3 * len(doors), leave=False, disable=None) as bar:
+        for door in doors:
+            runs = results[door.name] = {}
+            for name in ['plain', 'by_hand', 'ours']:
+                bar.set_description(f'{door.name}, {name.replace("_", " ")}')
+                runs[name] = getattr(door, name)()
+                bar.update()
+            bar.write(format_row(door, runs))
+    return results
+
+
+def format_row(door: Door, runs: Dict[str, Run]) -> str:
+    cells = ''.join(
+        f'{f"{run.metric:.1f} % {run.seconds:6.2f} s":>17}'
+        for run in runs.values()
+    )
+    speedup = runs['plain'].seconds / runs['ours'].seconds
+    return f'{door.name:<15}{cells}{speedup:>9.1f}x   {runs["ours"].saved}'
+
+
+def summarize(results: Results) -> str:
+    """Return the sentence that the table shows."""
+    pairs = [(runs['plain'], runs['ours']) for runs in results.values()]
+    speedup = [plain.seconds / ours.seconds for plain, ours in pairs]
+    change = [ours.metric - plain.metric for plain, ours in pairs]
+    return (
+        f'Training takes {min(speedup):.1f} to {max(speedup):.1f} times less '
+        f'time than a plain loop, and results change by {min(change):+.1f} '
+        f'to {max(change):+.1f} points.'
+    )
+
+
+def to_json_lines(results: Results, **metadata: Any) -> str:
+    """Return metadata and rows as the figure of the README reads them."""
+    records = [metadata]
+    for name, runs in results.items():
+        plain, ours = runs['plain'], runs['ours']
+        records.append(
+            dict(
+                door=name,
+                plain_seconds=plain.seconds,
+                plain_metric=plain.metric,
+                by_hand_seconds=runs['by_hand'].seconds,
+                by_hand_metric=runs['by_hand'].metric,
+                seconds=ours.seconds,
+                metric=ours.metric,
+                saved=ours.saved,
+            )
+        )
+    return ''.join(json.dumps(record) + '\n' for record in records)
