@@ -111,7 +111,10 @@ clean:
 	rm -rf .venv .venv-fallback .venv-sanitize build docs/build torch_geometric_ext/*.so
 
 # Environments, one stamp for each extra. Torch comes first: the kernels are
-# built against it, while pip installs the other packages.
+# built against it, while pip installs the other packages. Ninja needs to be on
+# the path. Without the flags of make, it uses all cores.
+WITH_NINJA := MAKEFLAGS= PATH='$(CURDIR)/$(BIN)':"$$PATH"
+
 $(VENV)/.torch: .ci/constraints.txt
 	@echo 'Creating $(VENV) with PyTorch ...'
 	@$(PYTHON) -m venv $(VENV)
@@ -120,19 +123,19 @@ $(VENV)/.torch: .ci/constraints.txt
 
 $(VENV)/.kernels: $(VENV)/.torch setup.py $(KERNELS)
 	@echo 'Compiling kernels ...'
-	@PATH='$(CURDIR)/$(BIN)':"$$PATH" WITH_EXT=1 $(BIN)/python setup.py build_ext \
-		--inplace >$@.log 2>&1 || { cat $@.log; exit 1; }
+	@$(WITH_NINJA) WITH_EXT=1 $(BIN)/python setup.py build_ext --inplace >$@.log 2>&1 \
+		|| { cat $@.log; exit 1; }
 	@touch $@
 
 # The first import writes bytecode.
 $(VENV)/.packages-%: $(VENV)/.torch $(SOURCES)
 	@echo 'Installing torch_geometric_ext[$*] ...'
-	@PATH='$(CURDIR)/$(BIN)':"$$PATH" WITH_EXT=$(if $(EDITABLE),0,$(WITH_EXT)) \
-		SANITIZE=$(SANITIZE) $(INSTALL) --no-build-isolation $(EDITABLE) '.[$*]'
+	@$(WITH_NINJA) WITH_EXT=$(if $(EDITABLE),0,$(WITH_EXT)) SANITIZE=$(SANITIZE) \
+		$(INSTALL) --no-build-isolation $(EDITABLE) '.[$*]'
 	@$(BIN)/python -c 'import torch_geometric.nn'
 	@touch $@
 
 $(VENV)/.%: $(VENV)/.torch $(SOURCES) $(KERNELS)
-	@$(MAKE) --no-print-directory --jobs=2 $(VENV)/.packages-$* \
+	@$(MAKE) --silent --no-print-directory --jobs=2 $(VENV)/.packages-$* \
 		$(if $(EDITABLE),$(VENV)/.kernels)
 	@touch $@

@@ -49,6 +49,7 @@ def get_kernels() -> dict:
 
     flags = ['-O3', '-g0', '-fvisibility=hidden', '-fopenmp']
     flags += ['-fno-math-errno', '-fno-trapping-math']  # As in PyTorch.
+    flags += ['-Wno-maybe-uninitialized']  # A false alarm in unrolled loops.
     link_flags = ['-fopenmp', '-s']
     if os.getenv('SANITIZE') == '1':
         sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover']
