@@ -14,10 +14,10 @@ EDITABLE := $(if $(filter .venv,$(VENV)),--editable)
 INSTALL := $(BIN)/pip --disable-pip-version-check -qq install --no-compile \
 	-c .ci/constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
-KERNELS := $(shell find torch_geometric_ext/csrc -type f)
+KERNELS := setup.py $(shell find torch_geometric_ext/csrc -type f)
 SOURCES := pyproject.toml .ci/constraints.txt
 ifeq ($(EDITABLE),)
-SOURCES += setup.py $(KERNELS) $(shell find torch_geometric_ext -name '*.py')
+SOURCES += $(KERNELS) $(shell find torch_geometric_ext -name '*.py')
 endif
 
 # Without kernels, run the tests whose results depend on them: those of the
@@ -121,7 +121,7 @@ $(VENV)/.torch: .ci/constraints.txt
 	@$(INSTALL) torch 'setuptools>=77' wheel ninja
 	@touch $@
 
-$(VENV)/.kernels: $(VENV)/.torch setup.py $(KERNELS)
+$(VENV)/.kernels: $(VENV)/.torch $(KERNELS)
 	@echo 'Compiling kernels ...'
 	@$(WITH_NINJA) WITH_EXT=1 $(BIN)/python setup.py build_ext --inplace >$@.log 2>&1 \
 		|| { cat $@.log; exit 1; }
