@@ -10,11 +10,14 @@ VENV := .venv$(if $(filter 0,$(WITH_EXT)),-fallback)$(if $(filter 1,$(SANITIZE))
 BIN := $(VENV)/bin
 # Kernels are built in place, where other environments may not find them.
 EDITABLE := $(if $(filter .venv,$(VENV)),--editable)
-PIP := $(BIN)/pip --disable-pip-version-check -qq
-SOURCES := setup.py pyproject.toml .ci/constraints.txt \
-	$(shell find torch_geometric_ext/csrc -type f)
+# Python compiles what it imports, much less than pip would compile.
+INSTALL := $(BIN)/pip --disable-pip-version-check -qq install --no-compile \
+	-c .ci/constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
+KERNELS := setup.py $(shell find torch_geometric_ext/csrc -type f)
+SOURCES := pyproject.toml .ci/constraints.txt
 ifeq ($(EDITABLE),)
-SOURCES += $(shell find torch_geometric_ext -name '*.py')
+SOURCES += $(KERNELS) $(shell find torch_geometric_ext -name '*.py')
 endif
 
 # Without kernels, run the tests whose results depend on them: those of the
@@ -112,15 +115,31 @@ clean:
 	rm -rf .venv .venv-fallback .venv-sanitize build docs/build torch_geometric_ext/*.so
 
 # Environments, one stamp for each extra. Torch comes first: the kernels are
-# built against it.
+# built against it, while pip installs the other packages. Ninja needs to be on
+# the path. Without the flags of make, it uses all cores.
+WITH_NINJA := MAKEFLAGS= PATH='$(CURDIR)/$(BIN)':"$$PATH"
+
 $(VENV)/.torch: .ci/constraints.txt
 	@echo 'Creating $(VENV) with PyTorch ...'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c .ci/constraints.txt torch 'setuptools>=77' wheel ninja
+	@$(INSTALL) torch 'setuptools>=77' wheel ninja
 	@touch $@
 
-$(VENV)/.%: $(VENV)/.torch $(SOURCES)
-	@echo 'Installing torch_geometric_ext[$*]$(if $(EDITABLE), and building its kernels) ...'
-	@WITH_EXT=$(WITH_EXT) SANITIZE=$(SANITIZE) $(PIP) install -c .ci/constraints.txt \
-		--no-build-isolation $(EDITABLE) '.[$*]'
+$(VENV)/.kernels: $(VENV)/.torch $(KERNELS)
+	@echo 'Compiling kernels ...'
+	@$(WITH_NINJA) WITH_EXT=1 $(BIN)/python setup.py build_ext --inplace >$@.log 2>&1 \
+		|| { cat $@.log; exit 1; }
+	@touch $@
+
+# The first import writes bytecode.
+$(VENV)/.packages-%: $(VENV)/.torch $(SOURCES)
+	@echo 'Installing torch_geometric_ext[$*] ...'
+	@$(WITH_NINJA) WITH_EXT=$(if $(EDITABLE),0,$(WITH_EXT)) SANITIZE=$(SANITIZE) \
+		$(INSTALL) --no-build-isolation $(EDITABLE) '.[$*]'
+	@$(BIN)/python -c 'import torch_geometric.nn'
+	@touch $@
+
+$(VENV)/.%: $(VENV)/.torch $(SOURCES) $(KERNELS)
+	@$(MAKE) --silent --no-print-directory --jobs=2 $(VENV)/.packages-$* \
+		$(if $(EDITABLE),$(VENV)/.kernels)
 	@touch $@

@@ -30,6 +30,10 @@ def kernels_wanted() -> bool:
     return shutil.which(compiler.split()[0]) is not None
 
 
+def find(pattern: str) -> list:
+    return sorted(str(path) for path in CSRC.glob(pattern))
+
+
 def get_kernels() -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -45,15 +49,18 @@ def get_kernels() -> dict:
 
     flags = ['-O3', '-g0', '-fvisibility=hidden', '-fopenmp']
     flags += ['-fno-math-errno', '-fno-trapping-math']  # As in PyTorch.
+    flags += ['-Wno-maybe-uninitialized']  # A false alarm in unrolled loops.
     link_flags = ['-fopenmp', '-s']
     if os.getenv('SANITIZE') == '1':
         sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover']
         flags += [*sanitizers, '-g1', '-O1', '-fno-omit-frame-pointer']
         link_flags = ['-fopenmp', *sanitizers]
+    # Units include all other files. The slowest to compile come first.
+    loops = find('cpu/*_avx*.cpp') + find('cpu/*_default.cpp')
     extension = CppExtension(
         'torch_geometric_ext._C',
-        sources=sorted(str(path) for path in CSRC.rglob('*.cpp')),
-        depends=sorted(str(path) for path in CSRC.rglob('*.h')),
+        sources=find('units/*.cpp') + loops,
+        depends=find('**/*.h') + find('**/*.cpp'),
         extra_compile_args={'cxx': flags},
         extra_link_args=link_flags,
     )

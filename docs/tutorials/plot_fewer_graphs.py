@@ -118,8 +118,8 @@ for make_sampler in [all_graphs, random_half, gder_half]:
     print(f'{make_sampler.__name__:12} F1 {f1:.1%} after {num_steps} steps')
 
 # %%
-# A single seed is not conclusive. ``examples/compare_methods.py`` compares five
-# paired seeds, and :doc:`../benchmarks` reports on six more data sets and on
+# A single seed is not conclusive. ``examples/compare_methods.py`` compares
+# five paired seeds; :doc:`../benchmarks` reports on six more data sets and on
 # corrupted graphs.
 #
 # Inspect the draws

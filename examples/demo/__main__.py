@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 import torch_geometric
-from .fingerprints import full_batches, sparse_layers
-from .molecules import fewer_graphs, trees
-from .table import HEADER, run_doors, summarize, to_json_lines
 
 import torch_geometric_ext
 from torch_geometric_ext.datasets import FingerprintKNN, MeltingPoint
 from torch_geometric_ext.typing import WITH_EXT
+
+from .fingerprints import full_batches, sparse_layers
+from .molecules import fewer_graphs, trees
+from .table import HEADER, run_doors, summarize, to_json_lines
 
 LEGEND = """
 Test results (F1 in the first row, accuracy in the others), and seconds of

@@ -6,7 +6,6 @@ from typing import Any, Callable, List, Optional
 
 import torch
 import torch.nn.functional as F
-from .table import Door, Run
 from torch import Tensor
 from torch.optim import Adam
 from torch_geometric import seed_everything
@@ -18,6 +17,8 @@ from torch_geometric_ext.full_batch import StaticGraph, accelerate
 from torch_geometric_ext.nn import sparsify
 from torch_geometric_ext.sparsity import RigL
 from torch_geometric_ext.utils import GraphLotteryPruner
+
+from .table import Door, Run
 
 SPARSITY, EDGE_SPARSITY = 0.95, 0.2
 

@@ -6,7 +6,6 @@ from typing import Any, Iterable, List
 
 import torch
 import torch.nn.functional as F
-from .table import Door, Run
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
@@ -28,6 +27,8 @@ from torch_geometric_ext.transforms import (
     MirageCondense,
     ShareComputationTrees,
 )
+
+from .table import Door, Run
 
 NUM_FAULTY = 4000  # Molecules of the faulty data set, with all liquids.
 KEPT_LIQUIDS, CORRUPTED = 0.05, 0.2  # Fractions of it.
@@ -58,11 +59,13 @@ def fewer_graphs(
     def run(kind: str) -> Run:
         seed_everything(seed)
         model, start = Net(64, num_layers=3), time.perf_counter()
-        parameters, graphs = list(model.parameters()), faulty
+        parameters = list(model.parameters())
+        graphs: Any = faulty
         sampler: Any = None
         if kind == 'by hand':
             y = torch.cat([data.y for data in faulty])
-            sampler = WeightedRandomSampler(1 / y.bincount()[y], len(y) // 2)
+            weight: Any = 1 / y.bincount()[y]
+            sampler = WeightedRandomSampler(weight, len(y) // 2)
         elif kind == 'ours':
             graphs = IndexedDataset(faulty)
             prototypes = HypersphericalPrototypes(64, num_classes=3)

@@ -6,7 +6,7 @@
 
 #include "../dispatch.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::block_sparse_linear {
 namespace {
 
 using at::Tensor;
@@ -79,4 +79,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, Autograd, m) {
   m.impl("block_sparse_linear", TORCH_FN(block_sparse_linear_autograd));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::block_sparse_linear

@@ -5,7 +5,7 @@
 
 #include "../dispatch.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::prototype_loss {
 namespace {
 
 using at::Tensor;
@@ -75,4 +75,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, Autograd, m) {
   m.impl("prototype_loss", TORCH_FN(prototype_loss_autograd));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::prototype_loss

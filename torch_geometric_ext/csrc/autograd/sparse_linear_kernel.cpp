@@ -6,7 +6,7 @@
 
 #include "../dispatch.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::sparse_linear {
 namespace {
 
 using at::Tensor;
@@ -70,4 +70,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, Autograd, m) {
   m.impl("sparse_linear", TORCH_FN(sparse_linear_autograd));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::sparse_linear

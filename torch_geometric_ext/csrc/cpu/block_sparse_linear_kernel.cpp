@@ -18,7 +18,7 @@
 #include "pattern.h"
 #include "sparse_linear_schedule.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::block_sparse_linear {
 namespace {
 
 using at::Tensor;
@@ -471,4 +471,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
       TORCH_FN(block_sparse_linear_backward_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::block_sparse_linear

@@ -9,7 +9,7 @@
 
 #include "../check.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::csr_matmul {
 namespace {
 
 using at::Tensor;
@@ -164,4 +164,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("csr_dot_products", TORCH_FN(csr_dot_products_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::csr_matmul

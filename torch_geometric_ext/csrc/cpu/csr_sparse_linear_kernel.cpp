@@ -14,7 +14,7 @@
 #include "pattern.h"
 #include "sparse_linear_schedule.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::csr_sparse_linear {
 namespace {
 
 using at::Tensor;
@@ -335,4 +335,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
       "csr_sparse_linear_backward", TORCH_FN(csr_sparse_linear_backward_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::csr_sparse_linear

@@ -8,7 +8,7 @@
 
 #include "../check.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::extract_trees {
 namespace {
 
 // More levels would be a mistake. `ops/check.py` holds the same bound.
@@ -199,4 +199,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("extract_trees", TORCH_FN(extract_trees_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::extract_trees

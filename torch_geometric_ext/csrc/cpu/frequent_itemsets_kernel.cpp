@@ -10,7 +10,7 @@
 #include "pattern_frontier.h"
 #include "transactions.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::frequent_itemsets {
 namespace {
 
 constexpr int64_t kMaxId = int64_t(1) << 31;
@@ -309,4 +309,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("frequent_itemsets", TORCH_FN(frequent_itemsets_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::frequent_itemsets

@@ -15,7 +15,7 @@
 
 #include "../check.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::herding {
 namespace {
 
 constexpr int64_t kLimit = int64_t(1) << 31;
@@ -347,4 +347,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("herding", TORCH_FN(herding_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::herding

@@ -8,7 +8,7 @@
 #include "../check.h"
 
 // Merges of ascending positions, in linear time.
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::merge_positions {
 namespace {
 
 // Sums of larger positions could overflow. `ops/merge_positions.py` holds the
@@ -92,4 +92,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("missing_positions", TORCH_FN(missing_positions_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::merge_positions

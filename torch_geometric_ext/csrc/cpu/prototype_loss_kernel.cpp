@@ -18,7 +18,7 @@
 
 #include "small.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::prototype_loss {
 namespace {
 
 using at::Tensor;
@@ -421,4 +421,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("prototype_loss_backward", TORCH_FN(prototype_loss_backward_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::prototype_loss

@@ -21,7 +21,7 @@
 #include "sparse_linear.h"
 #include "sparse_linear_schedule.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::sparse_linear {
 namespace {
 
 using at::Tensor;
@@ -332,4 +332,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("sparse_linear_backward", TORCH_FN(sparse_linear_backward_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::sparse_linear

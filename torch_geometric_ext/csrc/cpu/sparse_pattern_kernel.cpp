@@ -9,7 +9,7 @@
 
 #include "../check.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::sparse_pattern {
 namespace {
 
 using Tensors =
@@ -97,4 +97,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("sparse_pattern", TORCH_FN(sparse_pattern_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::sparse_pattern

@@ -13,7 +13,7 @@
 #include "../check.h"
 #include "radix_select.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::top_positions {
 namespace {
 
 // The number of scores that a single, vectorized comparison tests. A choice:
@@ -165,4 +165,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("top_positions", TORCH_FN(top_positions_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::top_positions

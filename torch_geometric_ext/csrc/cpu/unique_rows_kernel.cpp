@@ -8,7 +8,7 @@
 
 #include "unique.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::unique_rows {
 namespace {
 
 template <typename scalar_t>
@@ -109,4 +109,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("unique_rows", TORCH_FN(unique_rows_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::unique_rows

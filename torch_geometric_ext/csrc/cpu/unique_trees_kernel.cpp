@@ -7,7 +7,7 @@
 #include "../check.h"
 #include "unique.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::unique_trees {
 namespace {
 
 constexpr int64_t kMaxId = int64_t(1) << 31;
@@ -163,4 +163,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("unique_trees", TORCH_FN(unique_trees_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::unique_trees

@@ -10,7 +10,7 @@
 
 #include "radix_select.h"
 
-namespace torch_geometric_ext {
+namespace torch_geometric_ext::weighted_sample {
 namespace {
 
 // Non-negative doubles compare like their bit patterns below the sign: 11 bits
@@ -101,4 +101,4 @@ TORCH_LIBRARY_IMPL(torch_geometric_ext, CPU, m) {
   m.impl("weighted_sample", TORCH_FN(weighted_sample_cpu));
 }
 
-}  // namespace torch_geometric_ext
+}  // namespace torch_geometric_ext::weighted_sample
