@@ -101,17 +101,34 @@ def test(model: Net, batch: Data, task: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='.data/Solubility')
-    parser.add_argument(
-        '--task', choices=['classes', 'regression'], default='classes'
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        '--keep_ratio', type=float, default=0.5, help='graphs in each epoch'
+        '--root', default='.data/Solubility', help='folder of the data set'
     )
-    parser.add_argument('--epochs', type=int, default=30)
-    parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--lr', type=float, default=0.005)
+    parser.add_argument(
+        '--task',
+        choices=['classes', 'regression'],
+        default='classes',
+        help='what to predict',
+    )
+    parser.add_argument(
+        '--keep_ratio',
+        type=float,
+        default=0.5,
+        help='fraction of graphs in each epoch',
+    )
+    parser.add_argument(
+        '--epochs', type=int, default=30, help='epochs of each training'
+    )
+    parser.add_argument(
+        '--seeds', type=int, default=3, help='trainings of each method'
+    )
+    parser.add_argument(
+        '--lr', type=float, default=0.005, help='learning rate'
+    )
     args = parser.parse_args()
 
     molecules = Solubility(str(Path(args.root)), 'train')
