@@ -8,8 +8,11 @@ log10 mol/l), for which graphs have no labels and belong to virtual classes.
 """
 
 import argparse
+import statistics
+import time
+from collections import defaultdict
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -49,8 +52,10 @@ class Net(torch.nn.Module):
 
 def train(
     method: str, dataset: IndexedDataset, args: argparse.Namespace, seed: int
-) -> Tuple[Net, int]:
-    """Return the trained model and the number of graphs it was trained on."""
+) -> Tuple[Net, int, float]:
+    """Return the trained model, the number of graphs it was trained on and the
+    seconds of the training.
+    """
     seed_everything(seed)
     regression = args.task == 'regression'
     model = Net(1 if regression else 3)
@@ -71,7 +76,7 @@ def train(
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=args.epochs * len(loader)
     )
-    num_graphs = 0
+    num_graphs, start = 0, time.perf_counter()
     for _ in range(args.epochs):
         for batch in loader:
             optimizer.zero_grad()
@@ -88,7 +93,7 @@ def train(
             optimizer.step()
             scheduler.step()
             num_graphs += batch.num_graphs
-    return model.eval(), num_graphs
+    return model.eval(), num_graphs, time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -140,15 +145,16 @@ def main() -> None:
     test_dataset = Solubility(str(Path(args.root)), 'test')
     batch = next(iter(DataLoader(test_dataset, len(test_dataset))))
 
+    rows: Dict[str, List[Tuple[float, ...]]] = defaultdict(list)
+    for seed in range(args.seeds):
+        for method in ['all graphs', 'soft random', 'GDeR']:
+            model, *costs = train(method, dataset, args, seed)
+            rows[method].append((*costs, test(model, batch, args.task)))
     metric = 'F1 [%]' if args.task == 'classes' else 'MAE'
-    print(f'{"method":14}{"graphs":>10}{metric:>10}')
-    for method in ['all graphs', 'soft random', 'GDeR']:
-        values: List[float] = []
-        for seed in range(args.seeds):
-            model, num_graphs = train(method, dataset, args, seed)
-            values.append(test(model, batch, args.task))
-        mean = sum(values) / len(values)
-        print(f'{method:14}{num_graphs:>10,}{mean:>10.2f}')
+    print(f'{"method":14}{"graphs":>10}{"time [s]":>10}{metric:>10}')
+    for method, values in rows.items():
+        num_graphs, seconds, mean = map(statistics.mean, zip(*values))
+        print(f'{method:14}{num_graphs:>10,.0f}{seconds:>10.1f}{mean:>10.2f}')
 
 
 if __name__ == '__main__':

@@ -38,7 +38,7 @@ NUM_LAYERS = 2
 OPTIONS = [
     ('root', '.data/Solubility', 'folder of the data set'),
     ('ratio', 0.05, 'fraction of bytes to keep'),
-    ('seeds', 5, 'trainings of each method'),
+    ('seeds', 3, 'trainings of each method'),
     ('num_steps', 150, 'steps of each training'),
     ('batch_size', 128, 'graphs of a mini-batch'),
     ('hidden_channels', 64, 'width of the model'),
