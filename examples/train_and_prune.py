@@ -84,7 +84,7 @@ def main() -> None:
         '--hidden_channels', type=int, default=512, help='width of the model'
     )
     parser.add_argument(
-        '--epochs', type=int, default=60, help='epochs of each phase'
+        '--epochs', type=int, default=30, help='epochs of each phase'
     )
     parser.add_argument(
         '--lr', type=float, default=0.005, help='learning rate'
