@@ -8,8 +8,11 @@ log10 mol/l), for which graphs have no labels and belong to virtual classes.
 """
 
 import argparse
+import statistics
+import time
+from collections import defaultdict
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -49,8 +52,10 @@ class Net(torch.nn.Module):
 
 def train(
     method: str, dataset: IndexedDataset, args: argparse.Namespace, seed: int
-) -> Tuple[Net, int]:
-    """Return the trained model and the number of graphs it was trained on."""
+) -> Tuple[Net, int, float]:
+    """Return the trained model, the number of graphs it was trained on and the
+    seconds of the training.
+    """
     seed_everything(seed)
     regression = args.task == 'regression'
     model = Net(1 if regression else 3)
@@ -71,7 +76,7 @@ def train(
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=args.epochs * len(loader)
     )
-    num_graphs = 0
+    num_graphs, start = 0, time.perf_counter()
     for _ in range(args.epochs):
         for batch in loader:
             optimizer.zero_grad()
@@ -88,7 +93,7 @@ def train(
             optimizer.step()
             scheduler.step()
             num_graphs += batch.num_graphs
-    return model.eval(), num_graphs
+    return model.eval(), num_graphs, time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -101,17 +106,34 @@ def test(model: Net, batch: Data, task: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='.data/Solubility')
-    parser.add_argument(
-        '--task', choices=['classes', 'regression'], default='classes'
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        '--keep_ratio', type=float, default=0.5, help='graphs in each epoch'
+        '--root', default='.data/Solubility', help='folder of the data set'
     )
-    parser.add_argument('--epochs', type=int, default=30)
-    parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--lr', type=float, default=0.005)
+    parser.add_argument(
+        '--task',
+        choices=['classes', 'regression'],
+        default='classes',
+        help='what to predict',
+    )
+    parser.add_argument(
+        '--keep_ratio',
+        type=float,
+        default=0.5,
+        help='fraction of graphs in each epoch',
+    )
+    parser.add_argument(
+        '--epochs', type=int, default=30, help='epochs of each training'
+    )
+    parser.add_argument(
+        '--seeds', type=int, default=3, help='trainings of each method'
+    )
+    parser.add_argument(
+        '--lr', type=float, default=0.005, help='learning rate'
+    )
     args = parser.parse_args()
 
     molecules = Solubility(str(Path(args.root)), 'train')
@@ -123,15 +145,16 @@ def main() -> None:
     test_dataset = Solubility(str(Path(args.root)), 'test')
     batch = next(iter(DataLoader(test_dataset, len(test_dataset))))
 
+    rows: Dict[str, List[Tuple[float, ...]]] = defaultdict(list)
+    for seed in range(args.seeds):
+        for method in ['all graphs', 'soft random', 'GDeR']:
+            model, *costs = train(method, dataset, args, seed)
+            rows[method].append((*costs, test(model, batch, args.task)))
     metric = 'F1 [%]' if args.task == 'classes' else 'MAE'
-    print(f'{"method":14}{"graphs":>10}{metric:>10}')
-    for method in ['all graphs', 'soft random', 'GDeR']:
-        values: List[float] = []
-        for seed in range(args.seeds):
-            model, num_graphs = train(method, dataset, args, seed)
-            values.append(test(model, batch, args.task))
-        mean = sum(values) / len(values)
-        print(f'{method:14}{num_graphs:>10,}{mean:>10.2f}')
+    print(f'{"method":14}{"graphs":>10}{"time [s]":>10}{metric:>10}')
+    for method, values in rows.items():
+        num_graphs, seconds, mean = map(statistics.mean, zip(*values))
+        print(f'{method:14}{num_graphs:>10,.0f}{seconds:>10.1f}{mean:>10.2f}')
 
 
 if __name__ == '__main__':

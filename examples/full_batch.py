@@ -29,7 +29,7 @@ Forward = Callable[..., Tensor]
 
 def load(name: str, root: str) -> Data:
     if name == 'DigitsKNN':
-        return DigitsKNN(root)[0]
+        return DigitsKNN(f'{root}/{name}')[0]
     return Planetoid(root, name)[0]
 
 
@@ -54,12 +54,26 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--dataset', default='DigitsKNN')  # Or 'Cora', ...
-    parser.add_argument('--root', default=None)
-    parser.add_argument('--model', default='GCN', choices=list(MODELS))
-    parser.add_argument('--hidden_channels', type=int, default=256)
-    parser.add_argument('--epochs', type=int, default=50)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        '--dataset',
+        default='DigitsKNN',
+        choices=['DigitsKNN', 'Cora', 'CiteSeer', 'PubMed'],
+        help='graph, of which PyG downloads all but the first',
+    )
+    parser.add_argument('--root', default='.data', help='folder of data sets')
+    parser.add_argument(
+        '--model', default='GCN', choices=list(MODELS), help='kind of layers'
+    )
+    parser.add_argument(
+        '--hidden_channels', type=int, default=256, help='width of the model'
+    )
+    parser.add_argument(
+        '--epochs', type=int, default=50, help='epochs of each training'
+    )
     args = parser.parse_args()
 
     seed_everything(0)

@@ -22,10 +22,30 @@ from torch_geometric.transforms import NormalizeFeatures
 from torch_geometric_ext.datasets import DigitsKNN
 from torch_geometric_ext.utils import GraphLotteryPruner, Ticket, count_macs
 
+OPTIONS = [
+    (
+        'dataset',
+        'DigitsKNN',
+        "graph, or 'Cora', 'CiteSeer' and 'PubMed' of PyG",
+    ),
+    ('root', '.data', 'folder of data sets'),
+    ('path', '.data/ticket.pt', 'file of the ticket'),
+    ('hidden_channels', 256, 'width of the dense model'),
+    ('dropout', 0.5, 'dropout of the dense model'),
+    ('narrow_dropout', 0.0, 'dropout of the narrow dense model'),
+    ('weight_sparsity', 0.95, 'fraction of weights to prune'),
+    ('edge_sparsity', 0.2, 'fraction of edges to prune'),
+    ('method', 'fast', "search, or 'one_shot', 'imp' and 'random'"),
+    ('pretrain_epochs', 60, 'epochs of the dense model'),
+    ('search_epochs', 100, 'epochs in which weights move'),
+    ('retrain_epochs', 100, 'epochs of the ticket'),
+    ('seed', 0, 'seed of all methods'),
+]
+
 
 def load(name: str, root: str) -> Data:
     if name == 'DigitsKNN':
-        return DigitsKNN(root)[0]
+        return DigitsKNN(f'{root}/{name}')[0]
     return Planetoid(root, name, transform=NormalizeFeatures())[0]
 
 
@@ -75,23 +95,17 @@ def print_row(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--dataset', default='DigitsKNN')  # Or 'Cora', ...
-    parser.add_argument('--root', default=None)
-    parser.add_argument('--hidden_channels', type=int, default=256)
-    parser.add_argument('--dropout', type=float, default=0.5)
-    parser.add_argument('--narrow_dropout', type=float, default=0.0)
-    parser.add_argument('--weight_sparsity', type=float, default=0.95)
-    parser.add_argument('--edge_sparsity', type=float, default=0.2)
-    parser.add_argument('--method', default='fast')
-    parser.add_argument('--pretrain_epochs', type=int, default=60)
-    parser.add_argument('--search_epochs', type=int, default=100)
-    parser.add_argument('--retrain_epochs', type=int, default=100)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--path', default='.data/ticket.pt')
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for name, default, text in OPTIONS:
+        parser.add_argument(
+            f'--{name}', type=type(default), default=default, help=text
+        )
     args = parser.parse_args()
 
-    data = load(args.dataset, args.root or f'.data/{args.dataset}')
+    data = load(args.dataset, args.root)
     seed_everything(args.seed)
     model = gcn(data, args.hidden_channels, args.dropout)
     pruner = GraphLotteryPruner(

@@ -35,6 +35,15 @@ from torch_geometric_ext.nn import RootAggregation
 from torch_geometric_ext.transforms import MirageCondense
 
 NUM_LAYERS = 2
+OPTIONS = [
+    ('root', '.data/Solubility', 'folder of the data set'),
+    ('ratio', 0.05, 'fraction of bytes to keep'),
+    ('seeds', 3, 'trainings of each method'),
+    ('num_steps', 150, 'steps of each training'),
+    ('batch_size', 128, 'graphs of a mini-batch'),
+    ('hidden_channels', 64, 'width of the model'),
+    ('lr', 0.003, 'learning rate'),
+]
 
 
 class Net(torch.nn.Module):
@@ -148,14 +157,14 @@ def run(seed: int, args: argparse.Namespace) -> Dict[str, List[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='.data/Solubility')
-    parser.add_argument('--ratio', type=float, default=0.05)
-    parser.add_argument('--seeds', type=int, default=5)
-    parser.add_argument('--num_steps', type=int, default=150)
-    parser.add_argument('--batch_size', type=int, default=128)
-    parser.add_argument('--hidden_channels', type=int, default=64)
-    parser.add_argument('--lr', type=float, default=0.003)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for name, default, text in OPTIONS:
+        parser.add_argument(
+            f'--{name}', type=type(default), default=default, help=text
+        )
     args = parser.parse_args()
 
     table = defaultdict(list)

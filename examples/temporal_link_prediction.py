@@ -34,6 +34,14 @@ from torch_geometric_ext.utils import (
 )
 
 OUTPUT = '2'  # The output layer of a head stays dense.
+OPTIONS = [
+    ('root', '.data/TemporalEdgeList', 'folder of the data set'),
+    ('embedding_dim', 64, 'width of node embeddings'),
+    ('hidden_channels', 128, 'width of the heads'),
+    ('sparsity', 0.95, 'fraction of weights to prune'),
+    ('steps', 300, 'steps of each training'),
+    ('lr', 0.003, 'learning rate'),
+]
 
 
 class Task:
@@ -144,16 +152,20 @@ def run(name: str, task: Task, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='.data/TemporalEdgeList')
-    parser.add_argument(
-        '--dataset', default='CollegeMsg', choices=TemporalEdgeList.names
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--embedding_dim', type=int, default=64)
-    parser.add_argument('--hidden_channels', type=int, default=128)
-    parser.add_argument('--sparsity', type=float, default=0.95)
-    parser.add_argument('--steps', type=int, default=300)
-    parser.add_argument('--lr', type=float, default=3e-3)
+    parser.add_argument(
+        '--dataset',
+        default='CollegeMsg',
+        choices=TemporalEdgeList.names,
+        help='network to download',
+    )
+    for name, default, text in OPTIONS:
+        parser.add_argument(
+            f'--{name}', type=type(default), default=default, help=text
+        )
     args = parser.parse_args()
 
     data = TemporalEdgeList(args.root, args.dataset)[0]

@@ -73,12 +73,25 @@ class Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='.data/DigitsKNN')
-    parser.add_argument('--hidden_channels', type=int, default=512)
-    parser.add_argument('--epochs', type=int, default=60)
-    parser.add_argument('--lr', type=float, default=0.005)
-    parser.add_argument('--sparsity', type=float, default=0.98)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        '--root', default='.data/DigitsKNN', help='folder of the data set'
+    )
+    parser.add_argument(
+        '--hidden_channels', type=int, default=512, help='width of the model'
+    )
+    parser.add_argument(
+        '--epochs', type=int, default=30, help='epochs of each phase'
+    )
+    parser.add_argument(
+        '--lr', type=float, default=0.005, help='learning rate'
+    )
+    parser.add_argument(
+        '--sparsity', type=float, default=0.98, help='weights to prune'
+    )
     args = parser.parse_args()
 
     data = DigitsKNN(args.root)[0]
@@ -91,10 +104,14 @@ def main() -> None:
         costs = [x + y for x, y in zip(trainer.costs(), before or (0, 0))]
         num_weights = sum(x.numel() for x in model.parameters())
         print(
-            f'{name:12} {trainer.test(model):.1f} % with {num_weights:7,} '
-            f'weights, training {costs[0] / 1e9:6.1f} GMACs, {costs[1]:5.1f} s'
+            f'{name:12}{trainer.test(model):>14.1f}{num_weights:>12,}'
+            f'{costs[0] / 1e9:>10.1f}{costs[1]:>10.1f}'
         )
 
+    print(
+        f'{"method":12}{"accuracy [%]":>14}{"parameters":>12}{"GMACs":>10}'
+        f'{"time [s]":>10}'
+    )
     dense = copy.deepcopy(initial)
     trainer.fit(dense)
     before = trainer.macs, trainer.seconds

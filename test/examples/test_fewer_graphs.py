@@ -17,5 +17,5 @@ def test_fewer_graphs(task, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out.splitlines()
     names = ['method', 'all graphs', 'soft random', 'GDeR']
     assert [line[:14].strip() for line in out[-4:]] == names
-    graphs = [int(line.split()[-2].replace(',', '')) for line in out[-3:]]
+    graphs = [int(line.split()[-3].replace(',', '')) for line in out[-3:]]
     assert graphs[1] == graphs[2] < 0.51 * graphs[0]

@@ -12,11 +12,12 @@ def test_sparse_training(tmp_path, monkeypatch, capsys):
     argv = [str(PATH), '--epochs=8', '--hidden_channels=32']
     monkeypatch.setattr(sys, 'argv', [*argv, f'--root={tmp_path}'])
     runpy.run_path(str(PATH), run_name='__main__')
-    out = capsys.readouterr().out.splitlines()
-    epochs = [line for line in out if line.startswith('Epoch: 008, Loss: ')]
-    assert len(epochs) == 3
-    dense, *sparse = [line for line in out if line.startswith('Sparsity')]
-    assert dense.startswith('Sparsity 0%: 6,858 parameters, ')
-    assert 'explored' not in dense
-    assert [line.split()[1] for line in sparse] == ['90%:', '95%:']
-    assert all('% of all explored), 0.0' in line for line in sparse)
+    title, *rows = capsys.readouterr().out.splitlines()[-4:]
+    assert len({len(row) for row in [title, *rows]}) == 1  # Aligned.
+    dense, *sparse = [row.replace(',', '').split() for row in rows]
+    assert dense[:2] == ['0%', '6858'] and dense[-2] == '1.0x'
+    assert [row[0] for row in sparse] == ['90%', '95%']
+    # Only sparse models explore connections:
+    assert len(dense) == 6 and all(row[2].endswith('%') for row in sparse)
+    assert all(int(row[1]) < 0.2 * 6858 for row in sparse)
+    assert all(float(row[3]) < 0.5 * float(dense[2]) for row in sparse)

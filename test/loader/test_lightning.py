@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch.utils.data import Subset
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
+from torch_geometric.testing import withCUDA
 
-from devices import withDevice
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import (
     GDeRSampler,
@@ -103,7 +103,7 @@ pytestmark = [
 ]
 
 
-@withDevice
+@withCUDA  # Lightning does not know the pretend accelerator.
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_checkpoints(device, tmp_path, num_workers):
     lightning = pytest.importorskip('lightning.pytorch')

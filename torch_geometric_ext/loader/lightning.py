@@ -31,16 +31,19 @@ class SamplerCallback(Callback):
     * **Checkpoints** hold the state of the sampler. A resumed training draws
       the same graphs, and continues within an epoch.
     * **Distributed training.** The sampler draws for the rank and the number
-      of ranks of the trainer. It need not be created on each rank.
+      of ranks of the trainer. Leave its arguments :obj:`num_replicas` and
+      :obj:`rank` unset.
     * **Logs.** In each epoch, the callback logs the last values of
       :meth:`~torch_geometric_ext.loader.DynamicSampler.history` as
       :obj:`sampler/num_graphs`, :obj:`sampler/turnover`,
       :obj:`sampler/coverage`, :obj:`sampler/num_suspects` and so on.
-    * **Checks.** An error is raised before training if the trainer does not
-      use the sampler, or stops epochs early because their lengths differ.
+    * **Checks.** The callback raises an error before training if the trainer
+      does not use the sampler, or would stop epochs early because their
+      lengths differ.
 
     The trainer itself calls
     :meth:`~torch_geometric_ext.loader.DynamicSampler.set_epoch`.
+    :doc:`/guides/lightning` shows a whole training.
 
     .. code-block:: python
 

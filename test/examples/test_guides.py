@@ -1,0 +1,163 @@
+"""Run the scripts of the guides as a user would, from a folder of data."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch_geometric.testing import withPackage
+
+from torch_geometric_ext.typing import WITH_EXT
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPTS = REPOSITORY / 'examples' / 'guides'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('guides')  # Data are processed once.
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Return a function that runs a script and returns what it prints."""
+
+    def call(name):
+        path = SCRIPTS / f'{name}.py'
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, 'argv', [str(path)])
+        runpy.run_path(str(path), run_name='__main__')
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def launch(folder):
+    """Return a function that runs a script in processes of its own."""
+
+    def call(name, *launcher):
+        result = subprocess.run(
+            [sys.executable, *launcher, SCRIPTS / f'{name}.py'],
+            cwd=folder,
+            env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return call
+
+
+@withPackage('datamol')
+def test_checkpoint(run):
+    out = run('checkpoint').splitlines()[-3:]
+    # The resumed training takes the steps that are left:
+    assert [line.split()[0] for line in out] == ['32', '19', 'Equal']
+    assert out[-1] == 'Equal weights: True'
+
+
+@withPackage('datamol', 'lightning')
+def test_train_with_lightning(run):
+    out = run('train_with_lightning').splitlines()
+    # The trainer counts the steps before the checkpoint, too:
+    assert [x for x in out if x.endswith(' steps')] == [
+        '24 steps', '13 steps', '24 steps',
+    ]  # fmt: skip
+    assert out[-1] == 'Equal weights: True'
+
+
+@withPackage('datamol')
+def test_distributed(launch):
+    losses = []
+    for ranks, graphs in [(1, 512), (2, 256)]:
+        launcher = ['-m', 'torch.distributed.run', '--standalone']
+        out = launch('distributed', *launcher, f'--nproc-per-node={ranks}')
+        epochs = [x for x in out.splitlines() if x.startswith('Epoch')]
+        text = f'{graphs} graphs on each of {ranks} rank(s)'
+        assert all(text in line for line in epochs)
+        losses.append([float(line.split()[-1]) for line in epochs])
+    assert len(losses[0]) == 3 and losses[0][2] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+
+
+@withPackage('sklearn')
+def test_export_and_serve(run, launch):
+    out = run('export_model')
+    before, after = re.search(r'(\d+) -> (\d+) channels', out).groups()
+    assert int(after) < int(before) == 256
+    *rows, imported = launch('serve').splitlines()
+    assert imported == 'Imported packages of PyG: []'
+    assert {'gcn.pt2', 'sage.pt2'} <= {row.split(':')[0] for row in rows}
+    for row in rows:
+        assert '[500, 10]' in row
+        assert float(row.split()[-1]) < 1e-4
+
+
+@withPackage('datamol')
+def test_own_data(run):
+    out = run('own_data')
+    assert "Skip 'not a molecule'" in out
+    for source in ['CSV file', 'Folder', 'List']:
+        assert f'{source}: 642 graphs' in out
+    error, constant = re.search(
+        r'error: (.+), of a constant: (.+)', out
+    ).groups()
+    assert float(error) < float(constant)
+
+
+@withPackage('datamol', 'sklearn')
+def test_continuous_features(run):
+    out = run('continuous_features').splitlines()
+    assert any("'x' is continuous" in line for line in out)
+    start = [line.startswith('bins') for line in out].index(True)
+    ratios = [float(row.split()[-1]) for row in out[start + 1 : start + 4]]
+    assert ratios == sorted(ratios, reverse=True) and ratios[-1] > 1
+    (difference,) = [x for x in out if x.startswith('Difference of losses')]
+    assert float(difference.split()[-1]) < 1e-4
+    assert any(re.search('test graphs: [2-8] values', line) for line in out)
+    (total,) = [x for x in out if x.startswith('bytes: ')]
+    assert float(re.search(r'\((.+)%\)', total)[1]) <= 10
+
+
+@withPackage('datamol')
+def test_sampler_policy(run):
+    out = run('sampler_policy').splitlines()[-3:]
+    everything, drawn = (float(line.split()[-1]) for line in out[:2])
+    assert drawn > 1.1 * everything
+    assert out[-1] == 'Same draw from a checkpoint: True'
+
+
+@withPackage('sklearn')
+def test_weight_scheduler(run):
+    rows = [line.split() for line in run('weight_scheduler').splitlines()]
+    (name, weights, *fan_in, _), (other, others, *even, accuracy) = rows[-2:]
+    assert (name, other) == ('SET', 'EvenFanIn') and weights == others
+    assert int(even[-1]) - int(even[0]) < int(fan_in[-1]) - int(fan_in[0])
+    assert float(accuracy) > 90
+
+
+def test_add_operator(launch):
+    out = launch('add_operator')
+    assert ('opcheck' in out) == WITH_EXT and 'FAIL' not in out
+    assert 'gradcheck: True' in out
+    assert 'torch.compile: True' in out
+
+
+@withPackage('sklearn')
+def test_neighbor_sampling(run):
+    out = run('neighbor_sampling').splitlines()
+    accuracy = float(re.search('accuracy: (.+) %', out[-2])[1])
+    assert accuracy > 80
+    assert float(out[-1].split()[-1]) < 1e-4
+
+
+def test_each_script_is_part_of_a_guide():
+    pages = (REPOSITORY / 'docs' / 'source' / 'guides').glob('*.rst')
+    text = ''.join(page.read_text() for page in pages)
+    for path in SCRIPTS.glob('*.py'):
+        assert f'examples/guides/{path.name}' in text
