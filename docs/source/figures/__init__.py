@@ -7,9 +7,14 @@ reads the variables of all pages.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Dict, List
 
+from jinja2 import Environment, StrictUndefined
+
 from figures.records import RESULTS
+
+STRICT = Environment(undefined=StrictUndefined)
 
 PAGES = [
     'fewer_graphs',
@@ -35,9 +40,10 @@ def variables(page: str) -> Dict[str, Any]:
 def render(app: Any, page: str, source: List[str]) -> None:
     """Fill the template of a page."""
     if page.split('/')[0] == 'benchmarks':
-        text = app.builder.templates.render_string(source[0], variables(page))
-        source[0] = text
-        for path in RESULTS.rglob('*.jsonl'):
+        template = STRICT.from_string(source[0])
+        source[0] = template.render(variables(page))
+        code = Path(__file__).parent.glob('*.py')
+        for path in [*RESULTS.rglob('*.jsonl'), *code]:
             app.env.note_dependency(str(path))
 
 

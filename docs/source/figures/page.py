@@ -1,5 +1,6 @@
 """Write tables, figures and sources of a page as reStructuredText."""
 
+import re
 import statistics
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -13,7 +14,6 @@ import matplotlib.pyplot as plt  # noqa: E402
 from figures.records import REPOSITORY, RESULTS, read_blocks  # noqa: E402
 
 FOLDER = REPOSITORY / 'docs' / 'build' / 'figures'
-NO_BREAK = '\u00a0'
 WIDTH = 7.3  # Inches, which are 700 pixels.
 
 # Colors that differ for color-blind readers, too (Okabe and Ito):
@@ -56,15 +56,25 @@ def show(figure: Any, name: str, alt: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table, its first column aligned to the left."""
+    """Return a table, where a row group names its first column once."""
     lines = ['.. list-table::', '   :header-rows: 1', '   :align: left', '']
+    group = None
     for row in [header, *rows]:
-        for i, cell in enumerate(row):
-            text = str(cell)
-            if len(text) < 18:  # Do not wrap numbers.
-                text = text.replace(' to ', '–').replace(' ', NO_BREAK)
-            lines.append(f'   {"*" if i == 0 else " "} - {text}')
+        cells = [keep_together(str(x)) for x in row]
+        if cells[0] == group:
+            cells[0] = ''
+        else:
+            group = cells[0]
+        for i, cell in enumerate(cells):
+            lines.append(f'   {"*" if i == 0 else " "} - {cell}')
     return '\n'.join(lines) + '\n'
+
+
+def keep_together(cell: str) -> str:
+    """Do not wrap a number and its unit."""
+    if not re.match(r'[+−]?\d', cell) or len(cell) > 18:
+        return cell
+    return cell.replace(' to ', '–').replace(' ', '\u00a0')
 
 
 def legend(figure: Any, axes: Any, columns: int) -> None:
@@ -82,7 +92,7 @@ def describe(name: str) -> str:
     """Return the script, machine and date of a results file."""
     link = f':download:`{Path(name).name} </../../benchmark/results/{name}>`'
     if not name.endswith('.jsonl'):
-        return f'{link}: output of the script.'
+        return f'{link}: a text table.'
     metas = [block.meta for block in read_blocks(RESULTS / name)]
     scripts = join(
         word

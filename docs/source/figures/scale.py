@@ -42,9 +42,7 @@ def draw() -> Any:
 def size_table() -> str:
     lines = []
     for name in values(read_rows('scale.jsonl'), 'name'):
-        label, unit, _ = NAMES.get(
-            name, ('update RigL', 'inputs and outputs', '')
-        )
+        label, unit, _ = NAMES.get(name, ('update RigL', 'channels', ''))
         for row in read_rows('scale.jsonl', name=name):
             memory = row['gigabytes']
             lines.append(
