@@ -74,7 +74,7 @@ def keep_together(cell: str) -> str:
     """Do not wrap a number and its unit."""
     if not re.match(r'[+−]?\d', cell) or len(cell) > 18:
         return cell
-    return cell.replace(' to ', '–').replace(' ', '\u00a0')
+    return cell.replace(' to ', '–\u2060').replace(' ', '\u00a0')
 
 
 def legend(figure: Any, axes: Any, columns: int) -> None:
