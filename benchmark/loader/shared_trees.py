@@ -605,6 +605,7 @@ def main() -> None:
             compare_curves(load(args.root, name), name, marks, batch_size=128)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'\npeak memory of the process: {peak:.1f} GB')
+    record.write(part='process', gigabytes=peak)
 
 
 if __name__ == '__main__':

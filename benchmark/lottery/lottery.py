@@ -389,6 +389,7 @@ def main() -> None:
         run(name, kind, args)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'peak memory: {memory:.2f} GB')
+    record.write(part='process', gigabytes=memory)
 
 
 if __name__ == '__main__':

@@ -175,7 +175,7 @@ def unseen_table() -> str:
         for block in blocks
         if block.meta['unseen']
         for x in block.rows
-        if x['method'] in names and x['to_dense'] > -40
+        if x.get('method') in names and x['to_dense'] > -40
     ]
     return page.table(
         ['Method', 'Weights pruned', 'Edges pruned', 'Against dense'], lines
@@ -208,7 +208,8 @@ def content() -> Dict[str, Any]:
     rivals = {x: study.average(x, 'imp', 'to_dense') for x in cells}
     gcn = [x for x in sparsest(cells, PANELS[0]) if x[0] == 'GCN']
     epochs = read_rows('lottery_epochs.jsonl', part='epochs')
-    loops = read_rows('csr_loop.jsonl')
+    loops = [x for x in read_rows('csr_loop.jsonl') if 'loop' in x]
+    batches = read_rows('lottery_minibatch.jsonl')
     return {
         'accuracy': page.show(
             draw(study), 'lottery', 'Accuracy of tickets and iterative pruning'
@@ -228,5 +229,13 @@ def content() -> Dict[str, Any]:
         'epoch_ratios': page.times(*(1 / x['highest'] for x in epochs)),
         'search_ratios': page.times(*(x['ratio'] for x in epochs)),
         'loop': page.times(page.mean([x['ratio'] for x in loops])),
+        'batches': page.times(
+            *(1 / x['ratio'] for x in select(batches, method='search'))
+        ),
+        'batch_loss': {
+            x['epochs']: page.signed(y['test'] - x['test'])[1:]
+            for x in select(batches, method='plain')
+            for y in select(batches, method='search', epochs=x['epochs'])
+        },
         'source': page.source,
     }

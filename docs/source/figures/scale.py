@@ -75,5 +75,11 @@ def content() -> Dict[str, Any]:
             x['graphs']: x for x in read_rows('planning.jsonl', method='GDeR')
         },
         'searches': read_rows('lottery_scale.jsonl'),
+        'sampling': page.times(
+            *(
+                x['ratio']
+                for x in read_rows('neighbor_sampler.jsonl', method='by hand')
+            )
+        ),
         'source': page.source,
     }

@@ -156,6 +156,56 @@ def link_table(rows: List[Row]) -> str:
     return page.table(header, body)
 
 
+def gcn_notes(rows: List[Row]) -> Dict[str, str]:
+    """Return numbers of narrow GCNs and of memory."""
+    narrow: Dict[bool, List[float]] = {True: [], False: []}
+    memory: Dict[str, List[float]] = {x: [] for x in ['RigL', 'ADMM', 'SLR']}
+    for name in values(rows, 'dataset'):
+        part = select(rows, dataset=name)
+        dense = average(part, 'accuracy', method='dense')
+        size = average(part, 'num_bytes', method='dense')
+        for row in select(part, method='narrow'):
+            settings = dict(method='narrow', sparsity=row['sparsity'])
+            gap = average(part, 'accuracy', **settings) - dense
+            narrow[row['sparsity'] > 0.95].append(gap)
+        for method, found in memory.items():
+            settings = dict(method=method, sparsity=0.95)
+            found.append(average(part, 'num_bytes', **settings) / size)
+    return {
+        'narrow_loss': page.signed(min(narrow[False]))[1:],
+        'narrow_beyond': page.signed(min(narrow[True]))[1:],
+        **{f'{x}_memory': page.times(*y) for x, y in memory.items()},
+    }
+
+
+def link_notes(rows: List[Row]) -> Dict[str, str]:
+    """Return differences of RigL and SLR, and those of boosted trees."""
+
+    def ends(negatives: str, sparsity: float) -> List[float]:
+        gaps = []
+        for name in SHORT:
+            part = select(rows, dataset=name, negatives=negatives)
+            part = select(part, head='product', sparsity=sparsity)
+            ours = average(part, 'auc', method='RigL, budget')
+            gaps.append(ours - average(part, 'auc', method='SLR'))
+        return [min(gaps), max(gaps)]
+
+    mail = select(rows, dataset='email-Eu-core-temporal', negatives='random')
+    heads = select(mail, head='product', method='dense')
+    trees = select(rows, method='boosted trees')
+    return {
+        'trees_seconds': f'{max(x["seconds"] for x in trees):.0f}',
+        'trees_new': page.signed(
+            average(mail, 'new', method='boosted trees')
+            - average(heads, 'new')
+        ),
+        'random_80': page.signed(min(ends('random', 0.8))),
+        'random_995': page.signed(max(ends('random', 0.995))),
+        'matched_90': page.signed(min(ends('matched', 0.9))),
+        'matched_995': page.signed(max(ends('matched', 0.995))),
+    }
+
+
 @cache
 def content() -> Dict[str, Any]:
     rows = read_rows('train_and_prune.jsonl')
@@ -194,6 +244,8 @@ def content() -> Dict[str, Any]:
         'third_cheaper': ' to '.join(
             f'1/{f(x["RigL MACs"] for x in sparse):.0f}' for f in [min, max]
         ),
+        **gcn_notes(rows),
+        **link_notes(links),
         'link_cheaper': f'1/{min(costs):.0f}',
         'source': page.source,
     }
