@@ -13,6 +13,7 @@ row above it.
 """
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.nn import GCN
 
+from benchmark import record
 from torch_geometric_ext.data.storage import from_tensors
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.ops.machine import describe_machine
@@ -128,14 +130,30 @@ def load(path: str) -> Any:
     return from_tensors(*state) if isinstance(state, tuple) else state
 
 
-def measure(name: str, size: int, path: str) -> Tuple[float, str]:
-    """Return the seconds of a row, and what else to print."""
+def measure(name: str, size: int, path: str) -> Dict[str, Any]:
+    """Return a row of the table."""
+    row: Dict[str, Any] = {'name': name, 'size': size, 'gigabytes': None}
     if name == 'update':
-        return measure_update(size)
+        row['seconds'], row['detail'] = measure_update(size)
+        return row
     data = load(path)
     base = memory('VmRSS')
-    seconds, text = MEASURE[name](data)
-    return seconds, f'{memory("VmHWM") - base:>6.2f} GB  {text}'
+    row['seconds'], row['detail'] = MEASURE[name](data)
+    row['gigabytes'] = memory('VmHWM') - base
+    return row
+
+
+def show(row: Dict[str, Any]) -> None:
+    """Print and record a row."""
+    growth, peak = row['growth'], row['gigabytes']
+    cells = f'{growth:>7.1f}x  ' if growth else f'{"":>10}'
+    cells += f'{peak:>6.2f} GB  ' if peak else ''
+    print(
+        f'{row["name"]:<15}{row["size"]:>10,}{row["seconds"]:>10.2f}{cells}'
+        f'{row["detail"]}',
+        flush=True,
+    )
+    record.write(**row)
 
 
 def measure_trees(dataset: InMemoryDataset) -> Tuple[float, str]:
@@ -208,7 +226,8 @@ def make(name: str, size: int, path: str) -> None:
 
 
 def run(stage: str, name: str, size: int, path: str) -> str:
-    command = [sys.executable, __file__, stage, name, str(size), path]
+    command = [sys.executable, '-m', 'benchmark.scale']
+    command += [stage, name, str(size), path]
     return subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
@@ -219,6 +238,7 @@ def main() -> None:
     parser.add_argument('--only', nargs='+', choices=[x for x, _ in ROWS])
     parser.add_argument('--make', nargs=3, help=argparse.SUPPRESS)
     parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
+    record.add_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')  # Random molecules share little.
@@ -227,9 +247,9 @@ def main() -> None:
         return
     if args.row:
         name, size, path = args.row
-        seconds, text = measure(name, int(size), path)
-        print(seconds, text, sep='\t')
+        print(json.dumps(measure(name, int(size), path)))
         return
+    record.start(args.output, [0])
     for key, value in describe_machine().items():
         print(f'{key}: {value}')
     print(f'{"":<15}{"size":>10}{"CPU [s]":>10}{"growth":>8}')
@@ -242,15 +262,11 @@ def main() -> None:
                 path = f'{folder}/{name.split()[0]}_{size}.pt'
                 if not Path(path).exists():
                     run('--make', name, size, path)
-                out, text = run('--row', name, size, path).split('\t')
-                value = float(out)
-                growth = f'{value / before:>7.1f}x' if before else f'{"":>8}'
-                print(
-                    f'{name:<15}{size:>10,}{value:>10.2f}{growth}  '
-                    f'{text.strip()}',
-                    flush=True,
-                )
-                before = value
+                row = json.loads(run('--row', name, size, path))
+                seconds = row['seconds']
+                row['growth'] = seconds / before if before else None
+                show(row)
+                before = seconds
 
 
 if __name__ == '__main__':

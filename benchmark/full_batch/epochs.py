@@ -43,6 +43,7 @@ from torch_geometric.utils import (
     to_torch_csr_tensor,
 )
 
+from benchmark import record
 from torch_geometric_ext.full_batch import StaticGraph, accelerate
 from torch_geometric_ext.ops.machine import cpu_model
 
@@ -283,6 +284,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--max_rounds', type=int, default=9)
     parser.add_argument('--seconds', type=float, default=4.0)
     parser.add_argument('--differences', action='store_true')
+    record.add_argument(parser)
     return parser.parse_args()
 
 
@@ -293,6 +295,7 @@ def main() -> None:
         f'# {cpu_model()}, {args.threads} thread(s), PyTorch '
         f'{torch.__version__}, PyG {torch_geometric.__version__}'
     )
+    record.start(args.output)
     columns: Tuple[str, ...] = ()
     for name in args.datasets:
         for labels in args.labels:
@@ -315,6 +318,13 @@ def main() -> None:
                     print(
                         f'{name:<10}{labels:<7}{model:<5}{hidden:>4}{cells}',
                         flush=True,
+                    )
+                    record.write(
+                        data_set=name,
+                        labels=labels,
+                        model=model,
+                        hidden=hidden,
+                        **row,
                     )
 
 

@@ -21,6 +21,7 @@ from torch_geometric.datasets import Coauthor, Planetoid
 from torch_geometric.sampler import NodeSamplerInput
 from torch_geometric.utils import cumsum
 
+from benchmark import record
 from torch_geometric_ext.loader import NeighborSampler
 
 SIZES = [[10, 10], [25, 10], [15, 10, 5], [-1, -1]]
@@ -89,6 +90,15 @@ def measure(name: str, data: Data, sizes: List[int], rounds: int) -> None:
             f'{name:<9}{str(sizes):<13}{key:<17}{edges:>8.0f}'
             f'{1e3 * median:>8.2f}{1e9 * median / edges:>9.0f}{ratio:>8.2f}x'
         )
+        record.write(
+            data_set=name,
+            neighbors=sizes,
+            method=key,
+            edges=edges,
+            milliseconds=1e3 * median,
+            nanoseconds_an_edge=1e9 * median / edges,
+            ratio=ratio,
+        )
 
 
 def machine() -> str:
@@ -103,8 +113,10 @@ def main() -> None:
     parser.add_argument('--root', required=True)
     parser.add_argument('--rounds', type=int, default=50)
     parser.add_argument('--threads', type=int, default=1)
+    record.add_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    record.start(args.output)
     print(f'{machine()}, {args.threads} thread, PyTorch {torch.__version__}')
     print('set      neighbors    method              edges      ms  ns/edge')
     for name, data in [

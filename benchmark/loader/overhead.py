@@ -28,6 +28,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GIN, global_add_pool
 
 import torch_geometric_ext.typing
+from benchmark import record
 from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import GDeRSampler, SoftRandomSampler
 from torch_geometric_ext.nn import HypersphericalPrototypes
@@ -114,6 +115,7 @@ def main() -> None:
         help='robust to other processes, for one thread',
     )
     parser.add_argument('--fused', action='store_true', help='fused Adam')
+    record.add_argument(parser)
     args = parser.parse_args()
     clock = time.process_time if args.cpu_time else time.perf_counter
 
@@ -122,6 +124,7 @@ def main() -> None:
     dataset = TUDataset(args.root, 'NCI1')
     print(f'NCI1, GIN 4x64, {args.epochs} epochs, PyTorch {torch.__version__}')
     print(machine())
+    record.start(args.output, [0])
     for threads in args.threads:
         torch.set_num_threads(threads)
         for batch_size in args.batch_sizes:
@@ -178,6 +181,16 @@ def compare(
             f'{name:22}{1e3 * run.epoch_seconds():9.0f}{values[0]:12.2f}'
             f'{min(values[1:]):9.2f}{max(values[1:]):8.2f} {unit}',
             flush=True,
+        )
+        record.write(
+            batch_size=batch_size,
+            threads=threads,
+            method=name,
+            milliseconds=1e3 * run.epoch_seconds(),
+            value=values[0],
+            low=min(values[1:]),
+            high=max(values[1:]),
+            unit=unit,
         )
 
 

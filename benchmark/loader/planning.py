@@ -9,18 +9,20 @@ before the sampler is built.
 """
 
 import argparse
+import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from typing import Any, Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
 import torch_geometric_ext.typing
+from benchmark import record
 from torch_geometric_ext.loader import (
     DynamicSampler,
     GDeRSampler,
@@ -53,7 +55,8 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB
 
 
-def measure(method: str, size: int, keep_ratio: float) -> None:
+def measure(method: str, size: int, keep_ratio: float) -> Dict[str, Any]:
+    """Return a row of the table."""
     torch_geometric_ext.typing.WITH_EXT &= 'reference' not in method
     base = peak_memory()
     sampler = make_sampler(method, size, keep_ratio)
@@ -64,16 +67,37 @@ def measure(method: str, size: int, keep_ratio: float) -> None:
         seconds.append(time.perf_counter() - start)
         if isinstance(sampler, GDeRSampler):
             train_epoch(sampler)
-    suspects = '-'
+    suspects = None
     if method == 'GDeR':
         assert isinstance(sampler, GDeRSampler)
-        suspects = f'{sampler.suspects().numel() / size:.1%}'
-    memory = peak_memory() - base
+        suspects = sampler.suspects().numel() / size
+    return {
+        'method': method,
+        'graphs': size,
+        'kept': keep_ratio,
+        'suspects': suspects,
+        'seconds': sorted(seconds[1:])[1],
+        'gigabytes': peak_memory() - base,
+    }
+
+
+def run(method: str, size: int, keep_ratio: float) -> None:
+    """Measure a row in another process, and print it."""
+    command = [sys.executable, '-m', 'benchmark.loader.planning', '--row']
+    out = subprocess.run(
+        [*command, method, str(size), str(keep_ratio)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    row = json.loads(out.stdout)
+    suspects = '-' if row['suspects'] is None else f'{row["suspects"]:.1%}'
     print(
         f'{method:28}{size:>12,}{keep_ratio:>8.0%}{suspects:>10}'
-        f'{sorted(seconds[1:])[1]:>12.2f}{memory:>12.2f}',
+        f'{row["seconds"]:>12.2f}{row["gigabytes"]:>12.2f}',
         flush=True,
     )
+    record.write(**row)
 
 
 def make_sampler(method: str, size: int, keep_ratio: float) -> DynamicSampler:
@@ -109,22 +133,23 @@ def main() -> None:
     parser.add_argument('--sizes', type=int, nargs='+', default=[10**6, 10**7])
     parser.add_argument('--keep_ratios', type=float, nargs='+', default=[0.5])
     parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
+    record.add_argument(parser)
     args = parser.parse_args()
     if args.row:
-        measure(args.row[0], int(args.row[1]), float(args.row[2]))
+        size, ratio = int(args.row[1]), float(args.row[2])
+        print(json.dumps(measure(args.row[0], size, ratio)))
         return
+    record.start(args.output)
     print(f'PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)')
     print(f'{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}')
     print(
         f'{"":28}{"graphs":>12}{"kept":>8}{"suspects":>10}{"seconds":>12}'
         f'{"peak GB":>12}'
     )
-    sys.stdout.flush()
     for size in args.sizes:
         for ratio in args.keep_ratios:
             for method in METHODS:
-                row = ['--row', method, str(size), str(ratio)]
-                subprocess.run([sys.executable, __file__, *row], check=True)
+                run(method, size, ratio)
 
 
 if __name__ == '__main__':

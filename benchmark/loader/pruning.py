@@ -37,6 +37,7 @@ from torch_geometric.datasets import MoleculeNet, TUDataset
 from torch_geometric.nn import GIN, global_add_pool
 from torch_geometric.utils import degree
 
+from benchmark import record
 from torch_geometric_ext.loader import (
     BalancedSampler,
     DynamicSampler,
@@ -45,7 +46,6 @@ from torch_geometric_ext.loader import (
     SoftRandomSampler,
 )
 from torch_geometric_ext.nn import HypersphericalPrototypes
-from torch_geometric_ext.ops.machine import cpu_model
 
 DATASETS = ['NCI1', 'PROTEINS', 'DHFR', 'AIDS', 'BACE', 'IMDB-BINARY']
 SCENARIOS = [
@@ -396,18 +396,17 @@ def main() -> None:
         return
     for name in args.datasets:  # Processes data sets once.
         load(args.root, name)
-    header = dict(
+    record.start(
+        args.output,
+        range(args.first_seed, args.first_seed + args.seeds),
         epochs=args.epochs,
         lr=args.lr,
-        torch=torch.__version__,
-        machine=cpu_model(),
         processes=args.processes,
     )
     context = multiprocessing.get_context('spawn')
-    with args.output.open('a') as file, context.Pool(args.processes) as pool:
-        print(json.dumps(header), file=file, flush=True)
+    with context.Pool(args.processes) as pool:
         for i, row in enumerate(pool.imap(work, jobs), 1):
-            print(json.dumps(row), file=file, flush=True)
+            record.write(**row)
             minutes = (time.monotonic() - start) / 60
             if i % 50 == 0:
                 print(f'{i} of {len(jobs)} runs, {minutes:.1f} minutes')

@@ -1,4 +1,4 @@
-"""Print the tables of `pruning.py` and draw its two figures.
+"""Print the tables of `pruning.py`.
 
 Differences are paired: the same data set, scenario, seed and (for samplers)
 fraction of graphs. `±` is the standard error over seeds. Pooled rows average
@@ -7,7 +7,6 @@ the differences of all data sets and seeds.
 
 import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -15,24 +14,6 @@ import torch
 
 Row = Dict[str, Any]
 RIVALS = ['soft random', 'balanced']
-FIGURE_METHODS = ['balanced', 'InfoBatch', 'GDeR, paper', 'GDeR']
-METHOD_NAMES = {
-    'full': 'full data',
-    'full, class weights': 'class weights',
-    'half the epochs': 'half the epochs',
-    'balanced': 'balanced',
-    'InfoBatch': 'InfoBatch',
-    'GDeR, paper': "GDeR (paper's draw)",
-    'GDeR': 'GDeR',
-}
-FIGURE_SCENARIOS = [
-    ('imbalanced', 'f1'),
-    ('both', 'f1'),
-    ('features 10 %', 'f1'),
-    ('features 30 %', 'f1'),
-    ('labels 20 %', 'f1'),
-    ('normal', 'f1'),
-]
 
 
 class Results:
@@ -40,7 +21,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         lines = [json.loads(x) for x in path.read_text().splitlines()]
-        self.headers = [x for x in lines if 'method' not in x]
+        self.headers = [x for x in lines if 'command' in x]
         self.rows: List[Row] = [x for x in lines if 'method' in x]
         self.index = {self.key(row): row for row in self.rows}
 
@@ -58,10 +39,6 @@ class Results:
             for row in self.rows
             if all(row[key] == value for key, value in settings.items())
         ]
-
-    def find(self, row: Row, method: str, keep_ratio: float) -> Optional[Row]:
-        settings = dict(method=method, keep_ratio=keep_ratio)
-        return self.index.get(self.key({**row, **settings}))
 
     def differences(
         self, rows: Sequence[Row], rival: str, metric: str
@@ -176,95 +153,9 @@ def average(rows: Sequence[Row]) -> Callable[[str], float]:
     return lambda key: 100 * sum(row[key] for row in rows) / len(rows)
 
 
-def draw_figures(results: Results, folder: Path) -> None:
-    """Draw differences to soft random, and precision and recall."""
-    import matplotlib
-
-    matplotlib.use('svg')
-    import matplotlib.pyplot as plt
-
-    plt.rcParams['svg.hashsalt'] = (
-        'pruning'  # The same file for the same data.
-    )
-    figure, ax = plt.subplots(figsize=(9, 3.5))
-    width = 0.8 / len(FIGURE_METHODS)
-    for i, method in enumerate(FIGURE_METHODS):
-        means, errors = [], []
-        for scenario, metric in FIGURE_SCENARIOS:
-            rows = results.select(scenario=scenario, method=method)
-            values = results.differences(rows, 'soft random', metric)
-            x = torch.tensor(values or [0.0], dtype=torch.double)
-            means.append(float(x.mean()))
-            errors.append(float(x.std(correction=0)) / len(x) ** 0.5)
-        position = [j + (i - 1.5) * width for j in range(len(means))]
-        ax.bar(position, means, width, yerr=errors, label=method)
-    ax.axhline(0, color='black', linewidth=0.8)
-    ax.set_xticks(range(len(FIGURE_SCENARIOS)))
-    ax.set_xticklabels([scenario for scenario, _ in FIGURE_SCENARIOS])
-    ax.set_ylabel('F1 against soft random')
-    ax.legend()
-    save(figure, folder / 'pruning_f1.svg')
-
-    figure, ax = plt.subplots(figsize=(5, 4))
-    points = defaultdict(list)
-    for row in results.select(method='GDeR'):
-        if row['scenario'] in ['features 10 %', 'features 30 %', 'both']:
-            key = row['scenario'], row['dataset']
-            points[key].append((row['recall'], row['precision']))
-    markers = dict(zip(results.values('dataset'), 'osD^vP*X'))
-    colors = {'features 10 %': 'C0', 'features 30 %': 'C1', 'both': 'C2'}
-    for (scenario, dataset), pairs in points.items():
-        recall, precision = (sum(x) / len(x) for x in zip(*pairs))
-        ax.scatter(
-            recall, precision, color=colors[scenario], marker=markers[dataset]
-        )
-    for scenario, color in colors.items():
-        ax.scatter([], [], color=color, label=scenario)
-    for dataset, marker in markers.items():
-        ax.scatter([], [], color='gray', marker=marker, label=dataset)
-    ax.set(xlabel='recall of suspects()', ylabel='precision')
-    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-    ax.legend(fontsize='small')
-    save(figure, folder / 'pruning_suspects.svg')
-
-
-def write_summary(results: Results, path: Path) -> None:
-    """Write the pooled differences of F1 of all methods to soft random."""
-    methods = ['full', 'full, class weights', 'half the epochs']
-    methods = [*methods, *FIGURE_METHODS]
-    keep_ratios = sorted(set(results.values('keep_ratio')) - {1.0})
-    with path.open('w') as file:
-        print(
-            f'scenario,keep,{",".join(METHOD_NAMES[x] for x in methods)}',
-            file=file,
-        )
-        for scenario, _ in FIGURE_SCENARIOS:
-            for keep in keep_ratios:
-                cells = [scenario, f'{keep:.1f}']
-                for method in methods:
-                    rows = results.select(scenario=scenario, method=method)
-                    values = [
-                        row['f1'] - other['f1']
-                        for row in rows
-                        if row['keep_ratio'] in [keep, 1.0]
-                        for other in [results.find(row, 'soft random', keep)]
-                        if other is not None
-                    ]
-                    cells.append(mean_and_error(values, '+'))
-                print(','.join(cells), file=file)
-
-
-def save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(path, metadata={'Date': None})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('results', type=Path, help='output of pruning.py')
-    parser.add_argument('--figures', type=Path, help='folder of the figures')
-    parser.add_argument('--summary', type=Path, help='a CSV file to write')
     args = parser.parse_args()
 
     results = Results(args.results)
@@ -275,10 +166,6 @@ def main() -> None:
     print_suspects(results)
     for scenario in results.values('scenario'):
         print_scores(results, scenario)
-    if args.summary is not None:
-        write_summary(results, args.summary)
-    if args.figures is not None:
-        draw_figures(results, args.figures)
 
 
 if __name__ == '__main__':

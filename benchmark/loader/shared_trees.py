@@ -29,7 +29,7 @@ import multiprocessing
 import resource
 import time
 import warnings
-from typing import Any, Dict, Iterator, List, NamedTuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 from torch_geometric.utils import degree
 
+from benchmark import record
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.loader import SharedTreeLoader
 from torch_geometric_ext.nn import RootAggregation, shared_batch
@@ -157,6 +158,15 @@ def compare_sizes(root: str, names: List[str], sizes: List[int]) -> None:
                     trees = make_loader(shared, size or len(dataset))
                     ratio = trees.loader.report().node_ratio
                     cells += f'{ratio:8.2f}{trees.mark}'
+                    record.write(
+                        part='sizes',
+                        data_set=name,
+                        layers=num_layers,
+                        model=kind,
+                        batch_size=size or None,
+                        rows=ratio,
+                        warned=trees.mark == '!',
+                    )
                 print(f'{name:12}{num_layers} layers {kind:4}{cells}')
 
 
@@ -195,6 +205,14 @@ def compare_loading(dataset: InMemoryDataset, name: str) -> None:
                 times.append(time.perf_counter() - start)
         plain, own = (min(times) for times in seconds)
         print(f'{batch_size:6}{plain:10.3f}{own:10.4f}{plain / own:8.1f}x')
+        record.write(
+            part='loading',
+            data_set=name,
+            batch_size=batch_size,
+            plain=plain,
+            shared=own,
+            ratio=plain / own,
+        )
 
 
 class Run:
@@ -269,6 +287,7 @@ METHODS = ['plain', 'collated', 'trees', 'cached', 'all lev.']
 
 def compare(
     dataset: InMemoryDataset,
+    data_set: str,
     num_layers: int,
     collated: Dict[int, Collated],
     budget: float,
@@ -307,8 +326,12 @@ def compare(
             num_steps = len(dataset) / batch_size
             epoch = {k: run.median() * num_steps for k, run in runs.items()}
             print_row(
-                f'{name:5}{num_layers:2}'
-                f'{batch_size if num_steps > 1 else "full":>6}',
+                {
+                    'data_set': data_set,
+                    'model': name,
+                    'layers': num_layers,
+                    'batch_size': batch_size if num_steps > 1 else None,
+                },
                 epoch,
                 fresh,
                 cached,
@@ -332,7 +355,7 @@ def train(runs: Dict[str, Run], budget: float) -> None:
 
 
 def print_row(
-    label: str,
+    setting: Dict[str, Any],
     epoch: Dict[str, float],
     fresh: Trees,
     cached: Trees,
@@ -343,20 +366,37 @@ def print_row(
         for method in METHODS
     )
     ratios = ''
-    for method, rival, mark in [
-        ('trees', 'plain', fresh.mark),
-        ('cached', 'collated', cached.mark),
-        ('trees', 'collated', fresh.mark),
+    found: Dict[str, Optional[float]] = {}
+    for key, method, rival, mark in [
+        ('fresh', 'trees', 'plain', fresh.mark),
+        ('kept', 'cached', 'collated', cached.mark),
+        ('fresh_to_kept', 'trees', 'collated', fresh.mark),
     ]:
+        found[key] = None
         if method in epoch and rival in epoch:
-            ratios += f'{epoch[rival] / epoch[method]:9.2f}x{mark}'
+            ratio = epoch[rival] / epoch[method]
+            found[key] = ratio
+            ratios += f'{ratio:9.2f}x{mark}'
         else:
             ratios += f'{"":11}'
     report = fresh.loader.report()
     print(
-        f'{label}{seconds}{ratios}{report.node_ratio:7.2f}'
-        f'{report.work_ratio:7.2f}{prepare:7.2f}',
+        f'{setting["model"]:5}{setting["layers"]:2}'
+        f'{setting["batch_size"] or "full":>6}{seconds}{ratios}'
+        f'{report.node_ratio:7.2f}{report.work_ratio:7.2f}{prepare:7.2f}',
         flush=True,
+    )
+    names = {'all lev.': 'all_levels'}
+    record.write(
+        part='steps',
+        **setting,
+        **{names.get(x, x): epoch.get(x) for x in METHODS},
+        **found,
+        warned=fresh.mark == '!',
+        warned_kept=cached.mark == '!',
+        rows=report.node_ratio,
+        work=report.work_ratio,
+        prepare=prepare,
     )
 
 
@@ -402,6 +442,13 @@ def compare_memory(root: str, names: List[str]) -> None:
             process.join()
         plain, own = (peak / 2**20 for peak in peaks)
         print(f'{name:12}{plain:10.0f}{own:10.0f}{plain / own:8.1f}x')
+        record.write(
+            part='memory',
+            data_set=name,
+            plain=plain,
+            shared=own,
+            ratio=plain / own,
+        )
 
 
 def compare_curves(
@@ -454,6 +501,16 @@ def compare_curves(
             f'{epoch:6}{plain:9.2f}{seconds:8.2f}s{own:9.2f}'
             f'{own_seconds:8.2f}s{seconds / own_seconds:8.2f}x'
         )
+        record.write(
+            part='curves',
+            data_set=name,
+            epoch=epoch,
+            plain=plain,
+            plain_seconds=seconds,
+            shared=own,
+            shared_seconds=own_seconds,
+            ratio=seconds / own_seconds,
+        )
 
 
 @torch.no_grad()
@@ -464,6 +521,12 @@ def metric(model: Net, batch: Batch) -> float:
     if batch.x.size(1) == 9:
         return 100 * roc_auc_score(y, out[:, 1] - out[:, 0])
     return 100 * float((out.argmax(dim=-1) == y).float().mean())
+
+
+def print_report(dataset: InMemoryDataset, name: str, num_layers: int) -> None:
+    report = share(dataset, 'GIN', num_layers).report()
+    print(report)
+    record.write(part='report', data_set=name, **report._asdict())
 
 
 def compare_steps(
@@ -479,7 +542,7 @@ def compare_steps(
         )
         if threads == args.threads[0]:
             for num_layers in args.num_layers:
-                print(share(dataset, 'GIN', num_layers).report())
+                print_report(dataset, name, num_layers)
         print(
             f'{"model, layers":7}{"":1}{"epoch [s]":>18}{"":27}'
             f'{"fresh":>10}{"kept":>11}{"fr./kept":>11}'
@@ -492,7 +555,7 @@ def compare_steps(
             if size <= len(dataset)
         }
         for num_layers in args.num_layers:
-            compare(dataset, num_layers, collated, args.budget)
+            compare(dataset, name, num_layers, collated, args.budget)
 
 
 def main() -> None:
@@ -519,8 +582,10 @@ def main() -> None:
     )
     parser.add_argument('--budget', type=float, default=1.5, help='seconds')
     parser.add_argument('--epochs', type=int, default=50, help='of curves')
+    record.add_argument(parser)
     args = parser.parse_args()
-
+    torch.set_num_threads(args.threads[0])
+    record.start(args.output, [0])
     if 'steps' in args.parts:
         for name in args.datasets:
             compare_steps(load(args.root, name), name, args)
@@ -540,6 +605,7 @@ def main() -> None:
             compare_curves(load(args.root, name), name, marks, batch_size=128)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'\npeak memory of the process: {peak:.1f} GB')
+    record.write(part='process', gigabytes=peak)
 
 
 if __name__ == '__main__':

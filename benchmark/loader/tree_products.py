@@ -25,21 +25,22 @@ import warnings
 from typing import Any, Callable, Dict, List, Tuple
 
 import torch
-from shared_trees import (  # type: ignore[import-not-found]
+from torch import Tensor
+from torch.optim import Adam
+
+from benchmark import record
+from benchmark.loader.shared_trees import (
     Collated,
     Net,
-    cpu_name,
     load,
     make_loader,
     share,
     train_step,
 )
-from torch import Tensor
-from torch.optim import Adam
-
 from torch_geometric_ext.nn import level_product
 from torch_geometric_ext.nn.tree_levels import TreeLevels
 from torch_geometric_ext.ops.csr_product import CSRPair, csr_matrix
+from torch_geometric_ext.ops.machine import cpu_model
 from torch_geometric_ext.ops.ragged import row_ptr
 
 NUM_BATCHES = 4
@@ -104,7 +105,7 @@ def step(net: Net, optimizer: Adam, batch: Any, way: str) -> float:
     level_product.CLASSES = CLASSES if multiplies else ()
     if way == 'prop.':
         for conv in net.convs:
-            conv.propagate = no_propagation
+            conv.propagate = no_propagation  # type: ignore[assignment]
     level_product.matrices.clear()
     if kept:
         with torch.no_grad():
@@ -117,7 +118,9 @@ def step(net: Net, optimizer: Adam, batch: Any, way: str) -> float:
     return seconds
 
 
-def compare(dataset: Any, kind: str, num_layers: int, size: int) -> None:
+def compare(
+    dataset: Any, name: str, kind: str, num_layers: int, size: int
+) -> None:
     shared = share(dataset, kind, num_layers)
     loader = make_loader(shared, size).loader
     batches = [batch for batch, _ in zip(loader, range(NUM_BATCHES))]
@@ -140,12 +143,26 @@ def compare(dataset: Any, kind: str, num_layers: int, size: int) -> None:
             seconds[way] += [taken] if i >= 0 else []
     median = {way: statistics.median(x) for way, x in seconds.items()}
     base = median['mess.']
-    cells = f'{1e3 * base:8.1f}{1 - median["prop."] / base:8.0%}'
+    propagation = 1 - median['prop.'] / base
+    cells = f'{1e3 * base:8.1f}{propagation:8.0%}'
     for way in WAYS[2:]:
         cells += f'{base / median[way]:8.2f}' if way in median else f'{"":8}'
-    print(
-        f'{kind:6}{num_layers:2}{size:6}{cells}{edge_ratio(batches):8.2f}',
-        flush=True,
+    edges = edge_ratio(batches)
+    print(f'{kind:6}{num_layers:2}{size:6}{cells}{edges:8.2f}', flush=True)
+    keys = ['fresh', 'kept', 'merged', 'merged_kept', 'plain']
+    record.write(
+        part='steps',
+        data_set=name,
+        model=kind,
+        layers=num_layers,
+        batch_size=size,
+        messages=1e3 * base,
+        propagation=propagation,
+        **{
+            key: base / median[way] if way in median else None
+            for key, way in zip(keys, WAYS[2:])
+        },
+        edges=edges,
     )
 
 
@@ -171,6 +188,8 @@ def compare_sorts() -> None:
         for level_product.MIN_PADDED_SIZE in [size + 1, 0]:
             times.append(measure(level_product.argsort_padded, index))
         print(f'{size:8,}' + ''.join(f'{1e3 * x:9.3f}' for x in times))
+        own, padded = (1e3 * x for x in times)
+        record.write(part='sort', indices=size, sort=own, padded=padded)
 
 
 def measure(func: Callable[[Tensor], Any], x: Tensor) -> float:
@@ -207,13 +226,15 @@ def main() -> None:
     )
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--parts', nargs='+', default=['steps', 'sort'])
+    record.add_argument(parser)
     args = parser.parse_args()
 
     warnings.simplefilter('ignore')
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
+    record.start(args.output, [0])
     print(
-        f'{args.threads} thread(s), {cpu_name()}, PyTorch {torch.__version__}'
+        f'{args.threads} thread(s), {cpu_model()}, PyTorch {torch.__version__}'
     )
     for name in args.datasets if 'steps' in args.parts else []:
         dataset = load(args.root, name)
@@ -223,7 +244,7 @@ def main() -> None:
         for num_layers in args.num_layers:
             for size in args.batch_sizes:
                 for kind in args.models if size <= len(dataset) else []:
-                    compare(dataset, kind, num_layers, size)
+                    compare(dataset, name, kind, num_layers, size)
     if 'sort' in args.parts:
         compare_sorts()
 

@@ -29,17 +29,13 @@ from typing import Any, List, Tuple
 
 import torch
 import torch.nn.functional as F
-from lottery import (  # type: ignore[import-not-found]
-    accuracy,
-    load,
-    network,
-    pair,
-)
 from torch import Tensor
 from torch.nn import Module
 from torch_geometric.data import Data
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
+from benchmark import record
+from benchmark.lottery.lottery import accuracy, load, network, pair
 from torch_geometric_ext.utils import GraphLotteryPruner
 
 HEADER = (
@@ -145,6 +141,17 @@ def compare(
         f'  {parts}',
         flush=True,
     )
+    record.write(
+        data_set=name,
+        weights=sizes[0],
+        edges=sizes[1],
+        loop=loop,
+        search=search,
+        ratio=loop / search,
+        test=tests[0],
+        ticket=tests[1],
+        parts=ticket.seconds,
+    )
 
 
 def main() -> None:
@@ -162,15 +169,18 @@ def main() -> None:
     parser.add_argument(
         '--fraction', type=float, default=1.0, help='of all epochs'
     )
+    record.add_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(HEADER)
+    record.start(args.output, range(args.repeats))
     for name in args.datasets:
         data = load(args.root, name)
         for sizes in args.grid:
             compare(name, data, sizes, args)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'peak memory: {memory:.2f} GB')
+    record.write(part='process', gigabytes=memory)
 
 
 if __name__ == '__main__':

@@ -58,6 +58,7 @@ from torch_geometric.data import Data
 from torch_geometric.datasets import Amazon, Coauthor, Planetoid
 from torch_geometric.nn import GAT, GCN, GINConv
 
+from benchmark import record
 from torch_geometric_ext.lottery.node_task import NodeTask
 from torch_geometric_ext.lottery.stage import Stage
 from torch_geometric_ext.lottery.task import Task
@@ -190,12 +191,14 @@ def prune(
 
 
 def row(
-    head: str,
+    setting: Tuple[str, str, float, float],
     method: str,
     results: List[Result],
     dense: List[Result],
     fast: float,
 ) -> None:
+    name, kind, weights, edges = setting
+    pruned = ['-' if method == 'dense' else f'{x:.1%}' for x in setting[2:]]
     tests = [x.test for x in results]
     gaps = [x.test - y.test for x, y in zip(results, dense)]
     deviations = [
@@ -205,11 +208,27 @@ def row(
     seconds = statistics.mean(x.seconds for x in results)
     saved = 1 - statistics.mean(x.macs for x in results) / dense[0].macs
     print(
-        f'{head}{method:<11}{statistics.mean(tests):>6.1f} ± '
+        f'{name:<10}{kind:<6}{pruned[0]:>8}{pruned[1]:>8}  {method:<11}'
+        f'{statistics.mean(tests):>6.1f} ± '
         f'{deviations[0]:.1f}{statistics.mean(gaps):>+8.1f} ± {error:.1f}'
         f'{saved:>9.1%}{seconds:>9.1f}{seconds / fast:>8.2f}x'
         f'{len(tests):>6}',
         flush=True,
+    )
+    record.write(
+        data_set=name,
+        model=kind,
+        weights=weights,
+        edges=edges,
+        method=method,
+        test=statistics.mean(tests),
+        deviation=deviations[0],
+        to_dense=statistics.mean(gaps),
+        error=error,
+        saved=saved,
+        seconds=seconds,
+        ratio=seconds / fast,
+        runs=len(tests),
     )
 
 
@@ -224,12 +243,10 @@ def table(name: str, kind: str, args: argparse.Namespace) -> None:
         models[seed] = network(kind, data)
         torch.manual_seed(seed)
         dense[seed] = train(copy.deepcopy(models[seed]), data, whole)
-    head = f'{name:<10}{kind:<6}'
     rivals = [x for _, x in dense.values()]
     mean = statistics.mean(x.seconds for x in rivals)
-    row(f'{head}{"-":>8}{"-":>8}  ', 'dense', rivals, rivals, mean)
+    row((name, kind, 0, 0), 'dense', rivals, rivals, mean)
     for weights, edges in args.grid:
-        cells = f'{head}{weights:>8.1%}{edges:>8.1%}  '
         fast = 1.0
         for method in ['fast', *args.methods]:
             seeds = args.seeds
@@ -252,7 +269,8 @@ def table(name: str, kind: str, args: argparse.Namespace) -> None:
             if method == 'fast':
                 fast = statistics.mean(x.seconds for x in results)
             if results:
-                row(cells, method, results, rivals, fast)
+                setting = (name, kind, weights, edges)
+                row(setting, method, results, rivals, fast)
 
 
 def plain_epoch(model: Module, data: Data) -> float:
@@ -307,20 +325,31 @@ def epochs(name: str, kind: str, args: argparse.Namespace) -> None:
     fast = times['degree']
     whole = 60 * fast['dense'] + 100 * (fast['search'] + fast['retrained'])
     imp = 22 * EPOCHS * loop  # The dense network and 21 rounds, to 99 %.
-    cells = [
-        plain,
-        loop,
-        fast['dense'],
-        times['learned']['dense'],
-        fast['search'],
-        fast['retrained'],
-    ]
+    cells = {
+        'plain': plain,
+        'masked': loop,
+        'dense': fast['dense'],
+        'learned': times['learned']['dense'],
+        'search': fast['search'],
+        'retrain': fast['retrained'],
+    }
+    highest = max(fast.values()) / plain
     print(
         f'{name:<10}{kind:<6}'
-        + ''.join(f'{1e3 * x:>10.1f}' for x in cells)
-        + f'{max(fast.values()) / plain:>9.2f}x'
+        + ''.join(f'{1e3 * x:>10.1f}' for x in cells.values())
+        + f'{highest:>9.2f}x'
         f'{whole:>8.1f}{imp:>9.1f}{imp / whole:>7.0f}x',
         flush=True,
+    )
+    record.write(
+        part='epochs',
+        data_set=name,
+        model=kind,
+        **{key: 1e3 * x for key, x in cells.items()},
+        highest=highest,
+        fast=whole,
+        imp=imp,
+        ratio=imp / whole,
     )
 
 
@@ -349,14 +378,18 @@ def main() -> None:
     parser.add_argument('--unseen', action='store_true')
     parser.add_argument('--epochs', action='store_true')
     parser.add_argument('--threads', type=int, default=1)
+    record.add_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    seeds = [0] if args.epochs else args.seeds
+    record.start(args.output, seeds, unseen=args.unseen)
     run = epochs if args.epochs else table
     print(EPOCHS_HEADER if args.epochs else TABLE_HEADER)
     for name, kind in itertools.product(args.datasets, args.models):
         run(name, kind, args)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'peak memory: {memory:.2f} GB')
+    record.write(part='process', gigabytes=memory)
 
 
 if __name__ == '__main__':

@@ -34,6 +34,7 @@ from torch_geometric.datasets import Coauthor, Planetoid
 from torch_geometric.loader import NodeLoader
 from torch_geometric.nn import GraphSAGE
 
+from benchmark import record
 from torch_geometric_ext.loader import NeighborSampler
 from torch_geometric_ext.lottery import GraphLotteryPruner
 from torch_geometric_ext.utils import count_macs
@@ -169,14 +170,27 @@ def run(name: str, num_epochs: int, args: argparse.Namespace) -> None:
         mean = statistics.mean(seconds[key])
         deviation = statistics.stdev(tests[key]) if len(args.seeds) > 1 else 0
         x, edge_index = batches[0].x, batches[0].edge_index
+        milliseconds = step_ms(models[key], batches)
         macs = count_macs(models[key].eval(), x, edge_index).forward
+        record.write(
+            data_set=name,
+            method='plain' if key is None else 'search',
+            epochs=num_epochs,
+            seconds=mean,
+            ratio=mean / statistics.mean(seconds[None]),
+            test=statistics.mean(tests[key]),
+            deviation=deviation,
+            weights=1 - (key or 0),
+            megamacs=macs / 1e6,
+            step_ms=milliseconds,
+        )
         print(
             f'{name:<9}{"plain" if key is None else "search":<9}'
             f'{num_epochs:>6}{mean:>9.1f}'
             f'{mean / statistics.mean(seconds[None]):>7.2f}x'
             f'{statistics.mean(tests[key]):>7.1f} ± {deviation:.1f}'
             f'{1 - (key or 0):>9.0%}{macs / 1e6:>8.0f}'
-            f'{step_ms(models[key], batches):>9.1f}',
+            f'{milliseconds:>9.1f}',
             flush=True,
         )
 
@@ -197,14 +211,17 @@ def main() -> None:
     parser.add_argument('--seeds', nargs='+', type=int, default=[10])
     parser.add_argument('--epochs', nargs='+', type=int, default=[10])
     parser.add_argument('--threads', type=int, default=1)
+    record.add_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f'{machine()}, {args.threads} thread, PyTorch {torch.__version__}')
     print(HEADER)
+    record.start(args.output, args.seeds)
     for name, num_epochs in itertools.product(args.datasets, args.epochs):
         run(name, num_epochs, args)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'peak memory: {memory:.2f} GB')
+    record.write(part='process', gigabytes=memory)
 
 
 if __name__ == '__main__':

@@ -29,12 +29,14 @@ import torch.nn.functional as F
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN
 
+from benchmark import record
 from torch_geometric_ext.utils import GraphLotteryPruner
 
 HEADER = (
     f'{"nodes":>10}{"edges":>12}{"stages":>9}{"outside":>9}{"growth":>9}'
     f'{"peak":>10}{"data":>10}'
 )
+MODULE = 'benchmark.lottery.scale'
 STAGES = ['dense', 'search', 'retrained']
 
 
@@ -93,14 +95,17 @@ def main() -> None:
     parser.add_argument('--nodes', nargs='+', type=int, default=sizes)
     parser.add_argument('--plain', action='store_true')
     parser.add_argument('--one', action='store_true', help='in this process')
+    record.add_argument(parser)
     args = parser.parse_args()
     if args.one:
         return measure(args.nodes[0], args.plain)
     print(HEADER)
+    torch.set_num_threads(1)
+    record.start(args.output, [0])
     last = None
     for num_nodes in args.nodes:
         options = ['--plain'] if args.plain else []
-        command = [sys.executable, __file__, '--one', *options]
+        command = [sys.executable, '-m', MODULE, '--one', *options]
         out = subprocess.run(
             [*command, '--nodes', str(num_nodes)],
             stdout=subprocess.PIPE,
@@ -114,6 +119,15 @@ def main() -> None:
             f'{num_nodes:>10,}{num_edges:>12,.0f}{inside:>9.1f}{outside:>9.1f}'
             f'{growth:>9}{memory:>7.2f} GB{before:>7.2f} GB',
             flush=True,
+        )
+        record.write(
+            nodes=num_nodes,
+            edges=int(num_edges),
+            stages=inside,
+            outside=outside,
+            growth=outside / last if last else None,
+            peak=memory,
+            data=before,
         )
         last = outside
     return None

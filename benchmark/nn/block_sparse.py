@@ -16,6 +16,7 @@ from typing import Dict, List, Tuple
 
 import torch
 
+from benchmark import record
 from torch_geometric_ext.nn import SparseLinear
 
 SHAPES = [
@@ -65,6 +66,7 @@ def compare(shape: Tuple[int, int, int], args: argparse.Namespace) -> None:
     print(''.join(f'{name:>18}' for name in names))
     for sparsity in args.sparsities:
         times = measure(shape, sparsity, args)
+        record.write(shape=shape, sparsity=sparsity, milliseconds=times)
         print(f'{sparsity:9.0%}', end='')
         print(f'{times["dense"]:9.2f}{times["single"]:9.2f}', end='')
         for name in names:
@@ -95,10 +97,12 @@ def main() -> None:
         '--sparsities', type=float, nargs='+', default=[0.8, 0.9, 0.95, 0.98]
     )
     parser.add_argument('--shapes', type=int, nargs='+', default=range(4))
+    record.add_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f'{cpu_name()}; {torch.backends.cpu.get_cpu_capability()}, ', end='')
     print(f'{args.threads} thread(s), {args.dtype}, torch {torch.__version__}')
+    record.start(args.output, [0])
     for i in args.shapes:
         compare(SHAPES[i], args)
 

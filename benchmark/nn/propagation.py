@@ -29,6 +29,7 @@ from torch_geometric.datasets import Amazon, Coauthor, Planetoid
 from torch_geometric.nn import GCNConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
+from benchmark import record
 from torch_geometric_ext.nn import MaskedGCNConv
 from torch_geometric_ext.nn.conv import masked_gcn_conv
 
@@ -116,6 +117,15 @@ def compare_layers(data: Data, name: str, num_rounds: int) -> None:
                 f'{"yes" if cached else "no":>8}{cells}{ratios}',
                 flush=True,
             )
+            keys = ['gcn_conv', 'by_hand', 'dense', 'sparse']
+            record.write(
+                part='layers',
+                data_set=name,
+                inputs=sizes[0],
+                outputs=channels,
+                cached=cached,
+                **dict(zip(keys, found.values())),
+            )
 
 
 def compare_sizes(num_rounds: int) -> None:
@@ -130,6 +140,7 @@ def compare_sizes(num_rounds: int) -> None:
         cells = ''
         for channels in columns:
             cells += ' '
+            row: Dict[str, Any] = {'edges': num_edges, 'channels': channels}
             for grad in [True, False]:
                 x = torch.randn(num_nodes, channels, requires_grad=grad)
                 # As many as MaskedGCNConv counts, with its self-loops:
@@ -138,6 +149,9 @@ def compare_sizes(num_rounds: int) -> None:
                 ratio = time_size(x, edge_index, channels, num_rounds)
                 cell = f'{ratio:.2f}{"*" if wins else " "}'
                 cells += f'{cell:>9}' if grad else f' ({cell})'
+                key = 'step' if grad else 'forward'
+                row.update({key: ratio, f'{key}_chosen': wins})
+            record.write(part='products', **row)
         print(f'{num_edges:>8}{cells}', flush=True)
     masked_gcn_conv.MIN_CHANNELS, masked_gcn_conv.MIN_MESSAGES = chosen
 
@@ -176,8 +190,10 @@ def main() -> None:
     parser.add_argument('--root', default='data')
     parser.add_argument('--datasets', nargs='+', default=['PubMed'])
     parser.add_argument('--num_rounds', type=int, default=7)
+    record.add_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    record.start(args.output, [0])
     torch.manual_seed(0)
     print(f'# {cpu_name()}, 1 thread, PyTorch {torch.__version__}')
     head = ''.join(f'{x:>9}' for x in ['GCNConv', 'by hand', '0 %', '90 %'])

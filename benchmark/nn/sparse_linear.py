@@ -21,18 +21,17 @@ minutes with `--quick`.
 
 import argparse
 import copy
-import json
 import multiprocessing
-import os
 import resource
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, TextIO, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmark import record
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.ops import calibrate
 from torch_geometric_ext.ops.machine import describe_machine, machine_slug
@@ -135,12 +134,8 @@ class Step:
 class Bench:
     """Measurements that also go to a file of JSON lines."""
 
-    def __init__(self, file: TextIO, budget: float) -> None:
-        self.file, self.budget = file, budget
-
-    def write(self, **row: Any) -> None:
-        self.file.write(json.dumps(row) + '\n')
-        self.file.flush()
+    def __init__(self, budget: float) -> None:
+        self.budget = budget
 
     def measure(
         self,
@@ -172,7 +167,7 @@ class Bench:
             for step in steps.values():
                 step()
         times = {name: step.quartiles() for name, step in steps.items()}
-        self.write(
+        record.write(
             shape=shape,
             sparsity=sparsity,
             training=training,
@@ -243,15 +238,7 @@ class Bench:
         self.sweep('Small batches', shapes, grid, self.budget / 8)
 
 
-def print_machine(bench: Bench) -> None:
-    """Print the machine, and above which density its products are dense."""
-    machine = describe_machine()
-    bench.write(machine=machine)
-    for key, value in machine.items():
-        print(f'# {key}: {value}')
-
-
-def print_calibration(bench: Bench) -> None:
+def print_calibration() -> None:
     """Calibrate the number of threads, and print the result."""
     calibration = calibrate()
     threads = torch.get_num_threads()
@@ -268,11 +255,11 @@ def print_calibration(bench: Bench) -> None:
     ]
     for n, densities in zip(rows, table):
         print(f'{n:12}' + ''.join(f'{x:8.0%}' for x in densities))
-    bench.write(num_threads=threads, widths=widths, rows=rows, above=table)
+    record.write(num_threads=threads, widths=widths, rows=rows, above=table)
 
 
-def train_large(num_steps: int = 12) -> None:
-    """Print the memory and the time of a layer of four billion weights."""
+def train_large(num_steps: int = 12) -> Dict[str, float]:
+    """Return the memory and the time of a layer of four billion weights."""
     before = peak_rss()
     layer = SparseLinear(65536, 65536, bias=False, sparsity=0.999, seed=0)
     optimizer = torch.optim.Adam(layer.parameters())
@@ -287,14 +274,29 @@ def train_large(num_steps: int = 12) -> None:
         optimizer.step()
         rigl.step()
         seconds.append(time.perf_counter() - start)
-    seconds = sorted(seconds)
+    return {
+        'weights': layer.values.numel(),
+        'peak': peak_rss(),
+        'imports': before,
+        'built': built,
+        'step': min(seconds),
+        'update': max(seconds),
+    }
+
+
+def print_large() -> None:
+    """Measure a large layer in another process, whose peak is the layer's."""
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        found = pool.apply(train_large)
     print(
-        f'\n65,536 x 65,536 at 99.9 % ({layer.values.numel():,} weights), '
-        f'128 rows, Adam and RigL: peak RSS {peak_rss():.2f} GB '
-        f'({before:.2f} GB after imports, {built:.2f} GB once built), '
-        f'{seconds[0]:.2f} s a step, {seconds[-1]:.1f} s with an update; '
-        f'a dense layer and its Adam state: {4 * 4 * 65536**2 / 1e9:.0f} GB'
+        f'\n65,536 x 65,536 at 99.9 % ({found["weights"]:,} weights), '
+        f'128 rows, Adam and RigL: peak RSS {found["peak"]:.2f} GB '
+        f'({found["imports"]:.2f} GB after imports, {found["built"]:.2f} GB '
+        f'once built), {found["step"]:.2f} s a step, {found["update"]:.1f} s '
+        f'with an update; a dense layer and its Adam state: '
+        f'{4 * 4 * 65536**2 / 1e9:.0f} GB'
     )
+    record.write(large=found)
 
 
 def peak_rss() -> float:
@@ -311,30 +313,29 @@ def main() -> None:
     parser.add_argument('--only', choices=['steps', 'sweep', 'memory'])
     parser.add_argument('--quick', action='store_true', help='fewer steps')
     path = RESULTS / f'{machine_slug()}.jsonl'
-    parser.add_argument('--output', type=Path, help=f'default: {path}')
+    record.add_argument(parser)
     args = parser.parse_args()
     only: Optional[str] = args.only
-    if args.output is None:  # Results of a part do not replace all results.
-        args.output = Path(os.devnull) if args.quick or only else path
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open('w') as file:
-        bench = Bench(file, 0.2 if args.quick else args.budget)
-        print_machine(bench)
-        if only in [None, 'memory']:
-            # In another process, so that the peak is the layer's.
-            context = multiprocessing.get_context('spawn')
-            process = context.Process(target=train_large)
-            process.start()
-            process.join()
-        for threads in args.threads:
-            torch.set_num_threads(threads)
-            print_calibration(bench)
-            if only in [None, 'steps']:
-                for shape in SHAPES:
-                    for training in [True, False]:
-                        bench.compare(shape, args.sparsities, training)
-            if only in [None, 'sweep']:
-                bench.sweep_all()
+    if args.output is None and not args.quick and only is None:
+        args.output = path  # Results of a part do not replace all results.
+    machine = describe_machine()
+    for key, value in machine.items():
+        print(f'# {key}: {value}')
+    if args.output == path:
+        path.unlink(missing_ok=True)
+    record.start(args.output, [0], machine=machine)
+    bench = Bench(0.2 if args.quick else args.budget)
+    if only in [None, 'memory']:
+        print_large()
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        print_calibration()
+        if only in [None, 'steps']:
+            for shape in SHAPES:
+                for training in [True, False]:
+                    bench.compare(shape, args.sparsities, training)
+        if only in [None, 'sweep']:
+            bench.sweep_all()
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ result.
 
 import argparse
 import statistics
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch_geometric.datasets import Planetoid
 from torch_geometric.nn import GCN
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
+from benchmark import record
 from torch_geometric_ext.nn import sparsify, sparsity_summary
 from torch_geometric_ext.sparsity import RigL
 
@@ -111,14 +112,39 @@ def report(
     block_size: Optional[int],
     moves: bool,
     args: argparse.Namespace,
-) -> str:
+) -> Dict[str, float]:
+    """Return the mean and deviation of the accuracy, and the sparsity."""
     results = [
         train(parts, sparsity, block_size, moves, seed, args)
         for seed in range(args.seeds)
     ]
     accuracy, removed = zip(*results)
-    mean, std = statistics.mean(accuracy), statistics.stdev(accuracy)
-    return f'{mean:5.1f} ± {std:3.1f} ({statistics.mean(removed):5.1%})'
+    return {
+        'test': statistics.mean(accuracy),
+        'deviation': statistics.stdev(accuracy),
+        'zero_blocks': statistics.mean(removed),
+    }
+
+
+def write(
+    data_set: str,
+    sparsity: float,
+    method: str,
+    block_size: int,
+    found: Dict[str, float],
+) -> str:
+    """Record a result, and return its cell of the table."""
+    record.write(
+        data_set=data_set,
+        sparsity=sparsity,
+        method=method,
+        block_size=block_size,
+        **found,
+    )
+    return (
+        f'{found["test"]:5.1f} ± {found["deviation"]:3.1f} '
+        f'({found["zero_blocks"]:5.1%})'
+    )
 
 
 def main() -> None:
@@ -136,14 +162,17 @@ def main() -> None:
         '--datasets', nargs='+', default=['Cora', 'CiteSeer', 'PubMed']
     )
     parser.add_argument('--skip_dense', action='store_true')
+    record.add_argument(parser)
     args = parser.parse_args()
+    record.start(args.output, range(args.seeds))
     for name in args.datasets:
         data = Planetoid(args.root, name, transform=T.NormalizeFeatures())[0]
         masks = [data.train_mask, data.val_mask, data.test_mask]
         parts = [select(data, mask.nonzero().flatten()) for mask in masks]
         dense = ''
         if not args.skip_dense:
-            dense = f'dense {report(parts, 0.0, None, False, args)}, '
+            found = report(parts, 0.0, None, False, args)
+            dense = f'dense {write(name, 0.0, "dense", 1, found)}, '
         print(f'\n{name}: {dense}{args.seeds} seeds')
         print(
             f'{"":16}'
@@ -153,7 +182,8 @@ def main() -> None:
             for moves, method in [(False, 'static'), (True, 'RigL')]:
                 print(f'{sparsity:7.0%} {method:8}', end='')
                 for size in BLOCK_SIZES:
-                    cell = report(parts, sparsity, size, moves, args)
+                    found = report(parts, sparsity, size, moves, args)
+                    cell = write(name, sparsity, method, size, found)
                     print(f'{cell:>21}', end='', flush=True)
                 print()
 

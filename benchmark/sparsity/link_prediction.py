@@ -34,7 +34,6 @@ weights, gradients, optimizer and pruner.
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import time
@@ -52,6 +51,7 @@ from torch import Tensor
 from torch.nn import Linear, ReLU, Sequential
 from torch_geometric.data import TemporalData
 
+from benchmark import record
 from torch_geometric_ext.datasets import TemporalEdgeList
 from torch_geometric_ext.nn import SparseLinear, sparsify
 from torch_geometric_ext.ops.machine import cpu_model
@@ -200,16 +200,16 @@ def run_baselines(task: Task) -> Iterator[Dict[str, Any]]:
     seconds = time.perf_counter() - start
     test = task.pairs['test']
 
-    def record(method: str, score: np.ndarray, **kwargs: Any) -> Dict:
+    def make_record(method: str, score: np.ndarray, **kwargs: Any) -> Dict:
         auc, new = test.auc(score), test.auc(score, new=True)
         return dict(method=method, auc=auc, new=new, **kwargs)
 
-    yield record('in-degree', features['test']['in-degree'])
+    yield make_record('in-degree', features['test']['in-degree'])
     val_aucs = {
         k: task.pairs['val'].auc(x) for k, x in features['val'].items()
     }
     best = max(val_aucs, key=val_aucs.__getitem__)
-    yield record('best heuristic', features['test'][best], heuristic=best)
+    yield make_record('best heuristic', features['test'][best], heuristic=best)
     # Trees learn from degrees, recency and pair counts:
     columns = [x for x in features['test'] if x != 'common neighbors']
     x = {
@@ -222,7 +222,7 @@ def run_baselines(task: Task) -> Iterator[Dict[str, Any]]:
     trees.fit(x['head'], y)
     seconds += time.perf_counter() - start
     score = trees.predict_proba(x['test'])[:, 1]
-    yield record('boosted trees', score, seconds=seconds)
+    yield make_record('boosted trees', score, seconds=seconds)
 
 
 def embed(
@@ -458,7 +458,7 @@ METHODS: Dict[str, Method] = {
 }
 
 
-def record(
+def make_record(
     training: Training, method: str, sparsity: float, head: torch.nn.Module
 ) -> Dict[str, Any]:
     test = training.task.pairs['test']
@@ -486,7 +486,7 @@ def run_heads(
         for method, func in methods.items():
             training.restart()
             head = func(training, sparsity)
-            yield record(training, method, sparsity, head)
+            yield make_record(training, method, sparsity, head)
 
 
 def run(
@@ -507,7 +507,7 @@ def run(
         base['head'] = 'static walks'
         training = Training(task, static[0], 'product', seed, args)
         head = dense(training, 0.0)
-        out = record(training, 'dense', 0.0, head)
+        out = make_record(training, 'dense', 0.0, head)
         yield dict(base, embedding_seconds=static[1], **out)
         for key, (x, seconds) in embeddings.items():
             base['head'] = key
@@ -573,7 +573,7 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=300)
     parser.add_argument('--batch_size', type=int, default=512)
     parser.add_argument('--lr', type=float, default=3e-3)
-    parser.add_argument('--output', help='a file of results as JSON lines')
+    record.add_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
     cpu, threads = cpu_model(), torch.get_num_threads()
@@ -581,16 +581,14 @@ def main() -> None:
         f'{cpu}, {threads} thread(s), {args.seeds} seeds, {args.steps} steps '
         f'of {args.batch_size} events, Adam with lr {args.lr}'
     )
+    record.start(args.output, range(args.seeds))
     start = time.perf_counter()
     records = []
     for seed in range(args.seeds):
         for name in args.datasets:
             for result in run(name, seed, args):
                 records.append(result)
-                if args.output is not None:
-                    with open(args.output, 'a') as f:
-                        line = dict(result, cpu=cpu, threads=threads)
-                        f.write(json.dumps(line) + '\n')
+                record.write(**result)
             seconds = time.perf_counter() - start
             print(f'{name}, seed {seed}: {seconds:.0f} s', flush=True)
     print_table(records)

@@ -24,11 +24,9 @@ tables and the figures.
 
 import argparse
 import copy
-import json
 import time
 from functools import partial
-from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +37,9 @@ from torch_geometric.data import Data
 from torch_geometric.datasets import Coauthor, Planetoid
 from torch_geometric.nn import GCN
 
+from benchmark import record
 from torch_geometric_ext.full_batch import StaticGraph, accelerate
 from torch_geometric_ext.nn import SparseLinear, sparsify
-from torch_geometric_ext.ops.machine import cpu_model
 from torch_geometric_ext.sparsity import (
     ADMM,
     SET,
@@ -224,7 +222,7 @@ def load(root: str, name: str, seed: int) -> Data:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--root', required=True)
-    parser.add_argument('--out', required=True, help='JSON lines, appended')
+    record.add_argument(parser)
     parser.add_argument(
         '--datasets',
         nargs='+',
@@ -249,34 +247,31 @@ def main() -> None:
     parser.add_argument('--step_size', type=float, help='of SLR')
     args = parser.parse_args()
 
-    settings: Dict[str, Any] = {'machine': machine(), 'tag': tag(args)}
-    with Path(args.out).open('a') as file:
-
-        def write(sparsity: float, method: str, result: Result) -> None:
-            row = {
-                **settings,
-                'dataset': name,  # noqa: B023
-                'method': method,
-                'sparsity': sparsity,
-                'seed': seed,  # noqa: B023
-                'accuracy': round(result.accuracy, 2),
-                **result.cost._asdict(),
-            }
-            print(json.dumps(row), file=file, flush=True)
-
-        for name in args.datasets:
-            for seed in args.seeds:
-                study = Study(name, seed, args)
-                write(0.0, 'dense', study.dense)
-                for sparsity in args.sparsities:
-                    for method in args.methods:
-                        write(sparsity, method, study.run(method, sparsity))
+    record.start(args.output, args.seeds, settings=tag(args))
+    for name in args.datasets:
+        for seed in args.seeds:
+            study = Study(name, seed, args)
+            write(name, seed, 0.0, 'dense', study.dense)
+            for sparsity in args.sparsities:
+                for method in args.methods:
+                    result = study.run(method, sparsity)
+                    write(name, seed, sparsity, method, result)
 
 
-def machine() -> str:
-    """Return the processor, and the threads and version of PyTorch."""
-    threads = torch.get_num_threads()
-    return f'{cpu_model()}, {threads} thread(s), PyTorch {torch.__version__}'
+def write(
+    dataset: str, seed: int, sparsity: float, method: str, result: Result
+) -> None:
+    """Record and print a result."""
+    row = dict(
+        dataset=dataset,
+        method=method,
+        sparsity=sparsity,
+        seed=seed,
+        accuracy=round(result.accuracy, 2),
+        **result.cost._asdict(),
+    )
+    record.write(**row)
+    print(', '.join(f'{key}: {value}' for key, value in row.items()))
 
 
 def tag(args: argparse.Namespace) -> str:

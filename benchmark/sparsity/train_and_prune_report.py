@@ -21,9 +21,9 @@ class Results:
     """The rows of a results file."""
 
     def __init__(self, path: Path) -> None:
-        self.rows: List[Row] = [
-            json.loads(line) for line in path.read_text().splitlines()
-        ]
+        lines = [json.loads(x) for x in path.read_text().splitlines()]
+        self.headers = [x for x in lines if 'command' in x]
+        self.rows: List[Row] = [x for x in lines if 'command' not in x]
 
     def values(self, name: str) -> List[Any]:
         return list(dict.fromkeys(row[name] for row in self.rows))
@@ -174,8 +174,8 @@ def main() -> None:
     args = parser.parse_args()
 
     results = Results(args.results)
-    for name in ['machine', 'tag']:
-        print('; '.join(results.values(name)))
+    for header in results.headers:
+        print(', '.join(f'{key}: {value}' for key, value in header.items()))
     print_differences(results)
     for dataset in results.values('dataset'):
         print_accuracy(results, dataset)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch_geometric.datasets import MoleculeNet, TUDataset
 
+from benchmark import record
 from torch_geometric_ext.ops import herding
 from torch_geometric_ext.ops.ragged import take_rows
 from torch_geometric_ext.transforms import ShareComputationTrees
@@ -73,8 +74,10 @@ def main() -> None:
         nargs='+',
         default=['PROTEINS', 'DD', 'NCI1', 'IMDB-BINARY', 'HIV'],
     )
+    record.add_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    record.start(args.output)
     header = ''.join(f'{ratio:>7.1%}' for ratio in RATIOS)
     print(f'{"":<13}{"graphs":>8}{"":>9}{header}{"[s]":>7}')
     for name in args.datasets:
@@ -92,6 +95,13 @@ def main() -> None:
                 + ''.join(f'{value:>7.3f}' for value in values)
                 + f'{seconds:>7.2f}',
                 flush=True,
+            )
+            record.write(
+                data_set=name,
+                graphs=end - begin,
+                method=method,
+                distances=dict(zip(map(str, RATIOS), values)),
+                seconds=seconds,
             )
 
 

@@ -31,7 +31,7 @@ import time
 import warnings
 from collections import defaultdict
 from dataclasses import replace
-from typing import Any, Dict, Iterator, List, NamedTuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GATConv, GCNConv, GINConv, GPSConv, SAGEConv
 from torch_geometric.utils import degree
 
+from benchmark import record
 from torch_geometric_ext.data import SharedTrees
 from torch_geometric_ext.data.trees_to_graphs import trees_to_graphs
 from torch_geometric_ext.loader import SharedTreeLoader
@@ -379,10 +380,13 @@ def run(dataset: Any, name: str, kind: str, args: Any) -> None:
                 full if everything else task.train(part, method, args)
             )
             sizes[key].append(len(part))
-    print_rows(f'{name:<13}{kind:<6}{args.pooling:<6}', results, sizes)
+    print_rows((name, kind, args.pooling), results, sizes)
 
 
-def print_rows(label: str, results: Any, sizes: Any) -> None:
+def print_rows(
+    setting: Tuple[str, str, str], results: Any, sizes: Any
+) -> None:
+    name, kind, pooling = setting
     mean = {
         key: statistics.mean(r.test for r in runs)
         for key, runs in results.items()
@@ -400,10 +404,25 @@ def print_rows(label: str, results: Any, sizes: Any) -> None:
         size = statistics.mean(sizes[method, ratio])
         budget = f'{ratio:.1%}' if ratio > 0 else '-'
         print(
-            f'{label}{method:<16}{budget:>7}{size:>8.0f}{100 * test:>8.1f} ± '
+            f'{name:<13}{kind:<6}{pooling:<6}{method:<16}{budget:>7}'
+            f'{size:>8.0f}{100 * test:>8.1f} ± '
             f'{100 * error:<4.1f}{100 * last:>7.1f}{gain:>7.2f}{seconds:>9.2f}'
             f'{len(runs):>6}',
             flush=True,
+        )
+        record.write(
+            data_set=name,
+            model=kind,
+            pooling=pooling,
+            method=method,
+            bytes=ratio or None,
+            graphs=size,
+            test=100 * test,
+            error=100 * error,
+            last=100 * last,
+            gain=gain,
+            seconds=seconds,
+            runs=len(runs),
         )
 
 
@@ -422,7 +441,9 @@ def main() -> None:
     )
     parser.add_argument('--num_steps', type=int, default=400)
     parser.add_argument('--lr', type=float, default=0.001)
+    record.add_argument(parser)
     args = parser.parse_args()
+    record.start(args.output, args.seeds)
     print(
         f'{"set":<13}{"model":<6}{"pool":<6}{"method":<16}{"bytes":>7}'
         f'{"graphs":>8}{"test":>8}{"":7}{"last":>7}{"gain":>7}{"seconds":>9}'

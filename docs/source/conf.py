@@ -23,6 +23,7 @@ extensions = [
     'sphinx.ext.napoleon',
     'sphinx.ext.viewcode',
     'sphinx_gallery.gen_gallery',
+    'figures',
 ]
 html_theme = 'furo'
 html_title = f'{project} {version}'
