@@ -26,7 +26,6 @@ accuracy. Nothing is selected on the test set.
 """
 
 import argparse
-import platform
 import time
 import warnings
 from pathlib import Path
@@ -62,6 +61,7 @@ from torch_geometric_ext.nn import (
     shared_batch,
     sparsify,
 )
+from torch_geometric_ext.ops.machine import cpu_model
 from torch_geometric_ext.sparsity import RigL
 from torch_geometric_ext.transforms import (
     MirageCondense,
@@ -403,11 +403,22 @@ def test_nodes(model: torch.nn.Module, data: Data) -> Tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='.data/Solubility')
-    parser.add_argument('--seeds', type=int, default=5)
-    parser.add_argument('--epochs', type=int, default=40)
-    parser.add_argument('--lr', type=float, default=0.005)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        '--root', default='.data/Solubility', help='folder of the data sets'
+    )
+    parser.add_argument(
+        '--seeds', type=int, default=5, help='number of paired seeds'
+    )
+    parser.add_argument(
+        '--epochs', type=int, default=40, help='epochs of the first table'
+    )
+    parser.add_argument(
+        '--lr', type=float, default=0.005, help='learning rate'
+    )
     args = parser.parse_args()
 
     molecules = Solubility(args.root, 'train')
@@ -418,7 +429,7 @@ def main() -> None:
     print(
         f'GIN on Solubility: {size:,} training and {len(test_dataset)} test '
         f'molecules, {args.seeds} paired seeds, {torch.get_num_threads()} '
-        f'thread(s), kernels {"on" if WITH_EXT else "off"}, {cpu_name()}'
+        f'thread(s), kernels {"on" if WITH_EXT else "off"}, {cpu_model()}'
     )
     for i, methods in enumerate(make_tables(args, size)):
         first = methods[0]
@@ -432,14 +443,6 @@ def main() -> None:
         )
         print_table(run(methods, dataset, test_dataset, args))
     run_on_digits(args)
-
-
-def cpu_name() -> str:
-    path = Path('/proc/cpuinfo')
-    for line in path.read_text().splitlines() if path.exists() else []:
-        if line.startswith('model name'):
-            return line.split(':')[1].strip()
-    return platform.machine()
 
 
 def run(

@@ -8,7 +8,6 @@ with all preparation. Molecules and their melting points are part of the
 """
 
 import argparse
-import platform
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch_geometric
 
 import torch_geometric_ext
 from torch_geometric_ext.datasets import FingerprintKNN, MeltingPoint
+from torch_geometric_ext.ops.machine import cpu_model
 from torch_geometric_ext.typing import WITH_EXT
 
 from .fingerprints import full_batches, sparse_layers
@@ -57,7 +57,7 @@ def main() -> None:
     train = MeltingPoint(str(root / 'MeltingPoint'), 'train')
     test = MeltingPoint(str(root / 'MeltingPoint'), 'test')
     data = FingerprintKNN(str(root / 'FingerprintKNN'))[0]
-    cpu, threads = cpu_name(), torch.get_num_threads()
+    cpu, threads = cpu_model(), torch.get_num_threads()
     print(
         f'Does a molecule melt below 25 °C, up to 125 °C, or above? '
         f'{len(train):,} training and {len(test):,} test molecules.\nAs one '
@@ -68,19 +68,19 @@ def main() -> None:
     )
     graphs = train, test, args.seed, args.epochs
     nodes = data, args.seed, args.node_epochs
-    results = run_doors(
-        [
-            fewer_graphs(*graphs),
-            *trees(*graphs),
-            sparse_layers(*nodes),
-            *full_batches(*nodes),
-        ]
-    )
+    doors = [
+        fewer_graphs(*graphs),
+        *trees(*graphs),
+        sparse_layers(*nodes),
+        *full_batches(*nodes),
+    ]
+    results = run_doors(doors)
     seconds = time.perf_counter() - start
     print(f'{LEGEND}\n{summarize(results)} {seconds:.0f} seconds in all.')
     if args.output:
         Path(args.output).write_text(
             to_json_lines(
+                doors,
                 results,
                 command=f'python -m examples.demo --seed {args.seed}',
                 date=time.strftime('%Y-%m-%d'),
@@ -94,14 +94,6 @@ def main() -> None:
                 ),
             )
         )
-
-
-def cpu_name() -> str:
-    path = Path('/proc/cpuinfo')
-    for line in path.read_text().splitlines() if path.exists() else []:
-        if line.startswith('model name'):
-            return line.split(':')[1].strip()
-    return platform.machine()
 
 
 if __name__ == '__main__':

@@ -27,6 +27,7 @@ def sparse_layers(data: Data, seed: int, epochs: int) -> Door:
     """Compare a wide model with a narrow and a sparse one."""
     return Door(
         'sparse layers',
+        'GCN, 512 channels',
         'accuracy',
         partial(run_csr, 512, data, seed, epochs),
         partial(run_csr, 512 // 20, data, seed, epochs),
@@ -39,6 +40,7 @@ def full_batches(data: Data, seed: int, epochs: int) -> List[Door]:
     plain = cache(partial(run_plain, data, seed, epochs))
     accelerated = Door(
         'full batches',
+        'GCN, 128 channels',
         'accuracy',
         plain,
         partial(run_csr, 128, data, seed, epochs),
@@ -46,6 +48,7 @@ def full_batches(data: Data, seed: int, epochs: int) -> List[Door]:
     )
     ticket = Door(
         'tickets',
+        'GCN, 128 channels',
         'accuracy',
         plain,
         partial(run_csr, 128 // 20, data, seed, epochs),

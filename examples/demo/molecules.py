@@ -77,7 +77,7 @@ def fewer_graphs(
         return Run(f1_score(model, test), seconds, 'half of the steps')
 
     runs = [partial(run, kind) for kind in ['plain', 'by hand', 'ours']]
-    return Door('fewer graphs', 'F1', *runs)
+    return Door('fewer graphs', 'GIN, faulty molecules', 'F1', *runs)
 
 
 def trees(
@@ -95,6 +95,7 @@ def trees(
     plain = cache(partial(run, load_plain))
     shared = Door(
         'shared trees',
+        'GIN, molecules',
         'accuracy',
         plain,
         partial(run, load_collated),
@@ -102,6 +103,7 @@ def trees(
     )
     condensed = Door(
         'condensed data',
+        'GIN, molecules',
         'accuracy',
         plain,
         partial(run, load_random),

@@ -20,6 +20,7 @@ class Run(NamedTuple):
 
 class Door(NamedTuple):
     name: str
+    task: str
     metric_name: str
     plain: Callable[[], Run]
     by_hand: Callable[[], Run]
@@ -61,14 +62,16 @@ def summarize(results: Results) -> str:
     )
 
 
-def to_json_lines(results: Results, **metadata: Any) -> str:
+def to_json_lines(doors: List[Door], results: Results, **metadata: Any) -> str:
     """Return metadata and rows as the figure of the README reads them."""
     records = [metadata]
-    for name, runs in results.items():
+    for door, runs in zip(doors, results.values()):
         plain, ours = runs['plain'], runs['ours']
         records.append(
             dict(
-                door=name,
+                door=door.name,
+                task=door.task,
+                metric_name=door.metric_name,
                 plain_seconds=plain.seconds,
                 plain_metric=plain.metric,
                 by_hand_seconds=runs['by_hand'].seconds,

@@ -12,7 +12,7 @@ from figures import page
 from figures.page import BLUE, GRAY, plt
 from figures.records import RESULTS, Row
 
-SOURCE = RESULTS / 'quickstart.jsonl'
+SOURCE = RESULTS / 'demo.jsonl'
 TARGET = Path(__file__).parent / 'doors.svg'
 
 
