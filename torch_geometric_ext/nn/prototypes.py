@@ -33,13 +33,13 @@ class HypersphericalPrototypes(torch.nn.Module):
 
     .. math::
         \mathcal{L}_{\textrm{sepa}} = \frac{1}{CK} \sum_{c, k} \log
-        \frac{1}{(C - 1) K} \sum_{j \neq c} \sum_{k'}
-        \exp(\mathbf{p}^c_k \cdot \mathbf{p}^j_{k'} / \tau).
+        \frac{1}{(C - 1) K} \sum_{j \neq c} \sum_l
+        \exp(\mathbf{p}^c_k \cdot \mathbf{p}^j_l / \tau).
 
     Without labels, each graph belongs to the virtual class
 
     .. math::
-        \tilde{y}_i = \arg\max_c\, \sum_k
+        \tilde{y}_i = \underset{c}{\operatorname{argmax}} \sum_k
         \exp(\mathbf{p}^c_k \cdot \mathbf{z}_i / \tau)
 
     (Eq. (15)), and the prototypical contrastive loss attracts it to the

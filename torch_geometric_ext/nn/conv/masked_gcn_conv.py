@@ -34,9 +34,9 @@ class MaskedGCNConv(GCNConv):
     edges.
 
     .. math::
-        \mathbf{X}^{\prime} = \mathbf{\hat{D}}^{-1/2}
-        \left( \mathbf{M}_{\mathcal{E}} \odot \mathbf{\hat{A}} \right)
-        \mathbf{\hat{D}}^{-1/2} \mathbf{X}
+        \mathbf{X}^{\prime} = \hat{\mathbf{D}}^{-1/2}
+        \left( \mathbf{M}_{\mathcal{E}} \odot \hat{\mathbf{A}} \right)
+        \hat{\mathbf{D}}^{-1/2} \mathbf{X}
         \left( \mathbf{M}_{\Theta} \odot \mathbf{\Theta} \right),
 
     with the weight mask :math:`\mathbf{M}_{\Theta}` and the edge mask
@@ -53,7 +53,7 @@ class MaskedGCNConv(GCNConv):
         With :obj:`normalize_masked=True`, the output equals the output on the
         subgraph of the remaining edges.
         With :obj:`normalize_masked=False`, the degrees
-        :math:`\mathbf{\hat{D}}` count all edges, and the edge mask does not
+        :math:`\hat{\mathbf{D}}` count all edges, and the edge mask does not
         prune self-loops of the input graph if :obj:`add_self_loops` is set.
 
     .. note::
@@ -82,7 +82,7 @@ class MaskedGCNConv(GCNConv):
             the size from the first input(s) to the forward method.
         out_channels (int): Size of each output sample.
         improved (bool, optional): If set to :obj:`True`, the layer computes
-            :math:`\mathbf{\hat{A}}` as :math:`\mathbf{A} + 2\mathbf{I}`.
+            :math:`\hat{\mathbf{A}}` as :math:`\mathbf{A} + 2\mathbf{I}`.
             (default: :obj:`False`)
         cached (bool, optional): If set to :obj:`True`, the layer will cache
             the normalization of the graph on first execution, and will use
