@@ -1,6 +1,7 @@
 """Assert that the documentation is complete, and that its code runs."""
 
 import doctest
+import inspect
 import re
 import sys
 import textwrap
@@ -44,6 +45,7 @@ flow_chart = pytest.importorskip('flow_chart')
 
 ROOMS = [x for x in torch_geometric_ext.__all__ if not x.startswith('_')]
 ROOMS += ['ops']
+MAX_INTRODUCTION = 28  # Lines, of a docstring above its arguments.
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -89,6 +91,14 @@ def test_each_public_name_has_a_page(tmp_path: Path) -> None:
             obj = getattr(getattr(torch_geometric_ext, room), name)
             owner = obj.__module__.split('.')[1]  # Of a re-exported name.
             assert f'torch_geometric_ext.{owner}.{name}' in pages
+
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_arguments_are_on_the_first_screen(room: str) -> None:
+    for name, obj in api_pages.list_names(room).items():
+        lines = (inspect.getdoc(obj) or '').splitlines()
+        if 'Args:' in lines:
+            assert lines.index('Args:') <= MAX_INTRODUCTION, name
 
 
 def test_flow_chart_names_public_objects() -> None:
