@@ -6,11 +6,18 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
+CORRECTIONS = {
+    r'\_': '_',  # Escapes in text are converted as they are.
+    # Fonts without variants of a prime for formulas draw it too small.
+    '<mi>&#x02032;</mi>': '<mo class="prime">&#x02032;</mo>',
+}
 
 
 def to_mathml(node: nodes.math | nodes.math_block, display: str) -> str:
-    """Convert a formula. The converter keeps escapes in text as they are."""
-    formula = convert(node.astext(), display=display).replace(r'\_', '_')
+    """Convert a formula, and correct what the converter does not."""
+    formula = convert(node.astext(), display=display)
+    for old, new in CORRECTIONS.items():
+        formula = formula.replace(old, new)
     if '\\' in formula:
         logger.warning('unknown command: %s', node.astext(), location=node)
     return formula

@@ -224,10 +224,10 @@ class HypersphericalPrototypes(torch.nn.Module):
                 (default: :obj:`False`)
 
         Returns:
-            The scalar loss :math:`\lambda_1 \mathcal{L}_{\textrm{comp}} +
-            \lambda_2 \mathcal{L}_{\textrm{sepa}}`, and the scores of shape
-            :math:`(B, 3)`, without gradient: outlier risk, unfamiliarity and
-            the index :math:`cK + k` of the nearest prototype.
+            The scalar loss, which sums both losses times their weights, and
+            the scores of shape :math:`(B, 3)`, without gradient: outlier risk,
+            unfamiliarity and the index :math:`cK + k` of the nearest
+            prototype.
 
         Raises:
             ValueError: If the shape of an input is wrong, or a label is
