@@ -41,6 +41,7 @@ napoleon_custom_sections = ['Shapes']
 sphinx_gallery_conf = {
     'examples_dirs': '../tutorials',
     'gallery_dirs': 'tutorials',
+    'within_subsection_order': 'gallery.TutorialOrder',
     'download_all_examples': False,
     'show_signature': False,
     'write_computation_times': False,
