@@ -149,8 +149,9 @@ print(f'{len(sampler.suspects())} suspects')
 # Where a simpler sampler is enough
 # ---------------------------------
 # These molecules are clean, so that only balance matters.
-# :class:`~torch_geometric_ext.loader.BalancedSampler` draws all classes equally
-# often from the first epoch on, and needs neither prototypes nor feedback:
+# :class:`~torch_geometric_ext.loader.BalancedSampler` draws all classes
+# equally often from the first epoch on, and needs neither prototypes nor
+# feedback:
 
 
 def balanced_half(prototypes, num_epochs):
