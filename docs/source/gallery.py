@@ -1,6 +1,7 @@
-"""Order the tutorials as the home page does."""
+"""Order the tutorials as the home page does, and keep their output short."""
 
 from sphinx_gallery.sorting import _SortKey
+from torch_geometric.data import Dataset
 
 ORDER = [
     'plot_fewer_graphs.py',
@@ -18,3 +19,8 @@ class TutorialOrder(_SortKey):
 
     def __call__(self, filename: str) -> int:
         return ORDER.index(filename)
+
+
+def silence_datasets(gallery_conf: dict, name: str) -> None:
+    """Make data sets process their files without a message."""
+    Dataset.log = property(lambda self: False, lambda self, value: None)
