@@ -19,6 +19,7 @@ takes fewer multiply-adds.
 # Propanol, C-C-C-O, and butane, C-C-C-C, with the element as the feature of
 # each heavy atom:
 import tempfile
+import textwrap
 import warnings
 
 import matplotlib.pyplot as plt
@@ -62,7 +63,8 @@ print(batch)
 
 # %%
 # The picture shows the levels of the union, colored by the element, and above
-# them which trees each molecule is made of, and how often:
+# them which trees each molecule is made of, and how often. The downloadable
+# script contains :obj:`draw`:
 
 
 # sphinx_gallery_start_ignore
@@ -209,7 +211,7 @@ print(SharedTreeLoader(trees, 128, shuffle=True).report())
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     SharedTreeLoader(trees, 32, shuffle=True)
-print(caught[0].message)
+print(textwrap.fill(str(caught[0].message)))
 
 # %%
 # The plot compares numbers of layers. Below the gray line, plain graphs are
