@@ -26,7 +26,12 @@ import torch.nn.functional as F
 from torch_geometric.nn import GraphSAGE
 
 from torch_geometric_ext.datasets import DigitsKNN
-from torch_geometric_ext.nn import SparseLinear, densify, sparsify
+from torch_geometric_ext.nn import (
+    SparseLinear,
+    densify,
+    sparsify,
+    sparsity_summary,
+)
 from torch_geometric_ext.sparsity import SET, RigL
 from torch_geometric_ext.utils import count_macs
 
@@ -54,7 +59,8 @@ for sparsity in [0.8, 0.9, 0.95, 0.98]:
 # model. By default (``distribution='erk'``), small layers are denser than
 # large ones:
 model = GraphSAGE(64, 256, num_layers=3, out_channels=10)
-print(sparsify(model, sparsity=0.95).convs)
+sparsify(model, sparsity=0.95)
+print(sparsity_summary(model))
 
 # %%
 # The multiply-adds of a model include aggregations, which remain dense:
