@@ -26,7 +26,10 @@ def is_own(room: str, obj: object) -> bool:
 
 def make_page(room: str, name: str, obj: object) -> str:
     """Return the page of a class or function."""
-    lines = [name, '=' * len(name), '', f'.. currentmodule:: {PACKAGE}.{room}']
+    module = f'{PACKAGE}.{room}'
+    lines = [name, '=' * len(name), '']
+    lines += [f'Import from :doc:`{module} </modules/{room}>`.', '']
+    lines += [f'.. currentmodule:: {module}']
     if not inspect.isclass(obj):
         return '\n'.join([*lines, '', f'.. autofunction:: {name}', ''])
     lines += ['', f'.. autoclass:: {name}', '   :members:']
