@@ -10,6 +10,9 @@ import torch_geometric_ext
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from api_pages import make_links, make_table, write_pages  # noqa: E402
+from flow_chart import draw_flow_chart  # noqa: E402
+
 project = 'torch_geometric_ext'
 author = 'the torch_geometric_ext authors'
 copyright = f'{datetime.date.today().year}, {author}'
@@ -19,15 +22,19 @@ extensions = [
     'sphinx.ext.autodoc',
     'sphinx.ext.autosummary',
     'sphinx.ext.intersphinx',
-    'sphinx.ext.mathjax',
     'sphinx.ext.napoleon',
     'sphinx.ext.viewcode',
     'sphinx_gallery.gen_gallery',
     'figures',
+    'mathml',
 ]
 html_theme = 'furo'
 html_title = f'{project} {version}'
+html_static_path = ['_static']
+html_css_files = ['custom.css']
+html_math_renderer = 'mathml'
 add_module_names = False
+autosummary_generate = False  # `write_pages` does.
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'
 napoleon_custom_sections = ['Shapes']
@@ -35,9 +42,12 @@ napoleon_custom_sections = ['Shapes']
 sphinx_gallery_conf = {
     'examples_dirs': '../tutorials',
     'gallery_dirs': 'tutorials',
+    'within_subsection_order': 'gallery.TutorialOrder',
     'download_all_examples': False,
     'show_signature': False,
     'write_computation_times': False,
+    'min_reported_time': 86_400,  # Times differ by machine.
+    'reset_modules': ('matplotlib', 'gallery.silence_datasets'),
     'abort_on_example_error': True,
 }
 
@@ -102,12 +112,23 @@ intersphinx_mapping = {
 }
 
 
+def exists(path: str) -> bool:
+    """Return whether a file exists in the sources, as figures may not."""
+    return (HERE / path).exists()
+
+
 def render(app: Sphinx, name: str, source: list) -> None:
-    """Fills the loops over `classes` and `functions` in `modules/`."""
-    if name.startswith('modules/'):
-        context = {'torch_geometric_ext': torch_geometric_ext}
+    """Fill in tables of public names, and figures that are drawn."""
+    if name in ('index', 'doors') or name.startswith('modules/'):
+        context = {
+            'exists': exists,
+            'flow_chart': draw_flow_chart,
+            'links': make_links,
+            'table': make_table,
+        }
         source[0] = app.builder.templates.render_string(source[0], context)
 
 
 def setup(app: Sphinx) -> None:
+    write_pages(HERE)
     app.connect('source-read', render)

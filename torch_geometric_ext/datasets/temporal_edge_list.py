@@ -17,28 +17,8 @@ class TemporalEdgeList(InMemoryDataset):
     :class:`~torch_geometric.data.TemporalData` object with :obj:`src`,
     :obj:`dst` and :obj:`t` (int64). There are no features.
 
-    * **Order.** Events are sorted by time. Events of equal time keep their
-      order in the file.
-    * **Nodes** are numbered from :math:`0` to :math:`N - 1` in the order of
-      their numbers in the file. If the file has no gaps, as
-      :obj:`"CollegeMsg"`, this only subtracts the first number.
-    * **Self-loops and repeated edges** remain. :obj:`"sx-mathoverflow"` has
-      116,109 self-loops: users who comment on their own posts.
-
     The data set is downloaded. Without network access, put the file
     :obj:`{name}.txt.gz` into the folder :obj:`{root}/{name}/raw`.
-
-    :meth:`~torch_geometric.data.TemporalData.train_val_test_split` splits
-    events by time and keeps events of equal time together. Call it twice to
-    split the training events into a history, from which embeddings are
-    learned, and later events, on which a classifier is trained:
-
-    .. code-block:: python
-
-        data = TemporalEdgeList(root, 'CollegeMsg')[0]
-        train, val, test = data.train_val_test_split(0.05, 0.2)
-        # 15 % of all events, hence a fifth of the training events:
-        history, head, _ = train.train_val_test_split(0.2, 0.0)
 
     Args:
         root (str): The folder of all data sets.
@@ -79,6 +59,28 @@ class TemporalEdgeList(InMemoryDataset):
           - 24,818
           - 506,550
           - 2,350
+
+    .. rubric:: Details
+
+    * **Order.** Events are sorted by time. Events of equal time keep their
+      order in the file.
+    * **Nodes** are numbered from :math:`0` to :math:`N - 1` in the order of
+      their numbers in the file. If the file has no gaps, as
+      :obj:`"CollegeMsg"`, this only subtracts the first number.
+    * **Self-loops and repeated edges** remain. :obj:`"sx-mathoverflow"` has
+      116,109 self-loops: users who comment on their own posts.
+
+    :meth:`~torch_geometric.data.TemporalData.train_val_test_split` splits
+    events by time and keeps events of equal time together. Call it twice to
+    split the training events into a history, from which embeddings are
+    learned, and later events, on which a classifier is trained:
+
+    .. code-block:: python
+
+        data = TemporalEdgeList(root, 'CollegeMsg')[0]
+        train, val, test = data.train_val_test_split(0.05, 0.2)
+        # 15 % of all events, hence a fifth of the training events:
+        history, head, _ = train.train_val_test_split(0.2, 0.0)
     """
 
     url = 'https://snap.stanford.edu/data/{}.txt.gz'

@@ -28,30 +28,8 @@ def accelerate(
     r"""Make a model faster on a static graph, with equal outputs and
     gradients.
 
-    The accelerated model
-
-    * computes only the receptive field of the requested outputs (a mask or
-      indices),
-    * aggregates features, normalizes edges and adds self-loops once,
-    * skips zeros in products with sparse features,
-    * transforms before it aggregates where a layer has fewer outputs than
-      inputs, and
-    * aggregates by sparse matrix products, without a message for each edge,
-      in :class:`~torch_geometric.nn.conv.GCNConv`,
-      :class:`~torch_geometric.nn.conv.GCN2Conv`,
-      :class:`~torch_geometric.nn.conv.GINConv`,
-      :class:`~torch_geometric.nn.conv.SAGEConv`,
-      :class:`~torch_geometric.nn.conv.GraphConv`,
-      :class:`~torch_geometric.nn.conv.GATConv`,
-      :class:`~torch_geometric.nn.conv.GATv2Conv` and
-      :class:`~torch_geometric.nn.conv.APPNP`.
-
-    Any model is allowed. An equivalence check on a small random graph in
-    double precision, and a second one on the graph itself, find out which of
-    these optimizations are exact. The others are not used: a model that
-    normalizes over all nodes runs on the whole graph, for example.
-    :meth:`AcceleratedModel.report` lists the optimizations in use, and why
-    others are not.
+    Any model is allowed. Call the result with the nodes whose outputs are
+    needed, as a mask or as indices:
 
     .. code-block:: python
 
@@ -67,19 +45,8 @@ def accelerate(
         fast.eval()
         pred = fast(data.test_mask).argmax(dim=-1)
 
-    .. note::
-        Dropout draws other random numbers than in the model, of the same
-        distribution. Hooks of inner linear layers see aggregated features
-        where the aggregation is cached, and hooks of convolutions are called
-        with a shallow copy of their module. An exchange of modules raises an
-        error, and a mixture of modes that was not checked (such as a norm in
-        evaluation mode inside of a model in training mode) runs on the whole
-        graph.
-
-        The check sees how a model behaves when it is accelerated. A model
-        that reads more of the graph later on, such as after 100 calls, is
-        noticed if one of the convolutions above passes more messages; any
-        other change of that kind gives wrong outputs.
+    :meth:`AcceleratedModel.report` lists the optimizations in use, and why
+    others are not.
 
     Args:
         model (torch.nn.Module): The model, which returns a row for each node.
@@ -102,6 +69,45 @@ def accelerate(
         TypeError: If :obj:`model` or :obj:`graph` is something else, or the
             model is already accelerated.
         ValueError: If the model has lazy layers that are not initialized.
+
+    .. rubric:: Details
+
+    The accelerated model
+
+    * computes only the receptive field of the requested outputs (a mask or
+      indices),
+    * aggregates features, normalizes edges and adds self-loops once,
+    * skips zeros in products with sparse features,
+    * transforms before it aggregates where a layer has fewer outputs than
+      inputs, and
+    * aggregates by sparse matrix products, without a message for each edge,
+      in :class:`~torch_geometric.nn.conv.GCNConv`,
+      :class:`~torch_geometric.nn.conv.GCN2Conv`,
+      :class:`~torch_geometric.nn.conv.GINConv`,
+      :class:`~torch_geometric.nn.conv.SAGEConv`,
+      :class:`~torch_geometric.nn.conv.GraphConv`,
+      :class:`~torch_geometric.nn.conv.GATConv`,
+      :class:`~torch_geometric.nn.conv.GATv2Conv` and
+      :class:`~torch_geometric.nn.conv.APPNP`.
+
+    An equivalence check on a small random graph in double precision, and a
+    second one on the graph itself, find out which of these optimizations are
+    exact. The others are not used: a model that normalizes over all nodes
+    runs on the whole graph, for example.
+
+    .. note::
+        Dropout draws other random numbers than in the model, of the same
+        distribution. Hooks of inner linear layers see aggregated features
+        where the aggregation is cached, and hooks of convolutions are called
+        with a shallow copy of their module. An exchange of modules raises an
+        error, and a mixture of modes that was not checked (such as a norm in
+        evaluation mode inside of a model in training mode) runs on the whole
+        graph.
+
+        The check sees how a model behaves when it is accelerated. A model
+        that reads more of the graph later on, such as after 100 calls, is
+        noticed if one of the convolutions above passes more messages; any
+        other change of that kind gives wrong outputs.
     """
     if not isinstance(model, Module):
         raise TypeError(

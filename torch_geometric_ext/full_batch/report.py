@@ -15,17 +15,19 @@ from torch_geometric_ext.full_batch.static_graph import StaticGraph
 
 @dataclass
 class Report:
-    """Hold what an accelerated model uses. Printing it gives all lines.
+    """Report of the optimizations that an accelerated model uses, to print.
 
     Attributes:
-        num_hops (Dict[str, int]): The receptive field beyond what is cached,
-            in training and in evaluation, or :obj:`None` for the whole graph.
-        convs (Dict[str, Dict[str, str]]): How each convolution aggregates, by
-            its name and the mode.
+        num_hops (Dict[str, int]): The receptive field beyond cached
+            aggregations, in hops, in training and in evaluation, or
+            :obj:`None` for the whole graph.
+        convs (Dict[str, Dict[str, str]]): The way in which each convolution
+            aggregates, by its name and the mode.
         density (float): The fraction of features that are not zero.
         sparse_input (bool): Whether products skip the zeros of features.
         num_bytes (int): The memory of all caches of the graph.
-        reasons (Dict[str, str]): Why something is not used.
+        reasons (Dict[str, str]): The optimizations that are not used, with
+            their reasons.
     """
 
     num_hops: Dict[str, Optional[int]]

@@ -28,24 +28,6 @@ class DynamicSampler(EpochSampler):
     sub-class that learns from feedback also implements :meth:`_observe` and a
     public :obj:`update` that calls :meth:`_record`.
 
-    * **Planning.** The subset of an epoch is drawn when its iterator yields
-      the first graph, or in :meth:`set_epoch`. All feedback of the previous
-      epoch is available by then, including the last mini-batch.
-    * **Feedback.** Feedback is keyed by :obj:`graph_idx`, the position of a
-      graph in the data set. Shuffling, workers and ranks do not change the
-      next subset. Feedback on a graph that is drawn several times is averaged.
-    * **Draws.** The number of draws of each graph is its expectation rounded
-      up or down, hence the number of draws of each class is, too.
-      :meth:`loss_weight` returns the weights of an unbiased loss.
-    * **Distributed training.** If :mod:`torch.distributed` is initialized,
-      all ranks draw the same subset. Each rank yields every
-      :obj:`num_replicas`-th graph of the subset, padded with its first graphs.
-      Planning and :meth:`state_dict` gather feedback and need to be called on
-      all ranks.
-
-    The sampler takes two bytes per graph of the data set, and eight bytes and
-    the feedback per graph of the budget.
-
     Args:
         dataset (Dataset or int): The data set, or its number of graphs
             :math:`N`.
@@ -78,6 +60,25 @@ class DynamicSampler(EpochSampler):
     Raises:
         ValueError: If an argument is out of its range, or :obj:`balance` or
             :obj:`min_per_class` is given for labels that are not classes.
+
+    .. rubric:: Details
+
+    * **Planning.** The subset of an epoch is drawn when its iterator yields
+      the first graph, or in :meth:`set_epoch`. All feedback of the previous
+      epoch is available by then, including the last mini-batch.
+    * **Feedback.** Feedback is keyed by :obj:`graph_idx`, the position of a
+      graph in the data set. Shuffling, workers and ranks do not change the
+      next subset. Feedback on a graph that is drawn several times is averaged.
+    * **Draws.** The number of draws of each graph is its expectation rounded
+      up or down, hence the number of draws of each class is, too.
+      :meth:`loss_weight` returns the weights of an unbiased loss.
+    * **Distributed training.** If :mod:`torch.distributed` is initialized,
+      all ranks draw the same subset. Each rank yields every
+      :obj:`num_replicas`-th graph of the subset, padded with its first graphs.
+      Planning and :meth:`state_dict` gather feedback and need to be called on
+      all ranks.
+    * **Memory.** The sampler takes two bytes per graph of the data set, and
+      eight bytes and the feedback per graph of the budget.
     """
 
     _num_feedback = 1  # Number of columns of the feedback.

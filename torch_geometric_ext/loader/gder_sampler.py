@@ -36,18 +36,6 @@ class GDeRSampler(DynamicSampler):
     Safeguarding Efficiency, Balancing, and Robustness via Prototypical Graph
     Pruning" <https://arxiv.org/abs/2410.13761>`_ paper.
 
-    * **Robustness.** The sampler compares the directions and norms of graph
-      embeddings by a robust Mahalanobis distance. If the distances of an
-      epoch have a gap, the graphs beyond it are *suspects* and are rarely
-      drawn. :meth:`suspects` returns them, and :meth:`history` counts them
-      (:obj:`num_suspects`).
-    * **Balance.** Draws follow the data set, until the nearest prototype is
-      wrong for more than 92 % of the graphs of a class after four epochs.
-      From then on, all classes are drawn equally often, and graphs of small
-      classes several times. A class whose labels are partly wrong is no
-      reason to balance, as its right graphs are learned.
-    * **Efficiency.** An epoch has :obj:`keep_ratio * N` graphs.
-
     .. code-block:: python
 
         dataset = IndexedDataset(train_dataset)
@@ -70,36 +58,6 @@ class GDeRSampler(DynamicSampler):
     Without classes (regression, several labels per graph, pre-training), pass
     :obj:`None` instead of :obj:`batch.y`: each graph then belongs to the
     virtual class of its nearest prototype.
-
-    See :class:`~torch_geometric_ext.loader.DynamicSampler` for epochs, shared
-    arguments, distributed training and checkpoints. Planning takes
-    :math:`O(N)` time (measured by :obj:`benchmark/loader/planning.py`).
-
-    .. note::
-        A balanced draw raises balanced accuracy and AUC. It raises the
-        F1-score on a balanced test set, and can lower it on a test set with
-        the imbalance of the training set. :meth:`loss_weight` returns the
-        weights of a loss that serves the distribution of the data set. The
-        weight of a suspect is at most that of other graphs.
-
-    .. note::
-        Deviations from the paper: scores on the sphere of prototypes neither
-        balance classes nor recognize corrupted graphs
-        (:obj:`benchmark/loader/pruning.py`). Hence the default draw replaces
-        Eq. (8) to (14). The Mahalanobis distance of Eq. (8) is taken between
-        embeddings instead of prototypes. :obj:`draw='paper'` scores graphs by
-        (Eq. (11))
-
-        .. math::
-            \omega = \frac{\sigma(\omega^{\textrm{unfam}})}
-            {(\sigma(\omega^{\textrm{risk}}) + \epsilon)
-            (\sigma(\omega^{\textrm{crowd}}) + \epsilon)}
-
-        and draws (Eq. (14)) :math:`\Psi(t) = |X| \cdot \varsigma (1 - t /
-        T)^{\kappa}` of :math:`|X|` graphs from the previous subset, and the
-        others from the rest, without replacement and in proportion to
-        :math:`\omega`. Its terms are standardized over the epoch, as their raw
-        magnitudes saturate the sigmoid.
 
     Args:
         dataset (IndexedDataset or int): The data set of the loader, or its
@@ -135,6 +93,50 @@ class GDeRSampler(DynamicSampler):
         TypeError: If :obj:`dataset` is not an
             :class:`~torch_geometric_ext.data.IndexedDataset` or a number, or
             :obj:`prototypes` is not a module.
+
+    .. rubric:: Details
+
+    * **Robustness.** The sampler compares the directions and norms of graph
+      embeddings by a robust Mahalanobis distance. If the distances of an
+      epoch have a gap, the graphs beyond it are *suspects* and are rarely
+      drawn. :meth:`suspects` returns them, and :meth:`history` counts them
+      (:obj:`num_suspects`).
+    * **Balance.** Draws follow the data set, until the nearest prototype is
+      wrong for more than 92 % of the graphs of a class after four epochs.
+      From then on, all classes are drawn equally often, and graphs of small
+      classes several times. A class whose labels are partly wrong is no
+      reason to balance, as its right graphs are learned.
+    * **Efficiency.** An epoch has :obj:`keep_ratio * N` graphs.
+
+    See :class:`~torch_geometric_ext.loader.DynamicSampler` for epochs, shared
+    arguments, distributed training and checkpoints. Planning takes
+    :math:`O(N)` time (measured by :obj:`benchmark/loader/planning.py`).
+
+    .. note::
+        A balanced draw raises balanced accuracy and AUC. It raises the
+        F1-score on a balanced test set, and can lower it on a test set with
+        the imbalance of the training set. :meth:`loss_weight` returns the
+        weights of a loss that serves the distribution of the data set. The
+        weight of a suspect is at most that of other graphs.
+
+    .. note::
+        Deviations from the paper: scores on the sphere of prototypes neither
+        balance classes nor recognize corrupted graphs
+        (:obj:`benchmark/loader/pruning.py`). Hence the default draw replaces
+        Eq. (8) to (14). The Mahalanobis distance of Eq. (8) is taken between
+        embeddings instead of prototypes. :obj:`draw='paper'` scores graphs by
+        (Eq. (11))
+
+        .. math::
+            \omega = \frac{\sigma(\omega^{\textrm{unfam}})}
+            {(\sigma(\omega^{\textrm{risk}}) + \epsilon)
+            (\sigma(\omega^{\textrm{crowd}}) + \epsilon)}
+
+        and draws (Eq. (14)) :math:`\Psi(t) = |X| \cdot \varsigma (1 - t /
+        T)^{\kappa}` of :math:`|X|` graphs from the previous subset, and the
+        others from the rest, without replacement and in proportion to
+        :math:`\omega`. Its terms are standardized over the epoch, as their raw
+        magnitudes saturate the sigmoid.
     """
 
     _num_feedback = 3

@@ -31,17 +31,6 @@ class InfoBatchSampler(LossBasedSampler):
                 loss = sampler.update(losses, batch.graph_idx)
                 ...
 
-    .. note::
-        Deviations from the paper: the budget is exact, while the paper keeps
-        a fixed ratio of the graphs below the mean. A tenth of the budget is
-        reserved for them. If the graphs above the mean do not fit into the
-        rest, they are drawn with equal probability and scaled up, too. The
-        weighted mean estimates the mean loss of the data set. It is smaller
-        than the mean of the paper, whose graphs above the mean of the losses
-        have a weight of one, by a factor of about :obj:`keep_ratio`. Raise the
-        learning rate by its inverse to compensate for the fewer steps, unless
-        the optimizer ignores the scale of gradients, as Adam does.
-
     Args:
         dataset (Dataset or int): The data set, or its number of graphs
             :math:`N`.
@@ -57,6 +46,19 @@ class InfoBatchSampler(LossBasedSampler):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    .. rubric:: Details
+
+    .. note::
+        Deviations from the paper: the budget is exact, while the paper keeps
+        a fixed ratio of the graphs below the mean. A tenth of the budget is
+        reserved for them. If the graphs above the mean do not fit into the
+        rest, they are drawn with equal probability and scaled up, too. The
+        weighted mean estimates the mean loss of the data set. It is smaller
+        than the mean of the paper, whose graphs above the mean of the losses
+        have a weight of one, by a factor of about :obj:`keep_ratio`. Raise the
+        learning rate by its inverse to compensate for the fewer steps, unless
+        the optimizer ignores the scale of gradients, as Adam does.
     """
 
     def __init__(

@@ -40,18 +40,6 @@ class NeighborSampler(BaseSampler):
             shuffle=True,
         )
 
-    Hop :math:`\ell` draws up to :obj:`num_neighbors[l]` edges that point to
-    each node that the hop before it found first (hop 0: to the seed nodes).
-    Each subset of the edges is equally likely. Edges point from neighbors to
-    the nodes that they were drawn for, and are sorted by hop and target. Nodes
-    are sorted by hop, seed nodes first.
-
-    Without :obj:`replace`, hops draw by Floyd's algorithm of the `"Programming
-    Pearls: A Sample of Brilliance" <https://doi.org/10.1145/30401.315746>`_
-    column. A hop takes :math:`O(n k^2)` time for :math:`n` nodes and
-    :math:`k` neighbors, whatever their degrees. The sampler holds
-    :math:`O(N + E)` integers for :math:`N` nodes and :math:`E` edges.
-
     Args:
         data (torch_geometric.data.Data): The graph, with :obj:`edge_index`.
         num_neighbors (Sequence[int]): The number of neighbors of each hop, at
@@ -83,6 +71,20 @@ class NeighborSampler(BaseSampler):
         >>> batch.edge_index
         tensor([[1, 2, 3, 0],
                 [0, 0, 1, 2]])
+
+    .. rubric:: Details
+
+    Hop :math:`\ell` draws up to :obj:`num_neighbors[l]` edges that point to
+    each node that the hop before it found first (hop 0: to the seed nodes).
+    Each subset of the edges is equally likely. Edges point from neighbors to
+    the nodes that they were drawn for, and are sorted by hop and target. Nodes
+    are sorted by hop, seed nodes first.
+
+    Without :obj:`replace`, hops draw by Floyd's algorithm of the `"Programming
+    Pearls: A Sample of Brilliance" <https://doi.org/10.1145/30401.315746>`_
+    column. A hop takes :math:`O(n k^2)` time for :math:`n` nodes and
+    :math:`k` neighbors, whatever their degrees. The sampler holds
+    :math:`O(N + E)` integers for :math:`N` nodes and :math:`E` edges.
     """
 
     def __init__(

@@ -33,20 +33,6 @@ class NodeBudgetBatchSampler(Sampler[List[int]]):
         batch_sampler = NodeBudgetBatchSampler(sampler, dataset, max_num=4096)
         loader = DataLoader(dataset, batch_sampler=batch_sampler)
 
-    .. code-block:: python
-
-        >>> sizes = torch.tensor([3, 1, 2, 5, 9])
-        >>> list(NodeBudgetBatchSampler(range(5), sizes, max_num=6))
-        [[0, 1, 2], [3], [4]]
-
-    In distributed training, all ranks take the same number of steps. A rank
-    with fewer mini-batches splits its largest ones. If it has too few graphs
-    for that, since others were skipped, it repeats mini-batches.
-
-    .. note::
-        Mini-batches differ in their number of graphs. A mean over the graphs
-        of a mini-batch weights graphs of small mini-batches higher.
-
     Args:
         sampler (Sampler or Iterable): The sampler of graphs, for example a
             :class:`~torch_geometric_ext.loader.DynamicSampler`.
@@ -65,6 +51,22 @@ class NodeBudgetBatchSampler(Sampler[List[int]]):
     Raises:
         ValueError: If an argument is out of its range, or a graph is too
             large for :obj:`too_big="error"`.
+
+    .. code-block:: python
+
+        >>> sizes = torch.tensor([3, 1, 2, 5, 9])
+        >>> list(NodeBudgetBatchSampler(range(5), sizes, max_num=6))
+        [[0, 1, 2], [3], [4]]
+
+    .. rubric:: Details
+
+    In distributed training, all ranks take the same number of steps. A rank
+    with fewer mini-batches splits its largest ones. If it has too few graphs
+    for that, since others were skipped, it repeats mini-batches.
+
+    .. note::
+        Mini-batches differ in their number of graphs. A mean over the graphs
+        of a mini-batch weights graphs of small mini-batches higher.
     """
 
     def __init__(

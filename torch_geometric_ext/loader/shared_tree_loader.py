@@ -53,12 +53,6 @@ class SharedTreeLoader(DataLoader):
     :class:`~torch_geometric_ext.loader.GDeRSampler`; mini-batches carry
     :obj:`graph_idx`.
 
-    .. note::
-        A mini-batch of the whole data set (:obj:`batch_size=len(shared)`)
-        holds the graphs in the order of the data set. Its tensors, and those
-        of cached mini-batches, are the same in each epoch: do not change them
-        in-place.
-
     Args:
         shared (SharedTrees): The trees, made by
             :class:`~torch_geometric_ext.transforms.ShareComputationTrees`.
@@ -81,6 +75,14 @@ class SharedTreeLoader(DataLoader):
     Raises:
         TypeError: If :obj:`shared` is not :obj:`SharedTrees`.
         ValueError: If :obj:`cached` is combined with a sampler.
+
+    .. rubric:: Details
+
+    .. note::
+        A mini-batch of the whole data set (:obj:`batch_size=len(shared)`)
+        holds the graphs in the order of the data set. Its tensors, and those
+        of cached mini-batches, are the same in each epoch: do not change them
+        in-place.
     """
 
     def __init__(

@@ -45,27 +45,7 @@ def check_exact(
 ) -> None:
     r"""Check that a model is exact on shared computation trees.
 
-    First, an equivalence check runs each convolution on a random graph and on
-    computation trees of depth 1, in double precision, with other weights and
-    with neighbors in another order. An error lists the layers that differ:
-
-    * convolutions that read several hops, that normalize by what only
-      neighbors see (:class:`~torch_geometric.nn.conv.GCNConv` by default), or
-      that do not run on inputs guessed from their attributes,
-    * convolutions that replace self-loops, if :obj:`shared` has kept some,
-    * more convolutions than the trees of :obj:`shared` are deep,
-    * norms, attention and pooling that mix the nodes of a graph,
-      aggregations that depend on the order of neighbors, and batch
-      normalization of messages,
-    * dropout, which draws once for each distinct tree.
-
-    Second, if no layer differs, an equivalence check runs the model on a few
-    small random graphs, with the features of :obj:`shared` if the model takes
-    them, and on their shared trees. Outputs and gradients of all parameters
-    need to agree, in training and in evaluation. This finds all other layers
-    and functions in :meth:`forward` that differ. The layers of a
-    :class:`torch.nn.ModuleList` are run one by one. A warning tells if a model
-    does not run: set :obj:`forward`.
+    An error lists the layers that are not exact, with the reason.
 
     The model, its mode, its buffers and the random generators stay as they
     are.
@@ -96,6 +76,30 @@ def check_exact(
             ...
         ValueError: ...
           'norms.0' (GraphNorm) mixes the nodes of a graph
+
+    .. rubric:: Details
+
+    First, an equivalence check runs each convolution on a random graph and on
+    computation trees of depth 1, in double precision, with other weights and
+    with neighbors in another order. An error lists the layers that differ:
+
+    * convolutions that read several hops, that normalize by what only
+      neighbors see (:class:`~torch_geometric.nn.conv.GCNConv` by default), or
+      that do not run on inputs guessed from their attributes,
+    * convolutions that replace self-loops, if :obj:`shared` has kept some,
+    * more convolutions than the trees of :obj:`shared` are deep,
+    * norms, attention and pooling that mix the nodes of a graph,
+      aggregations that depend on the order of neighbors, and batch
+      normalization of messages,
+    * dropout, which draws once for each distinct tree.
+
+    Second, if no layer differs, an equivalence check runs the model on a few
+    small random graphs, with the features of :obj:`shared` if the model takes
+    them, and on their shared trees. Outputs and gradients of all parameters
+    need to agree, in training and in evaluation. This finds all other layers
+    and functions in :meth:`forward` that differ. The layers of a
+    :class:`torch.nn.ModuleList` are run one by one. A warning tells if a model
+    does not run: set :obj:`forward`.
     """
     allow = tuple(allow)
     reasons, num_convs = _reasons(model, shared, dropout, allow)

@@ -14,6 +14,47 @@ class HypersphericalPrototypes(torch.nn.Module):
     Safeguarding Efficiency, Balancing, and Robustness via Prototypical Graph
     Pruning" <https://arxiv.org/abs/2410.13761>`_ paper.
 
+    The module returns a loss, which attracts graph embeddings to the
+    prototypes of their class, and three scores of each graph.
+
+    Args:
+        in_channels (int): Size of the graph embeddings :math:`E`.
+        num_classes (int): Number of classes :math:`C`, or of virtual classes
+            if there are no labels, at least two.
+        num_prototypes (int, optional): Number of prototypes :math:`K` of each
+            class. (default: :obj:`2`)
+        embedding_dim (int, optional): Size :math:`D` of projected embeddings
+            and of the hidden layer of the projector. (default: :obj:`32`)
+        temperature (float, optional): The temperature :math:`\tau`. Losses
+            and gradients are finite for :obj:`1e-3` and above.
+            (default: :obj:`0.1`)
+        compactness_weight (float, optional): The weight :math:`\lambda_1` of
+            :math:`\mathcal{L}_{\textrm{comp}}`. (default: :obj:`0.1`)
+        separation_weight (float, optional): The weight :math:`\lambda_2` of
+            :math:`\mathcal{L}_{\textrm{sepa}}`. (default: :obj:`0.1`)
+        num_balance_steps (int, optional): Number of Sinkhorn steps that
+            balance virtual classes in mini-batches of at least :math:`C`
+            graphs. (default: :obj:`3`)
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Shapes:
+        - **input:** embeddings :math:`(B, E)`, labels :math:`(B)` (optional)
+        - **output:** loss :math:`()`, scores :math:`(B, 3)`
+
+    .. code-block:: python
+
+        >>> _ = torch.manual_seed(12345)
+        >>> prototypes = HypersphericalPrototypes(16, num_classes=3)
+        >>> h, y = torch.randn(4, 16), torch.tensor([0, 1, 2, 1])
+        >>> loss, scores = prototypes(h, y)
+        >>> loss.backward()
+        >>> scores.shape
+        torch.Size([4, 3])
+
+    .. rubric:: Details
+
     The module projects the embedding :math:`\mathbf{h}_i` of each graph to
     :math:`\mathbf{z}_i = g(\mathbf{h}_i) / {\| g(\mathbf{h}_i) \|}_2`. The
     projector :math:`g` is an MLP of two linear layers without biases and a
@@ -33,13 +74,13 @@ class HypersphericalPrototypes(torch.nn.Module):
 
     .. math::
         \mathcal{L}_{\textrm{sepa}} = \frac{1}{CK} \sum_{c, k} \log
-        \frac{1}{(C - 1) K} \sum_{j \neq c} \sum_{k'}
-        \exp(\mathbf{p}^c_k \cdot \mathbf{p}^j_{k'} / \tau).
+        \frac{1}{(C - 1) K} \sum_{j \neq c} \sum_l
+        \exp(\mathbf{p}^c_k \cdot \mathbf{p}^j_l / \tau).
 
     Without labels, each graph belongs to the virtual class
 
     .. math::
-        \tilde{y}_i = \arg\max_c\, \sum_k
+        \tilde{y}_i = \underset{c}{\operatorname{argmax}} \sum_k
         \exp(\mathbf{p}^c_k \cdot \mathbf{z}_i / \tau)
 
     (Eq. (15)), and the prototypical contrastive loss attracts it to the
@@ -100,42 +141,6 @@ class HypersphericalPrototypes(torch.nn.Module):
         splits, :obj:`keep_ratio=0.3`), :math:`\tau \in \{0.02, 0.1, 0.5\}`,
         :math:`\lambda_1 \in \{0.01, 0.1, 0.5\}` and :math:`\lambda_2 \in
         \{0.01, 0.1\}` give equal accuracy within the standard error.
-
-    Args:
-        in_channels (int): Size of the graph embeddings :math:`E`.
-        num_classes (int): Number of classes :math:`C`, or of virtual classes
-            if there are no labels, at least two.
-        num_prototypes (int, optional): Number of prototypes :math:`K` of each
-            class. (default: :obj:`2`)
-        embedding_dim (int, optional): Size :math:`D` of projected embeddings
-            and of the hidden layer of the projector. (default: :obj:`32`)
-        temperature (float, optional): The temperature :math:`\tau`. Losses
-            and gradients are finite for :obj:`1e-3` and above.
-            (default: :obj:`0.1`)
-        compactness_weight (float, optional): The weight :math:`\lambda_1` of
-            :math:`\mathcal{L}_{\textrm{comp}}`. (default: :obj:`0.1`)
-        separation_weight (float, optional): The weight :math:`\lambda_2` of
-            :math:`\mathcal{L}_{\textrm{sepa}}`. (default: :obj:`0.1`)
-        num_balance_steps (int, optional): Number of Sinkhorn steps that
-            balance virtual classes in mini-batches of at least :math:`C`
-            graphs. (default: :obj:`3`)
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Shapes:
-        - **input:** embeddings :math:`(B, E)`, labels :math:`(B)` (optional)
-        - **output:** loss :math:`()`, scores :math:`(B, 3)`
-
-    .. code-block:: python
-
-        >>> _ = torch.manual_seed(12345)
-        >>> prototypes = HypersphericalPrototypes(16, num_classes=3)
-        >>> h, y = torch.randn(4, 16), torch.tensor([0, 1, 2, 1])
-        >>> loss, scores = prototypes(h, y)
-        >>> loss.backward()
-        >>> scores.shape
-        torch.Size([4, 3])
     """
 
     def __init__(
@@ -219,10 +224,10 @@ class HypersphericalPrototypes(torch.nn.Module):
                 (default: :obj:`False`)
 
         Returns:
-            The scalar loss :math:`\lambda_1 \mathcal{L}_{\textrm{comp}} +
-            \lambda_2 \mathcal{L}_{\textrm{sepa}}`, and the scores of shape
-            :math:`(B, 3)`, without gradient: outlier risk, unfamiliarity and
-            the index :math:`cK + k` of the nearest prototype.
+            The scalar loss, which sums both losses times their weights, and
+            the scores of shape :math:`(B, 3)`, without gradient: outlier risk,
+            unfamiliarity and the index :math:`cK + k` of the nearest
+            prototype.
 
         Raises:
             ValueError: If the shape of an input is wrong, or a label is

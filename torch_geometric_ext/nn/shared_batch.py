@@ -36,6 +36,18 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
         out = aggr(h, batch)
         print(fallbacks)  # Empty if all layers ran level by level.
 
+    Args:
+        batch (SharedTreeBatch): A mini-batch of
+            :class:`~torch_geometric_ext.loader.SharedTreeLoader`, or of plain
+            graphs, for which layers run as they are.
+        levelwise (bool, optional): If set to :obj:`False`, each layer updates
+            the trees of all levels. (default: :obj:`True`)
+
+    Raises:
+        ValueError: If fewer or more convolutions run than trees are deep.
+
+    .. rubric:: Details
+
     A convolution falls back to all levels, is listed with the reason, and
     logged, if it
 
@@ -55,16 +67,6 @@ def shared_batch(batch: Any, levelwise: bool = True) -> Iterator[List[str]]:
         Set :obj:`levelwise=False` for models that trim layers, have fewer
         layers than trees are deep, use several blocks for one mini-batch, or
         use activation checkpointing (call :obj:`backward()` in the block).
-
-    Args:
-        batch (SharedTreeBatch): A mini-batch of
-            :class:`~torch_geometric_ext.loader.SharedTreeLoader`, or of plain
-            graphs, for which layers run as they are.
-        levelwise (bool, optional): If set to :obj:`False`, each layer updates
-            the trees of all levels. (default: :obj:`True`)
-
-    Raises:
-        ValueError: If fewer or more convolutions run than trees are deep.
     """
     outer = thread.block
     with ExitStack() as stack:

@@ -37,35 +37,10 @@ def sparsify(
     r"""Replace the linear layers of a model with
     :class:`~torch_geometric_ext.nn.SparseLinear` layers, in-place.
 
-    All modules of class :class:`torch.nn.Linear` or
-    :class:`torch_geometric.nn.Linear` are replaced, including those inside
-    convolutions. A shared layer is replaced once and stays shared. The
-    following layers stay dense, and
-    :func:`~torch_geometric_ext.nn.sparsity_summary` and the logger of the
-    package name them with the reason:
-
-    * layers whose weight another module reads, as in
-      :class:`torch.nn.MultiheadAttention` and
-      :class:`~torch_geometric.nn.models.PMLP`,
-    * layers that override :meth:`forward`, have hooks, or have a parametrized
-      weight,
-    * layers that share a parameter with another module.
-
     The pattern of each layer is drawn uniformly, with a seed derived from
     :obj:`seed` and the name of the layer. The active weights keep their
     values, divided by the square root of the density, so that the variance of
     outputs is preserved at initialization. Biases are unchanged.
-
-    .. note::
-        Apply :func:`sparsify` to untrained models. To prune a trained model,
-        use :meth:`SparseLinear.from_dense(linear, sparsity=...)
-        <torch_geometric_ext.nn.SparseLinear.from_dense>` or
-        :class:`~torch_geometric_ext.sparsity.GradualMagnitude`.
-
-    .. note::
-        The sparse model also loads the :meth:`state_dict` of the dense model.
-        It keeps its pattern and loads the active weights, without scaling
-        them. :func:`densify` describes the opposite direction.
 
     .. note::
         Create the optimizer afterwards, as parameters are replaced.
@@ -116,6 +91,33 @@ def sparsify(
         SparseLinear(1433, 64, bias=False, sparsity=0.9...)
         >>> model.convs[1].lin
         Linear(64, 7, bias=False)
+
+    .. rubric:: Details
+
+    All modules of class :class:`torch.nn.Linear` or
+    :class:`torch_geometric.nn.Linear` are replaced, including those inside
+    convolutions. A shared layer is replaced once and stays shared. The
+    following layers stay dense, and
+    :func:`~torch_geometric_ext.nn.sparsity_summary` and the logger of the
+    package name them with the reason:
+
+    * layers whose weight another module reads, as in
+      :class:`torch.nn.MultiheadAttention` and
+      :class:`~torch_geometric.nn.models.PMLP`,
+    * layers that override :meth:`forward`, have hooks, or have a parametrized
+      weight,
+    * layers that share a parameter with another module.
+
+    .. note::
+        Apply :func:`sparsify` to untrained models. To prune a trained model,
+        use :meth:`SparseLinear.from_dense(linear, sparsity=...)
+        <torch_geometric_ext.nn.SparseLinear.from_dense>` or
+        :class:`~torch_geometric_ext.sparsity.GradualMagnitude`.
+
+    .. note::
+        The sparse model also loads the :meth:`state_dict` of the dense model.
+        It keeps its pattern and loads the active weights, without scaling
+        them. :func:`densify` describes the opposite direction.
     """
     check_block_size('sparsify', block_size)
     layers = swappable_linears(model, ignored)

@@ -16,17 +16,6 @@ class ADMM(LagrangianPruner):
     Alternating Direction Method of Multipliers"
     <https://arxiv.org/abs/1804.03294>`_ paper.
 
-    The loss is minimized over weights :math:`\mathbf{W}` that equal sparse
-    weights :math:`\mathbf{Z}`. Training adds :math:`\frac{\rho}{2} \|
-    \mathbf{W} - \mathbf{Z} + \mathbf{U} \|^2` to the loss (up to a constant).
-    Every :obj:`update_every` steps,
-
-    .. math::
-        \mathbf{Z} \leftarrow \Pi(\mathbf{W} + \mathbf{U}), \qquad
-        \mathbf{U} \leftarrow \mathbf{U} + \mathbf{W} - \mathbf{Z},
-
-    where :math:`\Pi` keeps the weights of largest magnitude.
-
     .. code-block:: python
 
         train(model)  # Dense.
@@ -44,10 +33,6 @@ class ADMM(LagrangianPruner):
     Reduce the learning rate to about a quarter while :meth:`regularize` is
     used. The pruner takes three times the memory of the weights. An update
     takes :math:`O(N)` time for :math:`N` weights.
-
-    .. note::
-        Multipliers :math:`\Lambda = \rho \mathbf{U}` are stored, as in
-        :class:`~torch_geometric_ext.sparsity.SLR`.
 
     Args:
         model (torch.nn.Module): The trained dense model.
@@ -86,6 +71,23 @@ class ADMM(LagrangianPruner):
         ...     pruner.step()
         >>> pruner.finalize()
         SparseLinear(100, 100, bias=True, sparsity=0.9...)
+
+    .. rubric:: Details
+
+    The loss is minimized over weights :math:`\mathbf{W}` that equal sparse
+    weights :math:`\mathbf{Z}`. Training adds :math:`\frac{\rho}{2} \|
+    \mathbf{W} - \mathbf{Z} + \mathbf{U} \|^2` to the loss (up to a constant).
+    Every :obj:`update_every` steps,
+
+    .. math::
+        \mathbf{Z} \leftarrow \Pi(\mathbf{W} + \mathbf{U}), \qquad
+        \mathbf{U} \leftarrow \mathbf{U} + \mathbf{W} - \mathbf{Z},
+
+    where :math:`\Pi` keeps the weights of largest magnitude.
+
+    .. note::
+        Multipliers :math:`\Lambda = \rho \mathbf{U}` are stored, as in
+        :class:`~torch_geometric_ext.sparsity.SLR`.
     """
 
     def _update_targets(

@@ -18,18 +18,6 @@ class GradualMagnitude(WeightScheduler):
     Exploring the Efficacy of Pruning for Model Compression"
     <https://arxiv.org/abs/1710.01878>`_ paper.
 
-    Every :obj:`update_every` steps and at step :math:`t_1`, the weights of
-    smallest magnitude are pruned until the sparsity of each layer is (Eq. (1))
-
-    .. math::
-        s_t = s_f + (s_i - s_f) {\left( 1 - \frac{t - t_0}{t_1 - t_0}
-        \right)}^3,
-
-    where :math:`s_i` is the sparsity of the layer before the first update.
-    Among weights of equal magnitude, the last ones are pruned first. A layer
-    whose sparsity exceeds :math:`s_t` is not changed. A layer with a
-    :obj:`block_size` loses the blocks of the smallest root mean square.
-
     .. code-block:: python
 
         scheduler = GradualMagnitude(
@@ -40,14 +28,6 @@ class GradualMagnitude(WeightScheduler):
             criterion(model(x), y).backward()
             optimizer.step()
             scheduler.step()
-
-    An update re-allocates :obj:`values` (the parameter remains the same
-    object) and the state of the optimizer, so that pruning reduces the memory
-    and the time of later steps.
-
-    .. note::
-        To resume, load the states of the model, the optimizer and the
-        scheduler, in any order.
 
     Args:
         model (torch.nn.Module): The model.
@@ -92,6 +72,28 @@ class GradualMagnitude(WeightScheduler):
         1148
         1000
         1000
+
+    .. rubric:: Details
+
+    Every :obj:`update_every` steps and at step :math:`t_1`, the weights of
+    smallest magnitude are pruned until the sparsity of each layer is (Eq. (1))
+
+    .. math::
+        s_t = s_f + (s_i - s_f) {\left( 1 - \frac{t - t_0}{t_1 - t_0}
+        \right)}^3,
+
+    where :math:`s_i` is the sparsity of the layer before the first update.
+    Among weights of equal magnitude, the last ones are pruned first. A layer
+    whose sparsity exceeds :math:`s_t` is not changed. A layer with a
+    :obj:`block_size` loses the blocks of the smallest root mean square.
+
+    An update re-allocates :obj:`values` (the parameter remains the same
+    object) and the state of the optimizer, so that pruning reduces the memory
+    and the time of later steps.
+
+    .. note::
+        To resume, load the states of the model, the optimizer and the
+        scheduler, in any order.
     """
 
     def __init__(

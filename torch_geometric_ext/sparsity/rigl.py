@@ -28,16 +28,7 @@ class RigL(TopologyScheduler):
     <https://arxiv.org/abs/1911.11134>`_ paper.
 
     Every :obj:`update_every` steps, the weights of smallest magnitude are
-    dropped, and as many grow at the inactive positions where the dense
-    gradient
-
-    .. math::
-        \frac{\partial \mathcal{L}}{\partial \mathbf{W}} = \sum
-        {\left( \frac{\partial \mathcal{L}}{\partial \mathbf{Y}}
-        \right)}^{\top} \mathbf{X}
-
-    has the largest magnitude (the first ones, if it is equal), summed over
-    all backward passes since the last :meth:`step`, and all ranks:
+    dropped, and as many grow where the dense gradient is largest:
 
     .. code-block:: python
 
@@ -47,34 +38,6 @@ class RigL(TopologyScheduler):
             criterion(model(x), y).backward()
             optimizer.step()
             scheduler.step()
-
-    The dense gradient never exists as a whole. In the steps that lead to an
-    update, and only then, hooks on the layers keep inputs :math:`\mathbf{X}`
-    and gradients of outputs :math:`\mathbf{Y}`; :meth:`step` multiplies them
-    in blocks of rows, keeps the best positions so far, and frees them. Only
-    scores above the smallest of these are compared any further. An update
-    takes :math:`O(N I O)` time for :math:`N` inputs, and
-    :math:`O(N (I + O) + \textrm{nnz} + I)` memory. Inputs in CSR format remain
-    sparse, and the update skips their zeros.
-
-    Layers with a :obj:`block_size` drop blocks of small norm, and grow the
-    blocks whose gradients have the largest norms.
-
-    A layer keeps the positions of its weights if no backward pass reached it,
-    or if a gradient (of its output, or of a position where weights may grow)
-    is NaN or infinite, as it may be under
-    :class:`torch.amp.GradScaler`. Scaled gradients give the same choice, since
-    only their order matters.
-
-    .. note::
-        Compiled models do not run hooks. Run the steps that lead to an update
-        uncompiled, as in :obj:`(model if scheduler.pending else compiled)(x)`.
-
-    .. note::
-        Deviations from the paper: a step that leads to an update also trains
-        the weights. Weights grow by the gradient before that step, and are
-        dropped by their magnitudes after it. Contributions of second
-        derivatives to the gradient are not recorded.
 
     Args:
         model (torch.nn.Module): The model.
@@ -118,6 +81,44 @@ class RigL(TopologyScheduler):
         >>> scheduler.step()
         >>> lin.index
         tensor([1, 3])
+
+    .. rubric:: Details
+
+    The dense gradient of a layer is summed over all backward passes since the
+    last :meth:`step`, and all ranks:
+
+    .. math::
+        \frac{\partial \mathcal{L}}{\partial \mathbf{W}} = \sum
+        {\left( \frac{\partial \mathcal{L}}{\partial \mathbf{Y}}
+        \right)}^{\top} \mathbf{X}
+
+    Among positions of equal magnitude, the first ones grow. The gradient never
+    exists as a whole. In the steps that lead to an update, and only then,
+    hooks on the layers keep inputs :math:`\mathbf{X}` and gradients of outputs
+    :math:`\mathbf{Y}`; :meth:`step` multiplies them in blocks of rows, keeps
+    the best positions so far, and frees them. Only scores above the smallest
+    of these are compared any further. An update takes :math:`O(N I O)` time
+    for :math:`N` inputs, and :math:`O(N (I + O) + \textrm{nnz} + I)` memory.
+    Inputs in CSR format remain sparse, and the update skips their zeros.
+
+    Layers with a :obj:`block_size` drop blocks of small norm, and grow the
+    blocks whose gradients have the largest norms.
+
+    A layer keeps the positions of its weights if no backward pass reached it,
+    or if a gradient (of its output, or of a position where weights may grow)
+    is NaN or infinite, as it may be under
+    :class:`torch.amp.GradScaler`. Scaled gradients give the same choice, since
+    only their order matters.
+
+    .. note::
+        Compiled models do not run hooks. Run the steps that lead to an update
+        uncompiled, as in :obj:`(model if scheduler.pending else compiled)(x)`.
+
+    .. note::
+        Deviations from the paper: a step that leads to an update also trains
+        the weights. Weights grow by the gradient before that step, and are
+        dropped by their magnitudes after it. Contributions of second
+        derivatives to the gradient are not recorded.
     """
 
     _recorders: Mapping[str, Recorder] = {}

@@ -26,17 +26,6 @@ class SET(TopologyScheduler):
             optimizer.step()
             scheduler.step()
 
-    An update takes :math:`O(\textrm{nnz} + I + O)` time on CPU, besides a sort
-    of the drawn positions, and :math:`O(\textrm{nnz} + I + O)` memory.
-
-    .. note::
-        Deviations from the paper: the paper drops a constant fraction
-        :math:`\zeta` of the smallest positive and of the largest negative
-        weights after each epoch, and draws the values of new weights. This
-        scheduler drops weights by magnitude, decays the fraction as
-        :class:`RigL` does (Eq. (1) of its paper), and sets new weights to
-        zero.
-
     Args:
         model (torch.nn.Module): The model.
         optimizer (torch.optim.Optimizer): The optimizer that trains it.
@@ -68,6 +57,19 @@ class SET(TopologyScheduler):
         ...     scheduler.step()
         >>> lin.sparsity, scheduler.explored
         (0.9, 0.1287)
+
+    .. rubric:: Details
+
+    An update takes :math:`O(\textrm{nnz} + I + O)` time on CPU, besides a sort
+    of the drawn positions, and :math:`O(\textrm{nnz} + I + O)` memory.
+
+    .. note::
+        Deviations from the paper: the paper drops a constant fraction
+        :math:`\zeta` of the smallest positive and of the largest negative
+        weights after each epoch, and draws the values of new weights. This
+        scheduler drops weights by magnitude, decays the fraction as
+        :class:`RigL` does (Eq. (1) of its paper), and sets new weights to
+        zero.
     """
 
     def _grow(

@@ -27,32 +27,6 @@ class SLR(LagrangianPruner):
     `"Towards Sparsification of Graph Neural Networks"
     <https://arxiv.org/abs/2209.04766>`_ paper does.
 
-    The loss :math:`f` is minimized over weights :math:`\mathbf{W}` that equal
-    sparse weights :math:`\mathbf{Z}`. Training minimizes the augmented
-    Lagrangian
-
-    .. math::
-        L(\mathbf{W}, \mathbf{Z}, \Lambda) = f(\mathbf{W}) + \langle \Lambda,
-        \mathbf{W} - \mathbf{Z} \rangle + \frac{\rho}{2}
-        {\| \mathbf{W} - \mathbf{Z} \|}^2.
-
-    The :math:`k`-th update takes place every :obj:`update_every` steps:
-
-    1. If :math:`L` fell since the last update (the surrogate optimality
-       condition),
-       :math:`\Lambda \leftarrow \Lambda + s (\mathbf{W} - \mathbf{Z})`.
-    2. :math:`\mathbf{Z} \leftarrow \Pi(\mathbf{W} + \Lambda / \rho)`, where
-       :math:`\Pi` keeps the weights of largest magnitude.
-    3. If :math:`L` fell in the second step,
-       :math:`\Lambda \leftarrow \Lambda + s (\mathbf{W} - \mathbf{Z})`.
-
-    Before a step of the multipliers, the step size :math:`s` is multiplied by
-    :math:`\alpha_k` and by the ratio of the previous to the current norm of
-    :math:`\mathbf{W} - \mathbf{Z}`, with
-
-    .. math::
-        \alpha_k = 1 - \frac{1}{M k^p}, \qquad p = 1 - \frac{1}{k^r}.
-
     .. code-block:: python
 
         train(model)  # Dense.
@@ -70,12 +44,6 @@ class SLR(LagrangianPruner):
     Reduce the learning rate to about a quarter while :meth:`regularize` is
     used. The pruner takes four times the memory of the weights. An update
     takes :math:`O(N)` time for :math:`N` weights.
-
-    .. note::
-        Deviations from the paper: :math:`f(\mathbf{W})` in the first condition
-        is the mean loss of the mini-batches since the last update (over all
-        ranks), and at the first update it is compared to the first loss.
-        Norms and conditions are over all layers together.
 
     Args:
         model (torch.nn.Module): The trained dense model.
@@ -122,6 +90,40 @@ class SLR(LagrangianPruner):
         [1, 2, 3]
         >>> pruner.finalize()
         SparseLinear(100, 100, bias=True, sparsity=0.9...)
+
+    .. rubric:: Details
+
+    The loss :math:`f` is minimized over weights :math:`\mathbf{W}` that equal
+    sparse weights :math:`\mathbf{Z}`. Training minimizes the augmented
+    Lagrangian
+
+    .. math::
+        L(\mathbf{W}, \mathbf{Z}, \Lambda) = f(\mathbf{W}) + \langle \Lambda,
+        \mathbf{W} - \mathbf{Z} \rangle + \frac{\rho}{2}
+        {\| \mathbf{W} - \mathbf{Z} \|}^2.
+
+    The :math:`k`-th update takes place every :obj:`update_every` steps:
+
+    1. If :math:`L` fell since the last update (the surrogate optimality
+       condition),
+       :math:`\Lambda \leftarrow \Lambda + s (\mathbf{W} - \mathbf{Z})`.
+    2. :math:`\mathbf{Z} \leftarrow \Pi(\mathbf{W} + \Lambda / \rho)`, where
+       :math:`\Pi` keeps the weights of largest magnitude.
+    3. If :math:`L` fell in the second step,
+       :math:`\Lambda \leftarrow \Lambda + s (\mathbf{W} - \mathbf{Z})`.
+
+    Before a step of the multipliers, the step size :math:`s` is multiplied by
+    :math:`\alpha_k` and by the ratio of the previous to the current norm of
+    :math:`\mathbf{W} - \mathbf{Z}`, with
+
+    .. math::
+        \alpha_k = 1 - \frac{1}{M k^p}, \qquad p = 1 - \frac{1}{k^r}.
+
+    .. note::
+        Deviations from the paper: :math:`f(\mathbf{W})` in the first condition
+        is the mean loss of the mini-batches since the last update (over all
+        ranks), and at the first update it is compared to the first loss.
+        Norms and conditions are over all layers together.
     """
 
     def __init__(

@@ -36,6 +36,28 @@ class TopologyScheduler(WeightScheduler):
     All Tickets Winners" <https://arxiv.org/abs/1911.11134>`_ paper). A
     sub-class implements :meth:`_grow`, which selects the positions to grow.
 
+    Args:
+        model (torch.nn.Module): The model.
+        optimizer (torch.optim.Optimizer): The optimizer that trains it.
+        num_steps (int): Number of optimizer steps of the whole training.
+        update_every (int, optional): Number of steps :math:`\Delta T` from
+            one update to the next. (default: :obj:`100`)
+        drop_fraction (float, optional): Initial fraction :math:`\alpha` of
+            active weights to drop, in :math:`(0, 1]`. (default: :obj:`0.3`)
+        stop (float, optional): Fraction of the training after which there are
+            no more updates, in :math:`(0, 1]`. :math:`T_{\textrm{end}}` is
+            :obj:`stop * num_steps`. (default: :obj:`0.75`)
+        seed (int, optional): Seed of the scheduler's generator, equal on all
+            ranks. (default: :obj:`0`)
+
+    Raises:
+        ValueError: If an argument is out of its range, the model has no
+            trainable sparse layer, or the optimizer does not train one.
+        TypeError: If :obj:`optimizer` is not an optimizer.
+        NotImplementedError: If the state of the optimizer is not elementwise.
+
+    .. rubric:: Details
+
     * **The number of active weights** of each layer is constant. Parameters
       are overwritten in-place.
     * **Blocks.** Layers with a :obj:`block_size` move whole blocks, and rank
@@ -56,26 +78,6 @@ class TopologyScheduler(WeightScheduler):
     The scheduler also records all positions that were ever active (see
     :attr:`explored`). They take at most 16 bytes per position, and eight bytes
     per active weight.
-
-    Args:
-        model (torch.nn.Module): The model.
-        optimizer (torch.optim.Optimizer): The optimizer that trains it.
-        num_steps (int): Number of optimizer steps of the whole training.
-        update_every (int, optional): Number of steps :math:`\Delta T` from
-            one update to the next. (default: :obj:`100`)
-        drop_fraction (float, optional): Initial fraction :math:`\alpha` of
-            active weights to drop, in :math:`(0, 1]`. (default: :obj:`0.3`)
-        stop (float, optional): Fraction of the training after which there are
-            no more updates, in :math:`(0, 1]`. :math:`T_{\textrm{end}}` is
-            :obj:`stop * num_steps`. (default: :obj:`0.75`)
-        seed (int, optional): Seed of the scheduler's generator, equal on all
-            ranks. (default: :obj:`0`)
-
-    Raises:
-        ValueError: If an argument is out of its range, the model has no
-            trainable sparse layer, or the optimizer does not train one.
-        TypeError: If :obj:`optimizer` is not an optimizer.
-        NotImplementedError: If the state of the optimizer is not elementwise.
     """
 
     def __init__(

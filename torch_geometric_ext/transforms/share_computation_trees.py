@@ -40,20 +40,6 @@ class ShareComputationTrees:
                 h = gnn(batch.x, batch.edge_index)  # Two layers.
             loss = F.cross_entropy(head(aggr(h, batch)), batch.y)
 
-    Sharing is exact for convolutions that read one hop, aggregate a multiset
-    of neighbors, and normalize by what the target node reads.
-    :func:`~torch_geometric_ext.nn.check_exact` checks a model.
-
-    Attributes of graphs (tensors of one row, numbers and strings) are kept.
-    Other attributes of nodes and edges are left out, as trees merge them.
-
-    The data set is read in chunks of :obj:`chunk_size` graphs. The result does
-    not depend on the size of chunks, the number of threads or the number of
-    ranks. :func:`~torch_geometric_ext.ops.computation_tree_ids` lists the
-    cost. The result takes 12 bytes for each distinct tree, 8 bytes for each of
-    its children (4 without edge attributes), and 8 bytes for each distinct
-    tree of each graph.
-
     Args:
         num_layers (int): The number of message-passing layers :math:`L`.
         gcn_norm (bool, optional): If set to :obj:`True`, prepares trees for
@@ -96,6 +82,22 @@ class ShareComputationTrees:
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    .. rubric:: Details
+
+    Sharing is exact for convolutions that read one hop, aggregate a multiset
+    of neighbors, and normalize by what the target node reads.
+    :func:`~torch_geometric_ext.nn.check_exact` checks a model.
+
+    Attributes of graphs (tensors of one row, numbers and strings) are kept.
+    Other attributes of nodes and edges are left out, as trees merge them.
+
+    The data set is read in chunks of :obj:`chunk_size` graphs. The result does
+    not depend on the size of chunks, the number of threads or the number of
+    ranks. :func:`~torch_geometric_ext.ops.computation_tree_ids` lists the
+    cost. The result takes 12 bytes for each distinct tree, 8 bytes for each of
+    its children (4 without edge attributes), and 8 bytes for each distinct
+    tree of each graph.
     """
 
     def __init__(

@@ -16,10 +16,6 @@ class ForgettingCounter:
     correctly when the model last visited it in training. Graphs that are never
     forgotten can be pruned first.
 
-    The state is on the device of the first mini-batch. :meth:`update` does not
-    synchronize with that device. In distributed training, pass the
-    predictions of all ranks to each counter.
-
     .. code-block:: python
 
         counter = ForgettingCounter(len(dataset))
@@ -30,6 +26,12 @@ class ForgettingCounter:
                 counter.update(correct, batch.graph_idx)
         index = select_graphs(counter.scores(), keep_ratio=0.5)
 
+    Args:
+        num_graphs (int): The number of graphs :math:`N`.
+
+    Raises:
+        ValueError: If :obj:`num_graphs` is not positive.
+
     .. code-block:: python
 
         >>> counter = ForgettingCounter(3)
@@ -39,11 +41,11 @@ class ForgettingCounter:
         >>> counter.scores()
         tensor([1., inf, nan])
 
-    Args:
-        num_graphs (int): The number of graphs :math:`N`.
+    .. rubric:: Details
 
-    Raises:
-        ValueError: If :obj:`num_graphs` is not positive.
+    The state is on the device of the first mini-batch. :meth:`update` does not
+    synchronize with that device. In distributed training, pass the
+    predictions of all ranks to each counter.
     """
 
     def __init__(self, num_graphs: int) -> None:

@@ -101,34 +101,6 @@ def count_macs(
     r"""Count the multiply-adds (MACs) of a model on given inputs, and the
     memory of its training.
 
-    In the forward pass, the following MACs count:
-
-    * **Products** of matrices, convolutions and attention. A dense layer takes
-      :math:`N \cdot I \cdot O` MACs on :math:`N` rows. A
-      :class:`~torch_geometric_ext.nn.SparseLinear` takes
-      :math:`N \cdot \textrm{nnz}` MACs, even if it runs a dense product. On
-      features in CSR format, it takes one MAC for each pair of a nonzero
-      feature and an active weight of that feature.
-    * **Messages** that :class:`~torch_geometric.nn.conv.MessagePassing`
-      aggregates, with one MAC per channel, weighted or not. Self-loops that
-      a layer adds count, dropped edges do not.
-    * **Elementwise products that are summed**, such as
-      :math:`\mathbf{a}^{\top} \mathbf{x}` in the attention of
-      :class:`~torch_geometric.nn.conv.GATConv`.
-
-    Biases, activations, normalization (also of edges), softmax and readout do
-    not count. In a training step, a product :math:`\mathbf{A} \mathbf{B}`
-    or message counts once for the forward pass and once for each factor that
-    requires a gradient. A layer thus counts three times in general, and twice
-    on input features.
-
-    .. note::
-        A copy of :obj:`model` runs one forward pass with gradients, in its
-        current mode (training or evaluation). The model, its caches and hooks,
-        and the states of random generators do not change. Custom operators
-        do not count, except for
-        :class:`~torch_geometric_ext.nn.SparseLinear`.
-
     Args:
         model (torch.nn.Module): The model, compiled or not. It needs to
             support :func:`copy.deepcopy`.
@@ -164,6 +136,36 @@ def count_macs(
         convs.1.lin (Linear)           384          1,152         128
         Total                        2,100          4,584         676
         Bytes: 2,704 parameters, 0 indices, 5,408 optimizer
+
+    .. rubric:: Details
+
+    In the forward pass, the following MACs count:
+
+    * **Products** of matrices, convolutions and attention. A dense layer takes
+      :math:`N \cdot I \cdot O` MACs on :math:`N` rows. A
+      :class:`~torch_geometric_ext.nn.SparseLinear` takes
+      :math:`N \cdot \textrm{nnz}` MACs, even if it runs a dense product. On
+      features in CSR format, it takes one MAC for each pair of a nonzero
+      feature and an active weight of that feature.
+    * **Messages** that :class:`~torch_geometric.nn.conv.MessagePassing`
+      aggregates, with one MAC per channel, weighted or not. Self-loops that
+      a layer adds count, dropped edges do not.
+    * **Elementwise products that are summed**, such as
+      :math:`\mathbf{a}^{\top} \mathbf{x}` in the attention of
+      :class:`~torch_geometric.nn.conv.GATConv`.
+
+    Biases, activations, normalization (also of edges), softmax and readout do
+    not count. In a training step, a product :math:`\mathbf{A} \mathbf{B}`
+    or message counts once for the forward pass and once for each factor that
+    requires a gradient. A layer thus counts three times in general, and twice
+    on input features.
+
+    .. note::
+        A copy of :obj:`model` runs one forward pass with gradients, in its
+        current mode (training or evaluation). The model, its caches and hooks,
+        and the states of random generators do not change. Custom operators
+        do not count, except for
+        :class:`~torch_geometric_ext.nn.SparseLinear`.
     """
     if not isinstance(model, Module):
         raise TypeError(

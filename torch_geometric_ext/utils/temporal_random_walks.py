@@ -25,31 +25,6 @@ def temporal_random_walks(
     last node at a later time than its last edge. Repeated edges count as often
     as they occur. A walk ends early if there is no such edge.
 
-    Edges are sorted by source node and time, and a search finds the first
-    valid successor of each edge. This takes :math:`O(E \log E)` time for
-    :math:`E` edges. Each step of all walks then takes a constant number of
-    vectorized operations, so that :math:`R` walks of length :math:`L` take
-    :math:`O(R L)` time.
-
-    .. note::
-        The paper defines walks of non-decreasing times, but draws the next
-        edge from those of a later time. The latter is the default here, and
-        :obj:`strict=False` permits equal times. In an undirected graph, a walk
-        then may return along the edge by which it came.
-
-    .. code-block:: python
-
-        >>> src = torch.tensor([0, 1, 1, 2])
-        >>> dst = torch.tensor([1, 0, 2, 3])
-        >>> t = torch.tensor([5, 4, 6, 7])
-        >>> temporal_random_walks(
-        ...     src, dst, t, walk_length=4, walks_per_node=1
-        ... )
-        tensor([[ 0,  1,  2,  3],
-                [ 1,  2,  3, -1],
-                [ 2,  3, -1, -1],
-                [ 3, -1, -1, -1]])
-
     Args:
         src (torch.Tensor): The source node of each edge, of shape :math:`(E)`
             (int64).
@@ -85,6 +60,33 @@ def temporal_random_walks(
     Raises:
         ValueError: If an argument is out of its range or of the wrong shape or
             type.
+
+    .. code-block:: python
+
+        >>> src = torch.tensor([0, 1, 1, 2])
+        >>> dst = torch.tensor([1, 0, 2, 3])
+        >>> t = torch.tensor([5, 4, 6, 7])
+        >>> temporal_random_walks(
+        ...     src, dst, t, walk_length=4, walks_per_node=1
+        ... )
+        tensor([[ 0,  1,  2,  3],
+                [ 1,  2,  3, -1],
+                [ 2,  3, -1, -1],
+                [ 3, -1, -1, -1]])
+
+    .. rubric:: Details
+
+    Edges are sorted by source node and time, and a search finds the first
+    valid successor of each edge. This takes :math:`O(E \log E)` time for
+    :math:`E` edges. Each step of all walks then takes a constant number of
+    vectorized operations, so that :math:`R` walks of length :math:`L` take
+    :math:`O(R L)` time.
+
+    .. note::
+        The paper defines walks of non-decreasing times, but draws the next
+        edge from those of a later time. The latter is the default here, and
+        :obj:`strict=False` permits equal times. In an undirected graph, a walk
+        then may return along the edge by which it came.
     """
     _check(src, dst, t, walk_length, walks_per_node, start)
     num_nodes = _check_nodes(src, dst, num_nodes)

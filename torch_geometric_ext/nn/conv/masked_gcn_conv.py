@@ -34,9 +34,9 @@ class MaskedGCNConv(GCNConv):
     edges.
 
     .. math::
-        \mathbf{X}^{\prime} = \mathbf{\hat{D}}^{-1/2}
-        \left( \mathbf{M}_{\mathcal{E}} \odot \mathbf{\hat{A}} \right)
-        \mathbf{\hat{D}}^{-1/2} \mathbf{X}
+        \mathbf{X}^{\prime} = \hat{\mathbf{D}}^{-1/2}
+        \left( \mathbf{M}_{\mathcal{E}} \odot \hat{\mathbf{A}} \right)
+        \hat{\mathbf{D}}^{-1/2} \mathbf{X}
         \left( \mathbf{M}_{\Theta} \odot \mathbf{\Theta} \right),
 
     with the weight mask :math:`\mathbf{M}_{\Theta}` and the edge mask
@@ -48,41 +48,12 @@ class MaskedGCNConv(GCNConv):
     :class:`torch_geometric.nn.conv.GCNConv`, and equal to it for
     :obj:`sparsity=0` and without an edge mask.
 
-    .. note::
-        The edge mask never prunes self-loops that the layer adds.
-        With :obj:`normalize_masked=True`, the output equals the output on the
-        subgraph of the remaining edges.
-        With :obj:`normalize_masked=False`, the degrees
-        :math:`\mathbf{\hat{D}}` count all edges, and the edge mask does not
-        prune self-loops of the input graph if :obj:`add_self_loops` is set.
-
-    .. note::
-        With :obj:`cached=True`, the normalized masked graph is cached, and
-        its sparse matrix in both directions: forward and backward pass are
-        sparse products that write no messages. The cache is valid as long as
-        :obj:`edge_mask` is the same, unmodified tensor. Otherwise, the call
-        renews it from its own edges. Masked graphs are not cached under
-        :func:`torch.compile` and for masks created in inference mode.
-        On CPU, large graphs that are not cached are sorted in each call, and
-        propagate by sparse products, too.
-
-    .. note::
-        The layer passes messages, as
-        :class:`~torch_geometric.nn.conv.GCNConv` does, if hooks, an explainer
-        or a subclass may read them, if edge weights need gradients, for other
-        aggregations than sum and mean, in half precision, and under
-        :func:`torch.compile` and :mod:`torch.func`.
-
-    .. note::
-        On CUDA, masking edges synchronizes with the host. If the mask never
-        changes, cache the graph or mask it once before training.
-
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive
             the size from the first input(s) to the forward method.
         out_channels (int): Size of each output sample.
         improved (bool, optional): If set to :obj:`True`, the layer computes
-            :math:`\mathbf{\hat{A}}` as :math:`\mathbf{A} + 2\mathbf{I}`.
+            :math:`\hat{\mathbf{A}}` as :math:`\mathbf{A} + 2\mathbf{I}`.
             (default: :obj:`False`)
         cached (bool, optional): If set to :obj:`True`, the layer will cache
             the normalization of the graph on first execution, and will use
@@ -133,6 +104,37 @@ class MaskedGCNConv(GCNConv):
         >>> out = conv(x, edge_index, edge_mask=edge_mask)
         >>> torch.allclose(out, conv(x, edge_index[:, :3]))
         True
+
+    .. rubric:: Details
+
+    .. note::
+        The edge mask never prunes self-loops that the layer adds.
+        With :obj:`normalize_masked=True`, the output equals the output on the
+        subgraph of the remaining edges.
+        With :obj:`normalize_masked=False`, the degrees
+        :math:`\hat{\mathbf{D}}` count all edges, and the edge mask does not
+        prune self-loops of the input graph if :obj:`add_self_loops` is set.
+
+    .. note::
+        With :obj:`cached=True`, the normalized masked graph is cached, and
+        its sparse matrix in both directions: forward and backward pass are
+        sparse products that write no messages. The cache is valid as long as
+        :obj:`edge_mask` is the same, unmodified tensor. Otherwise, the call
+        renews it from its own edges. Masked graphs are not cached under
+        :func:`torch.compile` and for masks created in inference mode.
+        On CPU, large graphs that are not cached are sorted in each call, and
+        propagate by sparse products, too.
+
+    .. note::
+        The layer passes messages, as
+        :class:`~torch_geometric.nn.conv.GCNConv` does, if hooks, an explainer
+        or a subclass may read them, if edge weights need gradients, for other
+        aggregations than sum and mean, in half precision, and under
+        :func:`torch.compile` and :mod:`torch.func`.
+
+    .. note::
+        On CUDA, masking edges synchronizes with the host. If the mask never
+        changes, cache the graph or mask it once before training.
     """
 
     _cached_edge_index: Optional[Graph]

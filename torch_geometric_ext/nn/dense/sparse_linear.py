@@ -47,27 +47,6 @@ class SparseLinear(SparseParameters):
     Schedulers such as :class:`~torch_geometric_ext.sparsity.RigL` move them
     during training.
 
-    .. note::
-        The layer computes a dense product if that was measured to be faster,
-        and under transforms of :mod:`torch.func` and forward-mode autograd.
-        The representation of the layer names the density above which this is
-        the case for large mini-batches, :obj:`dense_above` (see
-        :meth:`crossover`). On a GPU, all products are dense until
-        :func:`~torch_geometric_ext.ops.calibrate` measured it.
-
-    .. note::
-        Pass sparse features, such as bags of words, in CSR format
-        (:obj:`x.to_sparse_csr()`, once before training). The layer then
-        skips the zeros of both, but computes no gradient of the features, and
-        supports no transform. :func:`torch.compile` runs it eagerly. Layers of
-        blocks need dense features.
-
-    .. note::
-        :class:`~torch.nn.parallel.DistributedDataParallel` broadcasts all
-        buffers, including the pattern, in each forward pass. Set
-        :obj:`broadcast_buffers=False` to avoid that: all ranks have equal
-        patterns after its construction.
-
     Args:
         in_channels (int): Size of each input sample, or :obj:`-1` to derive
             it from the first input.
@@ -109,11 +88,6 @@ class SparseLinear(SparseParameters):
           (:obj:`torch.float` or :obj:`torch.double`)
         - **output:** features :math:`(*, O)`
 
-    The layer takes :math:`O(\textrm{nnz} + I + O)` memory. An active weight
-    takes four bytes for its value in single precision and twelve bytes for
-    its position in CSR and CSC format. With blocks, a block takes twelve bytes
-    for its position.
-
     Example:
         >>> lin = SparseLinear(512, 256, sparsity=0.9)
         >>> lin.values.shape
@@ -122,6 +96,34 @@ class SparseLinear(SparseParameters):
         torch.Size([100, 256])
         >>> SparseLinear(512, 256, sparsity=0.9, block_size=16)
         SparseLinear(512, 256, bias=True, sparsity=0.9004, block_size=16, ...)
+
+    .. rubric:: Details
+
+    .. note::
+        The layer computes a dense product if that was measured to be faster,
+        and under transforms of :mod:`torch.func` and forward-mode autograd.
+        The representation of the layer names the density above which this is
+        the case for large mini-batches, :obj:`dense_above` (see
+        :meth:`crossover`). On a GPU, all products are dense until
+        :func:`~torch_geometric_ext.ops.calibrate` measured it.
+
+    .. note::
+        Pass sparse features, such as bags of words, in CSR format
+        (:obj:`x.to_sparse_csr()`, once before training). The layer then
+        skips the zeros of both, but computes no gradient of the features, and
+        supports no transform. :func:`torch.compile` runs it eagerly. Layers of
+        blocks need dense features.
+
+    .. note::
+        :class:`~torch.nn.parallel.DistributedDataParallel` broadcasts all
+        buffers, including the pattern, in each forward pass. Set
+        :obj:`broadcast_buffers=False` to avoid that: all ranks have equal
+        patterns after its construction.
+
+    The layer takes :math:`O(\textrm{nnz} + I + O)` memory. An active weight
+    takes four bytes for its value in single precision and twelve bytes for
+    its position in CSR and CSC format. With blocks, a block takes twelve bytes
+    for its position.
     """
 
     bias: Optional[Parameter]

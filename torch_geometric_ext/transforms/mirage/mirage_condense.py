@@ -65,48 +65,6 @@ class MirageCondense:
     :class:`~torch_geometric_ext.nn.RootAggregation` train on condensed graphs
     and predict plain graphs.
 
-    :obj:`selection` decides which graphs are kept:
-
-    * :obj:`"herding"`: graphs of each class whose mean logarithmic counts of
-      trees, of all depths up to :math:`L`, approximate those of the class.
-    * :obj:`"random"`: random graphs of each class, as a baseline.
-    * :obj:`"patterns"`: frequent sets of trees of each class. Each set becomes
-      a graph with the label :obj:`y` and no other attribute, as in the
-      `"Mirage: Model-Agnostic Graph Distillation for Graph Classification"
-      <https://arxiv.org/abs/2310.09486>`_ paper.
-
-    Each condensed graph has a :obj:`weight`, in proportion to the support of
-    its pattern (equal for real graphs). The weights of a class sum to the
-    fraction of its graphs in the data set. To sample graphs by weight, use
-    :obj:`WeightedRandomSampler(small.weight, num_samples)`, with
-    :obj:`small.graph_attrs["weight"]` if :obj:`share` is set. To weight the
-    loss instead, multiply the loss of each graph by
-    :obj:`batch.weight * len(small)`.
-
-    A budget keeps the longest prefix of an order of graphs in which classes
-    take turns. The result never exceeds the budget, and a larger budget adds
-    graphs to those of a smaller one. To condense with several budgets, or on
-    several ranks, pass
-    :class:`~torch_geometric_ext.data.SharedTrees` as the data set: trees are
-    then found once.
-
-    .. note::
-        Deviations from the paper: its patterns are sets, which lose the counts
-        of trees and the sizes of graphs. In the benchmarks, an untrained model
-        separates classes better than a model trained on patterns. The default
-        therefore keeps multisets of trees of real graphs. Patterns that are
-        frequent in several classes are kept unless :obj:`exclusive` is set.
-        The trees of a pattern share equal subtrees.
-
-    .. note::
-        Batch normalization counts each node of a condensed graph once,
-        whatever its count. With :obj:`share`, use
-        :class:`~torch_geometric_ext.nn.TreeBatchNorm`, which is exact, and
-        check the model with :func:`~torch_geometric_ext.nn.check_exact`.
-
-    The time is that of finding trees, and for :obj:`"herding"` also that of
-    comparing some hundred graphs for each one kept. Memory is linear.
-
     Args:
         num_layers (int): The number of message-passing layers :math:`L`.
         min_support (float, int or dict, optional): The lowest support of
@@ -177,6 +135,48 @@ class MirageCondense:
         >>> small = MirageCondense(num_layers=2, num_graphs=1)(10 * [graph])
         >>> small[0].root_count  # The two ends have equal trees.
         tensor([2, 1])
+
+    .. rubric:: Details
+
+    :obj:`selection` decides which graphs are kept:
+
+    * :obj:`"herding"`: graphs of each class whose mean logarithmic counts of
+      trees, of all depths up to :math:`L`, approximate those of the class.
+    * :obj:`"random"`: random graphs of each class, as a baseline.
+    * :obj:`"patterns"`: frequent sets of trees of each class. Each set becomes
+      a graph with the label :obj:`y` and no other attribute, as in the
+      `"Mirage: Model-Agnostic Graph Distillation for Graph Classification"
+      <https://arxiv.org/abs/2310.09486>`_ paper.
+
+    Each condensed graph has a :obj:`weight`, in proportion to the support of
+    its pattern (equal for real graphs). The weights of a class sum to the
+    fraction of its graphs in the data set. To sample graphs by weight, use
+    :obj:`WeightedRandomSampler(small.weight, num_samples)`, with
+    :obj:`small.graph_attrs["weight"]` if :obj:`share` is set. To weight the
+    loss instead, multiply the loss of each graph by
+    :obj:`batch.weight * len(small)`.
+
+    A budget keeps the longest prefix of an order of graphs in which classes
+    take turns. The result never exceeds the budget, and a larger budget adds
+    graphs to those of a smaller one. Pass
+    :class:`~torch_geometric_ext.data.SharedTrees` as the data set to find
+    trees once for several budgets or ranks. Finding trees and, for
+    :obj:`"herding"`, comparing some hundred graphs for each one kept take most
+    of the time. Memory is linear.
+
+    .. note::
+        Deviations from the paper: its patterns are sets, which lose the counts
+        of trees and the sizes of graphs. In the benchmarks, an untrained model
+        separates classes better than a model trained on patterns. The default
+        therefore keeps multisets of trees of real graphs. Patterns that are
+        frequent in several classes are kept unless :obj:`exclusive` is set.
+        The trees of a pattern share equal subtrees.
+
+    .. note::
+        Batch normalization counts each node of a condensed graph once,
+        whatever its count. With :obj:`share`, use
+        :class:`~torch_geometric_ext.nn.TreeBatchNorm`, which is exact, and
+        check the model with :func:`~torch_geometric_ext.nn.check_exact`.
     """
 
     def __init__(
