@@ -26,8 +26,12 @@ from triton_kernels import by_triton
 os.environ['TORCH_GEOMETRIC_EXT_CALIBRATION'] = 'off'
 
 # Whether a test is slow depends on what else the machine does.
-hypothesis.settings.register_profile('untimed', deadline=None)
-hypothesis.settings.load_profile('untimed')
+# `TEST_PROFILE=thorough` draws more examples for tests that give no number.
+hypothesis.settings.register_profile('quick', deadline=None, max_examples=40)
+hypothesis.settings.register_profile(
+    'thorough', deadline=None, max_examples=400
+)
+hypothesis.settings.load_profile(os.getenv('TEST_PROFILE', 'quick'))
 
 # Real data sets in PyG's layout, for tests that are skipped without them.
 DATA = os.getenv('TEST_DATA', Path(__file__).parents[2] / 'shared' / 'data')
