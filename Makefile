@@ -51,10 +51,10 @@ setup: $(VENV)/.dev
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.test
 ifeq ($(WITH_EXT),0)
-	$(BIN)/pytest --numprocesses $(JOBS) $(FALLBACK_TESTS)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal $(FALLBACK_TESTS)
 else
 	$(BIN)/coverage erase
-	$(BIN)/coverage run $(BIN)/pytest --numprocesses $(JOBS)
+	$(BIN)/coverage run $(BIN)/pytest --numprocesses $(JOBS) --dist worksteal
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 endif
