@@ -6,6 +6,7 @@ WITH_EXT ?= 1
 SANITIZE ?= 0
 SAMPLE ?= 50
 SEED ?= 0
+JOBS ?= 2
 VENV := .venv$(if $(filter 0,$(WITH_EXT)),-fallback)$(if $(filter 1,$(SANITIZE)),-sanitize)
 BIN := $(VENV)/bin
 # Kernels are built in place, where other environments may not find them.
@@ -39,8 +40,9 @@ FALLBACK_TESTS := test/data/test_shared_trees.py test/examples \
 	test/transforms/mirage \
 	test/transforms/test_share_computation_trees.py
 
-.PHONY: demo demo-full demo-fallback test test-fallback fuzz sanitize sanitized \
-	mutants lint types doctest docs check format clean
+.PHONY: setup demo demo-full demo-fallback test test-fallback fuzz sanitize \
+	sanitized mutants lint types doctest docs check check-fallback wheel format \
+	clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo
@@ -49,11 +51,19 @@ demo: $(VENV)/.demo
 demo-full: $(VENV)/.examples
 	@$(BIN)/python examples/compare_methods.py
 
+# For contributors: all tools, and hooks that run linters before each commit.
+setup: $(VENV)/.dev
+	$(BIN)/pre-commit install
+
+# Each of `JOBS` processes runs on one core.
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.test
 ifeq ($(WITH_EXT),0)
-	$(BIN)/pytest $(FALLBACK_TESTS)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal $(FALLBACK_TESTS)
 else
-	$(BIN)/coverage run $(BIN)/pytest
+	$(BIN)/coverage erase
+	$(BIN)/coverage run $(BIN)/pytest --numprocesses $(JOBS) --dist worksteal
+	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 endif
 
@@ -104,7 +114,27 @@ doctest: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -W --keep-going -q docs/source docs/build
 
-check: test lint types doctest docs
+# All that has to hold before a change is accepted, `JOBS` targets at a time.
+# The installations come first, since they change what other targets import.
+check:
+	$(MAKE) test
+	$(MAKE) $(VENV)/.dev
+	$(MAKE) --jobs=$(JOBS) --output-sync=target \
+		check-fallback docs fuzz types doctest lint
+
+# One process, next to other targets.
+check-fallback:
+	$(MAKE) test-fallback JOBS=0
+
+# Builds a wheel for this version of Python and PyTorch, and checks it in an
+# empty environment without a compiler.
+wheel: $(VENV)/.torch
+	rm -rf build/bdist* build/lib* build/smoke
+	WITH_EXT=1 $(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/smoke
+	build/smoke/bin/pip --disable-pip-version-check -qq install \
+		-c .ci/constraints.txt $$(ls -t dist/*.whl | head -1)
+	env -i build/smoke/bin/python test/smoke.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
@@ -112,7 +142,7 @@ format: $(VENV)/.dev
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
 
 clean:
-	rm -rf .venv .venv-fallback .venv-sanitize build docs/build torch_geometric_ext/*.so
+	rm -rf .venv .venv-fallback .venv-sanitize build dist docs/build torch_geometric_ext/*.so
 
 # Environments, one stamp for each extra. Torch comes first: the kernels are
 # built against it, while pip installs the other packages. Ninja needs to be on

@@ -1,8 +1,7 @@
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch.distributed as dist
 # PyG imports Triton, which then reads whether to interpret kernels.
 os.environ['TRITON_INTERPRET'] = str(int(not torch.cuda.is_available()))
 
+from run_rank import run_rank
 from torch_geometric.datasets import TUDataset
 
 import accelerator
@@ -26,13 +26,15 @@ from triton_kernels import by_triton
 os.environ['TORCH_GEOMETRIC_EXT_CALIBRATION'] = 'off'
 
 # Whether a test is slow depends on what else the machine does.
-hypothesis.settings.register_profile('untimed', deadline=None)
-hypothesis.settings.load_profile('untimed')
+# `TEST_PROFILE=thorough` draws more examples for tests that give no number.
+hypothesis.settings.register_profile('quick', deadline=None, max_examples=40)
+hypothesis.settings.register_profile(
+    'thorough', deadline=None, max_examples=400
+)
+hypothesis.settings.load_profile(os.getenv('TEST_PROFILE', 'quick'))
 
 # Real data sets in PyG's layout, for tests that are skipped without them.
 DATA = os.getenv('TEST_DATA', Path(__file__).parents[2] / 'shared' / 'data')
-
-RUN_RANK = Path(__file__).with_name('run_rank.py')
 
 
 @pytest.fixture(params=[True, False], ids=['kernels', 'reference'])
@@ -96,8 +98,16 @@ def interrupts():
     signal.signal(signal.SIGINT, handler)
 
 
+@pytest.fixture(scope='session')
+def ranks():
+    """A server that imports the package once, and forks ranks from it."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['torch_geometric_ext'])
+    return context
+
+
 @pytest.fixture
-def run_ranks(tmp_path):
+def run_ranks(ranks, tmp_path):
     """Runs `run_rank` of a test file on two ranks."""
 
     def run(script):
@@ -107,28 +117,29 @@ def run_ranks(tmp_path):
             'localhost', 0, wait_for_workers=False, is_master=True
         )
         env = dict(
-            os.environ,
             MASTER_ADDR='localhost',
             MASTER_PORT=str(store.port),
             TORCHELASTIC_USE_AGENT_STORE='True',
             WORLD_SIZE='2',
         )
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, RUN_RANK, script, str(tmp_path)],
-                env=dict(env, RANK=str(rank)),
+        processes = [
+            ranks.Process(
+                target=run_rank,
+                args=(dict(env, RANK=str(rank)), script, str(tmp_path)),
             )
             for rank in range(2)
         ]
         end = time.monotonic() + 600  # On a busy machine, too.
         try:
-            while not all(rank.poll() == 0 for rank in ranks):
-                codes = [rank.poll() for rank in ranks]
+            for process in processes:
+                process.start()
+            while not all(process.exitcode == 0 for process in processes):
+                codes = [process.exitcode for process in processes]
                 assert not any(codes), f'a rank failed: {codes}'
                 assert time.monotonic() < end, f'a rank hangs: {codes}'
                 time.sleep(0.05)
         finally:
-            for rank in ranks:
-                rank.kill()
+            for process in processes:
+                process.kill()
 
     return run

@@ -1,5 +1,6 @@
 """Runs `run_rank` of a test file as one rank of `torch.distributed`."""
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -8,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 
-def main(script, *args):
+def run_rank(env, script, *args):
+    os.environ.update(env)
     sys.path.insert(0, str(Path(script).parent))
     module = import_module(Path(script).stem)
     dist.init_process_group('gloo')
@@ -20,7 +22,3 @@ def main(script, *args):
     # of `run_rank`. One that outlives its process group may hang: it holds the
     # GIL while it waits for a thread that waits for the GIL.
     dist.destroy_process_group()
-
-
-if __name__ == '__main__':
-    main(*sys.argv[1:])

@@ -88,10 +88,10 @@ def test_hostile_states(name):
         train_step(sampler, torch.tensor([next(iterator) for _ in range(4)]))
         return sampler
 
-    def make_with_state():
-        return train_steps(1), train_steps(2).state_dict()
-
-    check_hostile_states(make_with_state, behave, optional=['consumed'])
+    state = train_steps(2).state_dict()
+    check_hostile_states(
+        lambda: (train_steps(1), state), behave, optional=['consumed']
+    )
 
 
 @pytest.mark.parametrize('key', ['group', 'feedback', 'embedding'])

@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -299,17 +295,6 @@ def test_block_sparse_linear_invalid_gradient(ext):
 
 def test_block_sparse_linear_crossover(ext):
     assert (0 < block_sparse_linear_crossover() < 1) == ext
-
-
-@pytest.mark.parametrize('capability', ['avx2', 'default'])
-def test_block_sparse_linear_on_other_machines(kernels, capability):
-    tests = ['matches_dense_mask', 'is_deterministic', 'strides']
-    subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', __file__, '-k']
-        + [' or '.join(tests)],
-        env={**os.environ, 'ATEN_CPU_CAPABILITY': capability},
-        check=True,
-    )
 
 
 @withDevice

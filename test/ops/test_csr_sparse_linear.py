@@ -1,5 +1,3 @@
-import os
-import subprocess
 import sys
 
 import pytest
@@ -317,16 +315,6 @@ def test_csr_sparse_linear_invalid_gradient(ext):
     match = "'(x|grad)' needs to be .*([Ff]loat|double)"
     with pytest.raises(ValueError, match=match):
         op(torch.randn(5, 6), *rows, *pattern)
-
-
-@pytest.mark.parametrize('capability', ['avx2', 'default'])
-def test_csr_sparse_linear_on_other_machines(kernels, capability):
-    subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', __file__, '-k']
-        + ['matches_dense or many_rows'],
-        env={**os.environ, 'ATEN_CPU_CAPABILITY': capability},
-        check=True,
-    )
 
 
 @withDevice
