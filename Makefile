@@ -130,7 +130,8 @@ check-fallback:
 # empty environment without a compiler.
 wheel: $(VENV)/.torch
 	rm -rf build/bdist* build/lib* build/smoke
-	WITH_EXT=1 $(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+	WITH_EXT=1 $(WITH_NINJA) $(BIN)/pip --disable-pip-version-check -qq wheel \
+		--no-build-isolation --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/pip --disable-pip-version-check -qq install \
 		-c .ci/constraints.txt $$(ls -t dist/*.whl | head -1)

@@ -1,4 +1,5 @@
-"""Draw cost against accuracy of each door, plain and with this package.
+"""Draw cost against accuracy of each door: plain, by hand, and with this
+package.
 
 Reads the results of the demo, and writes the figure of the home page and of
 the README: `cd docs/source && python -m figures.doors`.
@@ -33,13 +34,18 @@ def draw(rows: List[Row]) -> Any:
         (axes[1], 'metric', 'test score [%]'),
     ]:
         for i, row in enumerate(rows):
-            plain, ours = row[f'plain_{key}'], row[key]
+            plain, hand, ours = (
+                row[name] for name in [f'plain_{key}', f'by_hand_{key}', key]
+            )
             ax.plot([plain, ours], [i, i], color=BLUE, linewidth=2.5)
             ax.plot(plain, i, 'o', color=GRAY, label=legend('plain', i), ms=8)
+            ax.plot(
+                hand, i, '|', color=GRAY, label=legend('by hand', i), ms=14
+            )
             ax.plot(ours, i, 'o', color=BLUE, label=legend('ours', i))
             ax.annotate(
                 describe(row, key),
-                (max(plain, ours), i),
+                (max(plain, hand, ours), i),
                 (8, 0),
                 textcoords='offset points',
                 verticalalignment='center',
@@ -56,7 +62,7 @@ def draw(rows: List[Row]) -> Any:
         range(len(rows)), [f'{row["door"]}\n{row["task"]}' for row in rows]
     )
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    page.legend(figure, axes[0], columns=2)
+    page.legend(figure, axes[0], columns=3)
     return figure
 
 
