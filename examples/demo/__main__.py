@@ -25,16 +25,16 @@ from .molecules import fewer_graphs, trees
 from .table import HEADER, run_doors, summarize, to_json_lines
 
 LEGEND = """
-Test results (F1 in the first row, accuracy in the others), and seconds of
-training. The rows, and what is done by hand:
+Cells are test results (F1 in the first row, accuracy below) and seconds of
+training. Rows, and what they do by hand:
 
-fewer graphs    GIN; 95 % of the liquids are missing, and a fifth of the
-                molecules is corrupted. Draw half of them, balanced by class.
-shared trees    GIN, mini-batches of 1,024. Collate once.
-condensed data  The same GIN. Take random molecules, 5 % of them.
-sparse layers   GCN, 512 channels. Use 25 channels.
-full batches    GCN, 256 channels. Use a CSR matrix that is normalized once.
-tickets         The same GCN. Use 5 channels.
+fewer graphs    GIN. Liquids are rare, and a fifth of the molecules is corrupted.
+                By hand: half of the molecules an epoch, balanced by class.
+shared trees    GIN, mini-batches of 1,024. By hand: collated once.
+condensed data  The same GIN. By hand: 5 % of the molecules, at random.
+sparse layers   GCN, 512 channels. By hand: 25 channels.
+full batches    GCN, 256 channels. By hand: a CSR matrix, normalized once.
+tickets         The same GCN. By hand: 5 channels.
 """
 
 

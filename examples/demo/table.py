@@ -56,9 +56,9 @@ def summarize(results: Results) -> str:
     speedup = [plain.seconds / ours.seconds for plain, ours in pairs]
     change = [ours.metric - plain.metric for plain, ours in pairs]
     return (
-        f'Training takes {min(speedup):.1f} to {max(speedup):.1f} times less '
-        f'time than a plain loop, and results change by {min(change):+.1f} '
-        f'to {max(change):+.1f} points.'
+        f'Ours trains {min(speedup):.1f} to {max(speedup):.1f} times as fast '
+        f'as a plain loop, and changes test results by {min(change):+.1f} to '
+        f'{max(change):+.1f} points.'
     )
 
 
