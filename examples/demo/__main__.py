@@ -28,7 +28,7 @@ LEGEND = """
 Cells are test results (F1 in the first row, accuracy below) and seconds of
 training. Rows, and what they do by hand:
 
-fewer graphs    GIN. Liquids are rare, and a fifth of the molecules is corrupted.
+fewer graphs    GIN. Liquids are rare, a fifth of the molecules is corrupted.
                 By hand: half of the molecules an epoch, balanced by class.
 shared trees    GIN, mini-batches of 1,024. By hand: collated once.
 condensed data  The same GIN. By hand: 5 % of the molecules, at random.
