@@ -19,7 +19,7 @@ class ParsedError(Exception):
     """Ends a script once its arguments are read."""
 
 
-@withPackage('datamol', 'gensim', 'mlxtend', 'sklearn')
+@withPackage('sklearn')
 @pytest.mark.parametrize('command', COMMANDS)
 def test_command(command, monkeypatch):
     parse_args = argparse.ArgumentParser.parse_args

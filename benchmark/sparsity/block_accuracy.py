@@ -121,7 +121,7 @@ def report(
     accuracy, removed = zip(*results)
     return {
         'test': statistics.mean(accuracy),
-        'deviation': statistics.stdev(accuracy),
+        'deviation': statistics.stdev(accuracy) if args.seeds > 1 else 0.0,
         'zero_blocks': statistics.mean(removed),
     }
 
