@@ -203,6 +203,17 @@ def test_callers_of_operators_run_without_kernels() -> None:
     assert missing == {}
 
 
+def test_each_kernel_is_compiled_once() -> None:
+    csrc = REPOSITORY / PACKAGE / 'csrc'
+    setup = (REPOSITORY / 'setup.py').read_text()
+    patterns = re.findall(r"find\('(\w+/.+?\.cpp)'\)", setup)
+    compiled = [path for x in patterns for path in csrc.glob(x)]
+    for unit in csrc.glob('units/*.cpp'):
+        names = re.findall(r'^#include "(.+\.cpp)"$', unit.read_text(), re.M)
+        compiled += [(unit.parent / name).resolve() for name in names]
+    assert sorted(compiled) == sorted(csrc.rglob('*.cpp'))
+
+
 def is_private(name: str) -> bool:
     return name.startswith('_') and not name.startswith('__')
 

@@ -103,7 +103,7 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='.data', help='holds NCI1')
+    parser.add_argument('--root', default='.data')
     parser.add_argument(
         '--batch_sizes', type=int, nargs='+', default=[32, 128]
     )
@@ -121,7 +121,7 @@ def main() -> None:
 
     if not torch_geometric_ext.typing.WITH_EXT:
         raise SystemExit('the kernels are not installed')
-    dataset = TUDataset(args.root, 'NCI1')
+    dataset = TUDataset(f'{args.root}/TUDataset', 'NCI1')
     print(f'NCI1, GIN 4x64, {args.epochs} epochs, PyTorch {torch.__version__}')
     print(machine())
     record.start(args.output, [0])

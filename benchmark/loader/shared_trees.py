@@ -82,8 +82,8 @@ def load(root: str, name: str) -> InMemoryDataset:
     if name == 'threads':
         return Threads()
     if name in MOLECULES:
-        return MoleculeNet(root, name)
-    dataset = TUDataset(root, name)
+        return MoleculeNet(f'{root}/MoleculeNet', name)
+    dataset = TUDataset(f'{root}/TUDataset', name)
     if dataset._data.x is None:  # Degrees, up to 50, stand in for features.
         edge_index = dataset._data.edge_index
         offset = torch.tensor([0, *dataset._data._num_nodes]).cumsum(0)

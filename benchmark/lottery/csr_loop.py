@@ -156,7 +156,7 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument('--root', default='/tmp/pyg')
+    parser.add_argument('--root', default='.data')
     parser.add_argument('--datasets', nargs='+', default=['Physics'])
     parser.add_argument(
         '--grid',

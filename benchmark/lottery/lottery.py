@@ -360,7 +360,7 @@ def pair(text: str) -> Tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument('--root', default='/tmp/pyg')
+    parser.add_argument('--root', default='.data')
     parser.add_argument('--datasets', nargs='+', default=['Cora'])
     parser.add_argument('--models', nargs='+', default=['GCN'])
     parser.add_argument(

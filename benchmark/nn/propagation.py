@@ -187,7 +187,7 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument('--root', default='data')
+    parser.add_argument('--root', default='.data')
     parser.add_argument('--datasets', nargs='+', default=['PubMed'])
     parser.add_argument('--num_rounds', type=int, default=7)
     record.add_argument(parser)

@@ -39,9 +39,9 @@ class Graph(NamedTuple):
 
 def load(root: str, name: str, num_graphs: Optional[int] = None) -> Graph:
     if name == 'HIV':
-        dataset = MoleculeNet(root, name)
+        dataset = MoleculeNet(f'{root}/MoleculeNet', name)
     else:
-        dataset = TUDataset(root, name)
+        dataset = TUDataset(f'{root}/TUDataset', name)
     batch = Batch.from_data_list(list(dataset[:num_graphs]))
     if batch.x is None:
         degree = batch.edge_index[1].bincount(minlength=batch.num_nodes)

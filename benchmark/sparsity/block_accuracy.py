@@ -121,7 +121,7 @@ def report(
     accuracy, removed = zip(*results)
     return {
         'test': statistics.mean(accuracy),
-        'deviation': statistics.stdev(accuracy),
+        'deviation': statistics.stdev(accuracy) if args.seeds > 1 else 0.0,
         'zero_blocks': statistics.mean(removed),
     }
 
@@ -166,7 +166,8 @@ def main() -> None:
     args = parser.parse_args()
     record.start(args.output, range(args.seeds))
     for name in args.datasets:
-        data = Planetoid(args.root, name, transform=T.NormalizeFeatures())[0]
+        root, transform = f'{args.root}/Planetoid', T.NormalizeFeatures()
+        data = Planetoid(root, name, transform=transform)[0]
         masks = [data.train_mask, data.val_mask, data.test_mask]
         parts = [select(data, mask.nonzero().flatten()) for mask in masks]
         dense = ''

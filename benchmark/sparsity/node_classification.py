@@ -38,7 +38,8 @@ METHODS = ['dense', 'narrow', 'static', 'SET', 'RigL']
 
 
 def load(root: str, name: str) -> Tuple[Data, Tensor]:
-    data = Planetoid(root, name, transform=T.NormalizeFeatures())[0]
+    transform = T.NormalizeFeatures()
+    data = Planetoid(f'{root}/Planetoid', name, transform=transform)[0]
     csr = T.ToSparseTensor(layout=torch.sparse_csr)(data.clone())
     return data, csr.adj_t
 

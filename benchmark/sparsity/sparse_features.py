@@ -221,7 +221,7 @@ def fastest(runs: List[Callable[[], Tensor]], num_rounds: int) -> List[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='data')
+    parser.add_argument('--root', default='.data')
     parser.add_argument('--hidden', type=int, default=512)
     parser.add_argument('--num_rounds', type=int, default=4)
     parser.add_argument('--num_threads', type=int, default=1)

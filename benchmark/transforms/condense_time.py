@@ -59,7 +59,7 @@ def measure(root: str, name: str, num_layers: int, setting: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='/tmp/pyg')
+    parser.add_argument('--root', default='.data')
     parser.add_argument(
         '--datasets', nargs='+', default=['NCI1', 'IMDB-BINARY', 'BACE', 'HIV']
     )

@@ -68,7 +68,7 @@ def distances(rows: HerdingRows, begin: int, order: Tensor) -> List[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='/tmp/pyg')
+    parser.add_argument('--root', default='.data')
     parser.add_argument(
         '--datasets',
         nargs='+',

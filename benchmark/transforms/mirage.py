@@ -428,7 +428,7 @@ def print_rows(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--root', default='/tmp/pyg')
+    parser.add_argument('--root', default='.data')
     parser.add_argument('--datasets', nargs='+', default=['NCI1'])
     parser.add_argument('--models', nargs='+', default=['GIN'])
     parser.add_argument('--methods', nargs='+', default=METHODS)

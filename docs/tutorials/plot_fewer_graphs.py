@@ -123,8 +123,8 @@ for make_sampler in [all_graphs, random_half, gder_half]:
 
 # %%
 # A single seed is not conclusive. ``examples/compare_methods.py`` compares
-# five paired seeds; :doc:`../benchmarks` reports on six more data sets and on
-# corrupted graphs.
+# five paired seeds. :doc:`Benchmarks </benchmarks/fewer_graphs>` report on six
+# more data sets and on corrupted graphs.
 #
 # Inspect the draws
 # -----------------
@@ -163,7 +163,7 @@ print(f'balanced_half F1 {f1:.1%} after {num_steps} steps')
 
 # %%
 # One seed does not rank the two samplers: over six imbalanced data sets, both
-# are equally accurate (:doc:`../benchmarks`).
+# are equally accurate (:doc:`benchmarks </benchmarks/fewer_graphs>`).
 # :class:`~torch_geometric_ext.loader.GDeRSampler` serves where it is unknown
 # whether classes need balance, or whether graphs are corrupted.
 #

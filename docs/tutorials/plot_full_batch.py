@@ -85,7 +85,7 @@ plt.show()
 
 # %%
 # The cached aggregation and sparse products save time at any number of labels.
-# :doc:`/benchmarks` measures seconds on larger graphs.
+# :doc:`Benchmarks </benchmarks/full_batch>` list times on larger graphs.
 #
 # What is not exact is not used
 # -----------------------------

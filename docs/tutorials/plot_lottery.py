@@ -147,8 +147,8 @@ print(f'ticket: {test(tiny_model, data):.1f} %, narrow dense: {narrow:.1f} %')
 
 # %%
 # With thousands of features, as in bags of words, narrow models fall behind
-# earlier (:doc:`/benchmarks` has results on three citation graphs). Compare
-# the ticket with both baselines on your own graph.
+# earlier (:doc:`results </benchmarks/lottery>` on three citation graphs).
+# Compare the ticket with both baselines on your own graph.
 #
 # Save and load
 # -------------

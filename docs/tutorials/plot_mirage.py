@@ -249,7 +249,8 @@ plt.show()
 # With two seeds and 257 test molecules, differences of a few points are noise.
 # A budget that falls below the dotted line does not pay: the number of atoms
 # alone is as accurate.
-# :doc:`../benchmarks` has more data sets, more seeds and more models.
+# :doc:`Benchmarks </benchmarks/condensing>` have more data sets, seeds and
+# models.
 #
 # Patterns
 # --------

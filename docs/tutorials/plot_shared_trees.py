@@ -239,7 +239,7 @@ plt.show()
 
 # %%
 # These molecules are small and diverse, and each atom has nine features: a
-# hard case. NCI1 shares far more (:doc:`../benchmarks`). Set
+# hard case. NCI1 shares :doc:`far more </benchmarks/shared_trees>`. Set
 # :obj:`cached=True` to extract mini-batches only once; then, each epoch loads
 # the same mini-batches in a new order.
 #

@@ -44,7 +44,8 @@ print(lin.values.shape)
 # ``dense_above`` is the density above which the layer computes a dense product
 # instead. The first product measures it on this machine.
 # :func:`~torch_geometric_ext.utils.count_macs` counts the multiply-adds of a
-# training step on 4,096 rows. :doc:`The benchmarks </benchmarks>` list times:
+# training step on 4,096 rows. The :doc:`benchmarks
+# </benchmarks/sparse_layers>` list times:
 x = torch.randn(4096, 512)
 dense = count_macs(torch.nn.Linear(512, 512), x)
 print(f'dense: {dense.training:,} MACs')
@@ -140,8 +141,9 @@ print(f'narrow dense: {narrow[-1]:.1f} %, RigL: {tiny[-1]:.1f} %')
 
 # %%
 # Thousands of sparse input features, such as bags of words, widen the gap
-# (:doc:`measured on three citation graphs </benchmarks>`): a narrow model has
-# few weights per word, while a sparse model selects the relevant words.
+# (:doc:`measured on three citation graphs </benchmarks/sparse_training>`): a
+# narrow model has few weights per word, while a sparse model selects the
+# relevant words.
 #
 # Convert to a dense model
 # ------------------------

@@ -1,6 +1,6 @@
 """Export pruned models for servers without this package.
 
-pip install onnx onnxscript onnxruntime  # For ONNX only.
+pip install 'torch_geometric_ext[export]'  # For ONNX only.
 """
 
 from importlib.util import find_spec

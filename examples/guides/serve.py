@@ -17,7 +17,7 @@ def run_pt2(path: Path, x: Tensor, edge_index: Tensor) -> Tensor:
 
 
 def run_onnx(path: Path, x: Tensor, edge_index: Tensor) -> Tensor:
-    import onnxruntime  # type: ignore[import-not-found]
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
     inputs = {'x': x.numpy(), 'edge_index': edge_index.numpy()}

@@ -1,9 +1,7 @@
 """Interrupt training after any step, and resume it bit for bit."""
 
 import copy
-import doctest
 import io
-from pathlib import Path
 
 import pytest
 import torch
@@ -469,12 +467,6 @@ def test_rewind_a_stateful_data_loader(num_workers):
     other.load(run.states[1], with_sampler=True)
     other.load(run.states[0], with_sampler=True)
     assert other.epoch() == expected[1][1:]
-
-
-def test_documentation():
-    page = Path(__file__).parents[2] / 'docs/source/modules/loader.rst'
-    result = doctest.testfile(str(page), module_relative=False)
-    assert result.attempted > 5 and result.failed == 0
 
 
 def test_iterator_errors():

@@ -6,6 +6,7 @@ figures, all computed from `benchmark/results/`. The overview `benchmarks.rst`
 reads the variables of all pages.
 """
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List
@@ -41,7 +42,8 @@ def render(app: Any, page: str, source: List[str]) -> None:
     """Fill the template of a page."""
     if page.split('/')[0] == 'benchmarks':
         template = STRICT.from_string(source[0])
-        source[0] = template.render(variables(page))
+        text = template.render(variables(page))
+        source[0] = re.sub(r'(?<=\d) %', '\u00a0%', text)  # Do not wrap.
         code = Path(__file__).parent.glob('*.py')
         for path in [*RESULTS.rglob('*.jsonl'), *code]:
             app.env.note_dependency(str(path))
