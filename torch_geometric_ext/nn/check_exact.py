@@ -226,11 +226,15 @@ def _conv(
     if any(isinstance(child, ORDERED_AGGRS) for child in module.modules()):
         return None  # '_order' gives the reason.
     if outer is None:
-        is_exact = _is_exact(module)
+        errors: List[Exception] = []
+        is_exact = _is_exact(module, errors=errors)
         if is_exact is None:
             return (
                 'does not run on inputs guessed from its attributes (put it '
                 "into 'allow' if it reads one hop only)"
+            ) + ''.join(
+                f': {error.__class__.__name__}: {error}'
+                for error in errors[:1]  # The first guess is the best one.
             )
         if not is_exact:
             return (
@@ -240,10 +244,14 @@ def _conv(
     return None if shared is None else _trees(module, shared)
 
 
-def _is_exact(conv: Module, loops: bool = False) -> Optional[bool]:
+def _is_exact(
+    conv: Module,
+    loops: bool = False,
+    errors: Optional[List[Exception]] = None,
+) -> Optional[bool]:
     """Return the result of the equivalence check on inputs that fit."""
     for inputs in guess_inputs(conv):
-        found = reads_one_hop(conv, inputs, loops=loops)
+        found = reads_one_hop(conv, inputs, loops=loops, errors=errors)
         if found is not None:
             return found
     return None

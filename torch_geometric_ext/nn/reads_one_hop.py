@@ -46,7 +46,11 @@ class Inputs(NamedTuple):
 
 
 def reads_one_hop(
-    conv: Module, inputs: Inputs, *, loops: bool = False
+    conv: Module,
+    inputs: Inputs,
+    *,
+    loops: bool = False,
+    errors: Optional[List[Exception]] = None,
 ) -> Optional[bool]:
     r"""Return whether a convolution is exact on computation trees of depth 1.
 
@@ -61,6 +65,8 @@ def reads_one_hop(
         inputs (Inputs): Examples of its arguments.
         loops (bool, optional): Whether the graph has self-loops.
             (default: :obj:`False`)
+        errors (list, optional): A list that receives the exception of a
+            convolution that does not run. (default: :obj:`None`)
 
     Returns:
         :obj:`None` if the convolution does not run on the graph.
@@ -71,7 +77,9 @@ def reads_one_hop(
     try:
         with torch.inference_mode(False), torch.enable_grad():
             return _compare(conv, inputs, loops, device)
-    except FAILURES:
+    except FAILURES as error:
+        if errors is not None:
+            errors.append(error)
         return None
 
 
