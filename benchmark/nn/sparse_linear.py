@@ -311,6 +311,13 @@ def main() -> None:
         '--sparsities', type=float, nargs='+', default=SPARSITIES
     )
     parser.add_argument('--only', choices=['steps', 'sweep', 'memory'])
+    parser.add_argument(
+        '--shapes',
+        nargs='+',
+        type=lambda x: tuple(map(int, x.split('x'))),
+        default=SHAPES,
+        metavar='ROWSxINPUTSxOUTPUTS',
+    )
     parser.add_argument('--quick', action='store_true', help='fewer steps')
     path = RESULTS / f'{machine_slug()}.jsonl'
     record.add_argument(parser)
@@ -331,7 +338,7 @@ def main() -> None:
         torch.set_num_threads(threads)
         print_calibration()
         if only in [None, 'steps']:
-            for shape in SHAPES:
+            for shape in args.shapes:
                 for training in [True, False]:
                     bench.compare(shape, args.sparsities, training)
         if only in [None, 'sweep']:
