@@ -84,6 +84,28 @@ def speed_table(rows: List[Row]) -> str:
     return page.table([*header, 'To hand'], lines)
 
 
+def cached_table() -> str:
+    lines = [
+        [
+            row['data_set'],
+            SHORT[row['labels']],
+            row['hidden'],
+            *(f'{row[x]:,.1f} ms' for x in ['hand', 'cached', 'fast']),
+            page.times(row['x cached']),
+        ]
+        for row in read_rows('full_batch_cached.jsonl')
+    ]
+    header = ['Data set', 'Labels', 'Channels', 'By hand']
+    header += ['Cached by hand', 'Accelerated', 'To cached']
+    return page.table(header, lines)
+
+
+def to_cached(**settings: Any) -> str:
+    """Return the speed-up to a loop that caches the first aggregation."""
+    rows = read_rows('full_batch_cached.jsonl', **settings)
+    return page.times(*(x['x cached'] for x in rows))
+
+
 @cache
 def content() -> Dict[str, Any]:
     rows = cells()
@@ -98,6 +120,7 @@ def content() -> Dict[str, Any]:
     ]
     single = [x for x in every if x.get('plain err')]
     few, dense = (select(rows, labels=x) for x in LABELS)
+    by_hand = read_rows('full_batch_cached.jsonl')
     return {
         'speed': page.show(
             draw(rows),
@@ -105,6 +128,10 @@ def content() -> Dict[str, Any]:
             'Speed-up of an epoch for each data set and model',
         ),
         'speed_table': speed_table(rows),
+        'cached_table': cached_table(),
+        'cached': to_cached(),
+        'cached_64': to_cached(hidden=64),
+        'cached_512': to_cached(hidden=512),
         'few_hand': page.times(*(x['x hand'] for x in few)),
         'dense_hand': page.times(*(x['x hand'] for x in dense)),
         'few_plain': page.times(*(x['x plain'] for x in few)),
@@ -112,6 +139,7 @@ def content() -> Dict[str, Any]:
         'slowest': slowest,
         'slowest_hand': page.times(slowest['x hand']),
         'double': f'{max(x["double"] for x in every if x.get("double")):.0e}',
+        'cached_double': f'{max(x["cached double"] for x in by_hand):.0e}',
         'plain_error': f'{single[0]["plain err"]:.1e}',
         'fast_error': f'{single[0]["fast err"]:.1e}',
         'setup': f'{max(x["setup s"] for x in rows):.0f}',
