@@ -137,6 +137,17 @@ def cost_table() -> str:
     return page.table(header, cells)
 
 
+def count_seeds(rows: List[Row]) -> str:
+    """Return the number of seeds of each cell, or their range."""
+    found: Dict[Tuple, set] = {}
+    keys = ['scenario', 'dataset', 'method', 'keep_ratio']
+    for row in rows:
+        cell = tuple(row[key] for key in keys)
+        found.setdefault(cell, set()).add(row['seed'])
+    sizes = [len(x) for x in found.values()]
+    return ' to '.join(dict.fromkeys(map(str, [min(sizes), max(sizes)])))
+
+
 @cache
 def content() -> Dict[str, Any]:
     study = Study()
@@ -145,7 +156,7 @@ def content() -> Dict[str, Any]:
     faster = [x['value'] for x in select(overhead, method='GDeR 0.3')]
     (plan,) = read_rows('planning.jsonl', method='GDeR', graphs=10**7)
     gains = study.gains
-    imbalanced = gains('imbalanced', 'GDeR', 'soft random', 0.5)
+    settings = 'imbalanced', 'GDeR', 'soft random', 0.5
 
     def against(scenario: str, *args: Any) -> str:
         return page.plus_minus(gains(scenario, 'GDeR', *args))
@@ -161,7 +172,9 @@ def content() -> Dict[str, Any]:
         'cost_table': cost_table(),
         'against': against,
         'suspects': found,
-        'imbalanced': f'{page.mean(imbalanced):.0f}',
+        'seeds': count_seeds(study.rows),
+        'imbalanced': f'{page.mean(gains(*settings)):.0f}',
+        'imbalanced_auc': f'{page.mean(gains(*settings, "auc")):.1f}',
         'faster': page.times(*faster),
         'bound': f'{1 / 0.3:.2f}x',
         'extra': f'{min(extra):.0f} to {max(extra):.0f} %',
