@@ -64,6 +64,14 @@ class Study:
         squares = sum((x['runs'] * x['error']) ** 2 for x in rows)
         return squares**0.5 / runs if runs else 0.0
 
+    def count_seeds(self, method: str) -> str:
+        """Return the fewest and the most seeds of a cell."""
+        runs = [
+            sum(x['runs'] for x in self.find(cell, method))
+            for cell in self.cells()
+        ]
+        return f'{min(runs)} to {max(runs)}'
+
     def time_ratio(self, cell: Cell) -> float:
         """Return the time of iterative pruning to that of a ticket."""
         rows = self.find(cell, 'imp')
@@ -141,14 +149,15 @@ def accuracy_table(study: Study) -> str:
     lines = []
     for cell in sparsest(study.cells(), PANELS[0]):
         gaps = [
-            study.average(cell, x, 'to_dense')
-            for x in ['fast', 'narrow+', 'imp']
+            f'{page.signed(gap)} ± {study.error(cell, method):.1f}'
+            for method in ['fast', 'narrow+', 'imp']
+            if (gap := study.average(cell, method, 'to_dense')) is not None
         ]
         lines.append(
             [
                 ' '.join(cell[:2]),
                 pruned(cell[2]),
-                *(page.signed(x) for x in gaps if x is not None),
+                *gaps,
                 f'{study.time_ratio(cell):.0f}x',
             ]
         )
@@ -220,6 +229,9 @@ def content() -> Dict[str, Any]:
         'gcn': ' to '.join(
             page.signed(f(gaps[x] for x in gcn))[1:] for f in [min, max]
         ),
+        'gcn_weights': pruned(min(1 - round(x[2], 3) for x in gcn)),
+        'ticket_seeds': study.count_seeds('fast'),
+        'imp_seeds': study.count_seeds('imp'),
         'num_cells': len(cells),
         'better': sum(gaps[x] > rivals[x] for x in cells),
         'worst': page.signed(min(gaps.values()))[1:],
