@@ -26,6 +26,11 @@ def speedups(
     return [x[key] for x in select(rows, batch_size=size, **settings)]
 
 
+def median(rows: List[Row], size: Optional[int], layers: int) -> str:
+    """Return the median speed-up of a number of layers."""
+    return f'{statistics.median(speedups(rows, size, layers=layers)):.1f}x'
+
+
 def draw(rows: List[Row]) -> Any:
     names = values(rows, 'data_set')
     figure, axes = plt.subplots(
@@ -96,9 +101,8 @@ def content() -> Dict[str, Any]:
             'Speed-up of an epoch by mini-batch size for four data sets',
         ),
         'speed_table': speed_table(rows),
-        'large': f'{statistics.median(speedups(rows, 512)):.1f}x',
-        'full': f'{statistics.median(speedups(rows, None)):.0f}x',
-        'small': f'{statistics.median(speedups(rows, 32)):.1f}x',
+        'large': {x: median(rows, 512, x) for x in COLORS},
+        'full': {x: median(rows, None, x) for x in COLORS},
         'slowest': slowest,
         'slowest_fresh': page.times(slowest['fresh']),
         'slowest_kept': page.times(slowest['kept']),

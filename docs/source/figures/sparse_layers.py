@@ -29,13 +29,13 @@ def speedup(row: Row, rival: str = 'ours') -> float:
 
 def curves() -> List[Tuple[str, List[Row]]]:
     """Return the rows of each processor and version, by title."""
-    found = []
+    found: Dict[str, List[Row]] = {}
     for name in [CURRENT, *OTHERS]:
         for meta, rows in read_blocks(RESULTS / name):
             processor = TITLES.get(meta['processor'], meta['processor'])
             version = 'version 0.1' if name in OTHERS else 'this version'
-            found.append((f'{processor}, {version}', rows))
-    return found
+            found.setdefault(f'{processor}, {version}', []).extend(rows)
+    return [*found.items()]
 
 
 def steps(rows: List[Row], shape: List[int]) -> Dict[float, Row]:
