@@ -39,12 +39,16 @@ def test_code():
 
 
 GAINS = {
-    'fewer_graphs': ['{imbalanced} points of F1'],
-    'shared_trees': ['{large} an epoch in the median'],
-    'condensing': ['{over_random} points over random graphs'],
-    'sparse_layers': ['{ninety} a training step'],
-    'full_batch': ['{few_hand} an epoch', '{dense_hand} with many'],
-    'lottery': ['{gcn} points over', 'Worst of all models: −{worst}'],
+    'fewer_graphs': ['{imbalanced} points of F1 (AUC: {imbalanced_auc})'],
+    'shared_trees': ['{large[2]} an epoch', '{large[3]} with three'],
+    'condensing': ['{over_counts} points', 'at most {loss_1} behind'],
+    'sparse_layers': ["{ninety} a layer's training step"],
+    'full_batch': [
+        '{few_plain} an epoch',
+        '{dense_plain} with many',
+        '{cached} of a GCN loop that caches A·X',
+    ],
+    'lottery': ['{gcn_weights} of its', 'Worst of all models: −{worst}'],
 }
 
 
