@@ -121,6 +121,7 @@ def content() -> Dict[str, Any]:
     single = [x for x in every if x.get('plain err')]
     few, dense = (select(rows, labels=x) for x in LABELS)
     by_hand = read_rows('full_batch_cached.jsonl')
+    extra = [x['fast'] - x['cached'] for x in select(by_hand, labels='few')]
     return {
         'speed': page.show(
             draw(rows),
@@ -139,6 +140,7 @@ def content() -> Dict[str, Any]:
         'slowest': slowest,
         'slowest_hand': page.times(slowest['x hand']),
         'double': f'{max(x["double"] for x in every if x.get("double")):.0e}',
+        'overhead': f'{min(extra):.0f} to {max(extra):.0f}',
         'cached_double': f'{max(x["cached double"] for x in by_hand):.0e}',
         'plain_error': f'{single[0]["plain err"]:.1e}',
         'fast_error': f'{single[0]["fast err"]:.1e}',
