@@ -47,6 +47,7 @@ from torch_geometric.utils import (
 )
 
 from benchmark import record
+from benchmark.full_batch.cached_loop import cached_loop
 from torch_geometric_ext.full_batch import StaticGraph, accelerate
 from torch_geometric_ext.ops.machine import cpu_model
 
@@ -146,56 +147,8 @@ def by_hand(name: str, model: Module, data: Data, csr: bool) -> Method:
     )
 
 
-class Product(torch.autograd.Function):
-    """Multiply a constant CSR matrix by a dense one."""
-
-    @staticmethod
-    def forward(ctx: Any, adj: Tensor, adj_t: Tensor, x: Tensor) -> Tensor:
-        ctx.adj_t = adj_t
-        return adj @ x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return None, None, ctx.adj_t @ grad
-
-
-def constant(matrix: Tensor, csr: bool) -> Callable[[Tensor], Tensor]:
-    """Return the product by a constant matrix."""
-    if not csr:
-        dense = matrix.to_dense()
-        return lambda x: dense @ x
-    adj, adj_t = matrix.to_sparse_csr(), matrix.t().to_sparse_csr()
-    return lambda x: Product.apply(adj, adj_t, x)
-
-
-def by_hand_cached(model: Any, data: Data, csr: bool) -> Method:
-    """Compute the first aggregation of a GCN once."""
-    size = (data.num_nodes, data.num_nodes)
-    edge_index, weight = gcn_norm(
-        data.edge_index, None, data.num_nodes, dtype=data.x.dtype
-    )
-    adj = torch.sparse_coo_tensor(edge_index.flip(0), weight, size).coalesce()
-    first, second = model.convs
-
-    def run(mask: Tensor) -> Callable[[], Tensor]:
-        rows = adj.index_select(0, mask.nonzero().flatten()).coalesce()
-        inner = rows.indices()[1].unique()
-        features = adj.index_select(0, inner) @ data.x
-        cached = constant(features.to_sparse() if csr else features, csr)
-        outer = constant(rows.index_select(1, inner), csr=True)
-
-        def forward() -> Tensor:
-            h = cached(first.lin.weight.t()) + first.bias
-            h = model.dropout(model.act(h))
-            return outer(h @ second.lin.weight.t()) + second.bias
-
-        return forward
-
-    return Method(run(data.train_mask), run(data.val_mask))
-
-
 def hand_cached(model: Module, data: Data) -> List[Method]:
-    return [by_hand_cached(model, data, csr) for csr in [False, True]]
+    return [Method(*cached_loop(model, data, csr)) for csr in [False, True]]
 
 
 def accelerated(model: Module, graph: StaticGraph, data: Data) -> Method:
