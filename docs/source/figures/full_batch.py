@@ -84,6 +84,16 @@ def speed_table(rows: List[Row]) -> str:
     return page.table([*header, 'To hand'], lines)
 
 
+def cached_runs() -> List[Row]:
+    """Return the middle of the runs of each cell by speed-up."""
+    found: Dict[Any, List[Row]] = {}
+    for row in read_rows('full_batch_cached.jsonl'):
+        cell = tuple(row[x] for x in ['data_set', 'labels', 'hidden'])
+        found.setdefault(cell, []).append(row)
+    order = [sorted(x, key=lambda y: y['x cached']) for x in found.values()]
+    return [runs[(len(runs) - 1) // 2] for runs in order]
+
+
 def cached_table() -> str:
     lines = [
         [
@@ -93,7 +103,7 @@ def cached_table() -> str:
             *(f'{row[x]:,.1f} ms' for x in ['hand', 'cached', 'fast']),
             page.times(row['x cached']),
         ]
-        for row in read_rows('full_batch_cached.jsonl')
+        for row in cached_runs()
     ]
     header = ['Data set', 'Labels', 'Channels', 'By hand']
     header += ['Cached by hand', 'Accelerated', 'To cached']
@@ -102,7 +112,7 @@ def cached_table() -> str:
 
 def to_cached(**settings: Any) -> str:
     """Return the speed-up to a loop that caches the first aggregation."""
-    rows = read_rows('full_batch_cached.jsonl', **settings)
+    rows = select(cached_runs(), **settings)
     return page.times(*(x['x cached'] for x in rows))
 
 
@@ -121,7 +131,8 @@ def content() -> Dict[str, Any]:
     single = [x for x in every if x.get('plain err')]
     few, dense = (select(rows, labels=x) for x in LABELS)
     by_hand = read_rows('full_batch_cached.jsonl')
-    extra = [x['fast'] - x['cached'] for x in select(by_hand, labels='few')]
+    runs = cached_runs()
+    extra = [x['fast'] - x['cached'] for x in select(runs, labels='few')]
     return {
         'speed': page.show(
             draw(rows),
@@ -140,6 +151,8 @@ def content() -> Dict[str, Any]:
         'slowest': slowest,
         'slowest_hand': page.times(slowest['x hand']),
         'double': f'{max(x["double"] for x in every if x.get("double")):.0e}',
+        'num_runs': len(by_hand) // len(runs),
+        'cached_runs': page.times(*(x['x cached'] for x in by_hand)),
         'overhead': f'{min(extra):.0f} to {max(extra):.0f}',
         'cached_double': f'{max(x["cached double"] for x in by_hand):.0e}',
         'plain_error': f'{single[0]["plain err"]:.1e}',
