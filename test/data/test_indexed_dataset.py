@@ -1,3 +1,4 @@
+import math
 import pickle
 
 import pytest
@@ -166,6 +167,7 @@ def test_indexed_dataset_attributes():
     'labels, num_classes',
     [
         ([0, 2, 1], 3),
+        ([True, False, False], 2),
         ([torch.tensor([1]), torch.tensor([0]), torch.tensor([1])], 2),
         ([torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([0.0])], 2),
         (list(torch.zeros(3, 1, 5)), 5),  # Several labels per graph.
@@ -183,9 +185,9 @@ def test_indexed_dataset_attributes_of_a_list(labels, num_classes):
 
 def test_indexed_dataset_without_classes():
     graphs = make_graphs(2)
-    for y, got in [(None, 'none'), (torch.tensor([0.5]), 'such as 0.5')]:
-        graphs[0].y = y
-        graphs[1].y = torch.tensor([1.0])
+    graphs[0].y = torch.tensor([1.0])
+    for y, got in [(None, 'none'), (0.5, 'such as 0.5'), (math.inf, 'inf')]:
+        graphs[1].y = y
         with pytest.raises(AttributeError, match=f"'num_classes' .*{got}"):
             IndexedDataset(graphs).num_classes  # noqa: B018
     assert not hasattr(IndexedDataset([]), 'num_classes')

@@ -32,7 +32,7 @@ def read_stored_labels(dataset: Any) -> Optional[Tensor]:
         if not isinstance(indices, (Tensor, np.ndarray)):
             indices = list(indices)
         return y[torch.as_tensor(indices, dtype=torch.long)]
-    if isinstance(dataset, (list, tuple)):
+    if type(dataset) in (list, tuple):  # A sub-class can load graphs.
         return stack_labels(dataset)
     storage = read_storage(dataset)
     if storage is None or getattr(dataset, 'transform', None) is not None:

@@ -155,13 +155,17 @@ def _infer(graphs: Sequence[Any], name: str) -> Any:
     y = stack_labels(graphs)
     if y is not None and y.size(1) > 1:
         return y.size(1)
-    if y is None or not bool((y == y.round()).all()):
-        raise AttributeError(
-            "'num_classes' of 'IndexedDataset' needs graphs with one class "
-            "'y' each (got "
-            f'{"none" if y is None else f"values such as {float(y[0]):g}"})'
-        )
-    return int(y.max()) + 1
+    wrong = 'none'
+    if y is not None:
+        y = y.double()
+        fractions = y[y - y.round() != 0]  # Also NaN and infinite values.
+        if fractions.numel() == 0:
+            return int(y.max()) + 1
+        wrong = f'values such as {float(fractions[0]):g}'
+    raise AttributeError(
+        f"'num_classes' of 'IndexedDataset' needs graphs with one class 'y' "
+        f'each (got {wrong})'
+    )
 
 
 def _stamp_storage(dataset: Any) -> Optional[InMemoryDataset]:
