@@ -11,18 +11,18 @@ PAGE = 'generated/torch_geometric_ext'
 STEPS: List[Tuple[List[str], List[Tuple[str, str]]]] = [
     (
         [
-            'Many graphs: unequal',
-            'classes, corrupted graphs',
-            'or long epochs?',
+            'Many graphs, 2–3 layers,',
+            'discrete features, mini-',
+            'batches of 128 or more?',
         ],
-        [('GDeRSampler', 'loader.GDeRSampler')],
-    ),
-    (
-        ['Many graphs, two or three', 'layers and large', 'mini-batches?'],
         [
             ('ShareComputationTrees', 'transforms.ShareComputationTrees'),
             ('SharedTreeLoader', 'loader.SharedTreeLoader'),
         ],
+    ),
+    (
+        ['Many graphs: unequal', 'classes, or broken', 'features?'],
+        [('GDeRSampler', 'loader.GDeRSampler')],
     ),
     (
         ['Many graphs to store, to', 'ship, or to train', 'many models on?'],

@@ -67,7 +67,8 @@ def main() -> None:
         f'{threads} thread(s), kernels {"on" if WITH_EXT else "off"}, seed '
         f'{args.seed}\n\n{LEGEND}\n{HEADER}'
     )
-    calibrate()  # Once for this machine: where are sparse products faster?
+    if WITH_EXT:
+        calibrate()  # Measure once where sparse products are faster.
     graphs = train, test, args.seed, args.epochs
     nodes = data, args.seed, args.node_epochs
     doors = [

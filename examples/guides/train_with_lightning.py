@@ -1,6 +1,6 @@
 """Train with PyTorch Lightning, and resume within an epoch.
 
-pip install 'torch_geometric_ext[lightning]'
+pip install '.[lightning]'  # From a clone.
 """
 
 from typing import Any, Dict, Optional

@@ -67,8 +67,8 @@ def test_subset(convert, no_loading):
         assert read(Subset(subset, [1, 2])).tolist() == [0, 1]
         assert read(IndexedDataset(subset)).tolist() == [0, 0, 1, 1]
     subset = Subset(make_graphs(ROWS), convert([0, 2]))
-    assert read_stored_labels(subset) is None
-    assert read_labels(subset).tolist() == [[2], [1]]
+    for read in [read_stored_labels, read_labels]:
+        assert read(subset).tolist() == [[2], [1]]
 
 
 def test_transform_is_applied():
@@ -91,8 +91,9 @@ def test_list_of_graphs():
         [row.float() for row in ROWS],
     ]:
         graphs = make_graphs(rows)
-        assert read_stored_labels(graphs) is None
-        assert read_labels(graphs).tolist() == [[label] for label in LABELS]
+        for data in [graphs, tuple(graphs), IndexedDataset(graphs)]:
+            for read in [read_stored_labels, read_labels]:
+                assert read(data).tolist() == [[label] for label in LABELS]
         assert to_classes(read_labels(graphs)).tolist() == LABELS
 
 
@@ -127,6 +128,8 @@ def test_without_labels():
         assert to_classes(read_labels(data)) is None
     graphs[0].y = torch.tensor([1])  # The others have none.
     assert read_labels(graphs) is None
+    for label in ['toxic', ['toxic'], [None]]:
+        assert read_labels(make_graphs([label, label])) is None
 
 
 @pytest.mark.parametrize(

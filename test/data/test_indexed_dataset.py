@@ -1,3 +1,4 @@
+import math
 import pickle
 
 import pytest
@@ -160,6 +161,38 @@ def test_indexed_dataset_attributes():
     assert indexed.num_features == dataset.num_features
     with pytest.raises(AttributeError, match="no attribute 'shuffle'"):
         indexed.shuffle()
+
+
+@pytest.mark.parametrize(
+    'labels, num_classes',
+    [
+        ([0, 2, 1], 3),
+        ([True, False, False], 2),
+        ([torch.tensor([1]), torch.tensor([0]), torch.tensor([1])], 2),
+        ([torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([0.0])], 2),
+        (list(torch.zeros(3, 1, 5)), 5),  # Several labels per graph.
+    ],
+)
+def test_indexed_dataset_attributes_of_a_list(labels, num_classes):
+    graphs = make_graphs(3)
+    for graph, label in zip(graphs, labels):
+        graph.y = label
+    for dataset in [graphs, tuple(graphs), Subset(graphs, [1])]:
+        indexed = IndexedDataset(dataset)
+        assert indexed.num_classes == num_classes
+        assert indexed.num_features == graphs[0].num_features
+
+
+def test_indexed_dataset_without_classes():
+    graphs = make_graphs(2)
+    graphs[0].y = torch.tensor([1.0])
+    for y, got in [(None, 'none'), (0.5, 'such as 0.5'), (math.inf, 'inf')]:
+        graphs[1].y = y
+        with pytest.raises(AttributeError, match=f"'num_classes' .*{got}"):
+            IndexedDataset(graphs).num_classes  # noqa: B018
+    assert not hasattr(IndexedDataset([]), 'num_classes')
+    assert not hasattr(IndexedDataset([]), 'num_features')
+    assert not hasattr(IndexedDataset(graphs), 'num_colors')
 
 
 def test_indexed_dataset_errors():

@@ -4,6 +4,7 @@ import pickle
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
@@ -170,6 +171,30 @@ def test_index_select(edge_attr, index):
         out,
         dataclasses.replace(expected, num_bytes=out.num_bytes),
     )
+
+
+@pytest.mark.parametrize(
+    'idx, expected',
+    [
+        (slice(None, 2), [0, 1]),
+        (slice(None, None, -2), [3, 1]),
+        (slice(3, 1), []),
+        ([3, 0, 0], [3, 0, 0]),
+        ([], []),
+        ([False, True, True, False], [1, 2]),
+        (np.array([2, -1]), [2, 3]),
+        (torch.tensor([True, False, False, True]), [0, 3]),
+    ],
+)
+def test_getitem(shared, idx, expected):
+    out = shared.index_select(torch.tensor(expected, dtype=torch.long))
+    assert_same_trees(shared[idx], out)
+
+
+@pytest.mark.parametrize('idx', [0, torch.tensor(0), None])
+def test_getitem_is_no_graph(shared, idx):
+    with pytest.raises(TypeError, match="'idx' of 'SharedTrees' .*Loader'"):
+        shared[idx]
 
 
 def test_index_select_mask(shared):

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch_geometric.nn import GCN
 from torch_geometric.testing import withPackage
 
+from torch_geometric_ext.nn import densify, sparsify
+from torch_geometric_ext.sparsity import MagnitudePruner
 from torch_geometric_ext.typing import WITH_EXT
 
 REPOSITORY = Path(__file__).parents[2]
@@ -86,16 +90,54 @@ def test_distributed(launch):
 
 
 @withPackage('sklearn')
-def test_export_and_serve(run, launch):
+def test_export_and_serve(run, launch, folder):
     out = run('export_model')
     before, after = re.search(r'(\d+) -> (\d+) channels', out).groups()
     assert int(after) < int(before) == 256
+    before, after = re.search(r'(\d+) -> (\d+) edges', out).groups()
+    files = folder / '.data' / 'export'
+    assert torch.load(files / 'edge_index.pt').size(1) == int(after)
+    assert int(after) < int(before)
+
+    sizes = {path.stem: path.stat().st_size for path in files.glob('*.pt2')}
+    assert set(sizes) == {'untrained', 'densified', 'narrow'}
+    for name, size in sizes.items():
+        assert f'{name}.pt2: {size / 1000:.0f} kB' in out
+    assert sizes['densified'] == pytest.approx(sizes['untrained'], rel=0.01)
+    assert sizes['narrow'] < 0.6 * sizes['untrained']
+    for path in files.glob('*.pt2'):  # Files store no data.
+        x, edge_index = torch.export.load(path).example_inputs[0]
+        assert x.size(0) == 3 and not x.any() and edge_index.size(1) == 2
+
     *rows, imported = launch('serve').splitlines()
     assert imported == 'Imported packages of PyG: []'
-    assert {'gcn.pt2', 'sage.pt2'} <= {row.split(':')[0] for row in rows}
+    assert {f'{name}.pt2' for name in sizes} <= {
+        row.split(':')[0] for row in rows
+    }
     for row in rows:
         assert '[500, 10]' in row
         assert float(row.split()[-1]) < 1e-4
+
+
+def test_claims_of_the_guide_to_exports():
+    x, edge_index = torch.randn(5, 64), torch.tensor([[0, 1, 2], [1, 2, 4]])
+    model = MagnitudePruner(GCN(64, 64, 2, 10), sparsity=0.9).finalize().eval()
+    expected = model(x, edge_index)
+
+    # Sparse weights load into a model of any sparsity:
+    for sparsity in [0.5, 0.98]:
+        other = sparsify(GCN(64, 64, 2, 10), sparsity).eval()
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other(x, edge_index), expected)
+
+    def has_own_operators():
+        program = torch.export.export(model, (x, edge_index))
+        return 'torch_geometric_ext' in str(program.graph)
+
+    # Files with sparse layers need the package:
+    assert has_own_operators()
+    densify(model)
+    assert not has_own_operators()
 
 
 @withPackage('datamol')

@@ -71,6 +71,42 @@ def test_embeddings_that_are_not_finite(value, chunk, device, monkeypatch):
     assert (num_draws[100:106].mean() - num_draws[20:].mean()).abs() < 3
 
 
+def test_suspects_are_ranked():
+    h = make_embeddings(200, 20)
+    h[30] = float('nan')
+    y = torch.zeros(200, dtype=torch.long)
+    sampler = make_sampler(200)
+    assert sampler.suspects(k=5).numel() == 0  # No graph has a score.
+    seen = train(sampler, h, y)
+    out, score = sampler.suspects(k=200), sampler.scores
+    assert sorted(out.tolist()) == sorted(seen)
+    assert score[out].equal(score[out].sort(descending=True).values)
+    assert sampler.suspects(k=0).numel() == 0
+    num_outliers = sum(i < 20 for i in seen)
+    top = sampler.suspects(k=num_outliers)
+    assert top.equal(out[:num_outliers]) and int(top.max()) < 20
+    with pytest.raises(ValueError, match=r"'k' of .* \(got -1\)"):
+        sampler.suspects(k=-1)
+
+
+@withDevice
+@pytest.mark.parametrize('chunk', [50, 8192])
+def test_feedback_counts_before_the_next_epoch(chunk, device, monkeypatch):
+    monkeypatch.setattr(module, 'MAX_EMBEDDINGS', chunk)
+    h = make_embeddings(200, 20, device)
+    y = torch.zeros(200, dtype=torch.long, device=device)
+    sampler, other = make_sampler(200), make_sampler(200)
+    for epoch in range(1, 5):
+        assert train(sampler, h, y) == train(other, h, y)
+        suspects, scores = sampler.suspects(), sampler.scores
+        sampler.set_epoch(epoch)
+        assert sampler.suspects().equal(suspects)
+        assert sampler.scores.nan_to_num().equal(scores.nan_to_num())
+    assert suspects.numel() == 20
+    other.set_epoch(4)  # The same draw without a look at the scores.
+    assert list(sampler) == list(other)
+
+
 def test_all_embeddings_are_nan():
     h = make_embeddings(40)
     h[:] = float('nan')

@@ -1,8 +1,11 @@
 import copy
+import math
 
 import pytest
 import torch
+from torch_geometric.data import Data
 
+from torch_geometric_ext.data import IndexedDataset
 from torch_geometric_ext.loader import (
     BalancedSampler,
     GDeRSampler,
@@ -79,11 +82,28 @@ def test_unknown_classes_are_not_counted():
     history.add(0, order, drawn, none, group, extra=1)
     history.add(1, order, drawn, none, torch.full((4,), -1))
     history.add(2, order, drawn, none, None)
+    history.add(3, torch.tensor([3, 3]), drawn, none, group)
     out = history.as_dict()
-    assert out['per_class'] == [[2, 0, 1], [], None]
-    assert out['extra'] == [1, None, None]  # One entry per epoch.
-    assert out['num_graphs'] == [4, 4, 4] and out['num_distinct'] == [3] * 3
-    assert out['turnover'] == [1.0] * 3 and out['coverage'] == [0.75] * 3
+    assert out['per_class'] == [None, None, None, [0, 0, 2]]
+    assert out['extra'] == [1, None, None, None]  # One entry per epoch.
+    assert out['num_graphs'] == [4, 4, 4, 2]
+    assert out['num_distinct'] == [3] * 4
+    assert out['turnover'] == [1.0] * 4 and out['coverage'] == [0.75] * 4
+
+
+@pytest.mark.filterwarnings('ignore:.* got no feedback')
+def test_classes_of_a_list_are_counted():
+    graphs = [Data(x=torch.ones(1, 1), y=label) for label in LABELS]
+    dataset = IndexedDataset(graphs)
+    prototypes = HypersphericalPrototypes(4, dataset.num_classes)
+    for sampler in [
+        SoftRandomSampler(graphs, 0.5, 2),
+        SoftRandomSampler(dataset, 0.5, 2),
+        GDeRSampler(dataset, prototypes, 0.5, 2),
+    ]:
+        drawn = [LABELS[list(sampler)] for _ in range(2)]
+        count = [y.bincount(minlength=3).tolist() for y in drawn]
+        assert sampler.history()['per_class'] == count
 
 
 def read_lines(figure):
@@ -136,7 +156,8 @@ def test_plot_without_classes(plt):
 def test_plot_of_classes_that_appear_late(plt):
     history = {'epoch': [0, 1, 2], 'per_class': [None, [3], [1, 2]]}
     lines = read_lines(plot_history(history))
-    assert lines == {'class 0': [0, 3, 1], 'class 1': [0, 0, 2]}
+    nan = pytest.approx(math.nan, nan_ok=True)
+    assert lines == {'class 0': [nan, 3, 1], 'class 1': [nan, 0, 2]}
 
 
 def test_plot_of_suspects(plt):

@@ -248,7 +248,8 @@ def test_import_is_lazy(tmp_path):
     out = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True
     )
-    assert "ImportError: 'SamplerCallback' requires 'lightning'" in out.stderr
+    error = "'SamplerCallback' requires 'lightning' (pip install lightning)"
+    assert f'ImportError: {error}' in out.stderr
 
 
 def run_rank(path):

@@ -54,8 +54,7 @@ SAMPLERS = {
     'GDeR, virtual': lambda **x: make_gder(**x),
     'GDeR, paper': lambda **x: make_gder(draw='paper', y=Y, **x),
 }
-LEARNS = [name for name in SAMPLERS if name not in ('SoftRandom', 'Dynamic')]
-LEARNS.remove('Balanced')
+LEARNS = [name for name, make in SAMPLERS.items() if hasattr(make(), 'update')]
 
 
 def update(sampler, graph_idx):

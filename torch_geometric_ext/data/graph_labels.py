@@ -1,4 +1,4 @@
-from typing import Any, List, Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -6,15 +6,15 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from torch_geometric_ext.data.indexed_dataset import IndexedDataset
-from torch_geometric_ext.data.storage import read_storage
+from torch_geometric_ext.data.storage import read_storage, stack_labels
 
 
 def read_stored_labels(dataset: Any) -> Optional[Tensor]:
     """Return the labels :obj:`y` of all graphs without loading a graph, or
     `None` if that is not possible.
 
-    Reads in-memory data sets without a :obj:`transform`, which could change
-    labels, and subsets of them.
+    Reads lists of graphs, in-memory data sets without a :obj:`transform`,
+    which could change labels, and subsets of both.
 
     Args:
         dataset (Dataset or int): The data set, or its number of graphs.
@@ -32,6 +32,8 @@ def read_stored_labels(dataset: Any) -> Optional[Tensor]:
         if not isinstance(indices, (Tensor, np.ndarray)):
             indices = list(indices)
         return y[torch.as_tensor(indices, dtype=torch.long)]
+    if type(dataset) in (list, tuple):  # A sub-class can load graphs.
+        return stack_labels(dataset)
     storage = read_storage(dataset)
     if storage is None or getattr(dataset, 'transform', None) is not None:
         return None
@@ -58,15 +60,7 @@ def read_labels(dataset: Any) -> Optional[Tensor]:
     y = read_stored_labels(dataset)
     if y is not None or isinstance(dataset, int):
         return y
-    rows: List[Tensor] = []
-    for i in range(len(dataset)):
-        row = getattr(dataset[i], 'y', None)
-        if row is None:
-            return None
-        rows.append(torch.as_tensor(row).reshape(1, -1).cpu())
-    if len({row.size(1) for row in rows}) != 1:
-        return None
-    return torch.cat(rows)
+    return stack_labels(dataset)
 
 
 def to_classes(y: Optional[Tensor]) -> Optional[Tensor]:

@@ -1,5 +1,5 @@
 import copy
-from typing import Any, Iterator, List, Optional, Union
+from typing import Any, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch_geometric_ext.data.storage import (
     get_graphs,
     get_items,
     read_storage,
+    stack_labels,
 )
 
 Index = Union[slice, Tensor, np.ndarray, List[int], List[bool]]
@@ -110,6 +111,8 @@ class IndexedDataset(Dataset):
             dataset = self.dataset
             while isinstance(dataset, Subset):
                 dataset = dataset.dataset
+            if isinstance(dataset, (list, tuple)):
+                return _infer(dataset, name)
             return getattr(dataset, name)
         raise AttributeError(
             f"'{self.__class__.__name__}' has no attribute '{name}'"
@@ -141,6 +144,28 @@ class IndexedDataset(Dataset):
             return f'{self.__class__.__name__}({dataset})'
         name = dataset.__class__.__name__
         return f'{self.__class__.__name__}({name}({len(self)}))'
+
+
+def _infer(graphs: Sequence[Any], name: str) -> Any:
+    """Return a property of a list of graphs, as a data set of PyG does: the
+    number of classes by the labels, others by the first graph.
+    """
+    if name != 'num_classes':
+        return getattr(graphs[0] if graphs else None, name)
+    y = stack_labels(graphs)
+    if y is not None and y.size(1) > 1:
+        return y.size(1)
+    wrong = 'none'
+    if y is not None:
+        y = y.double()
+        fractions = y[y - y.round() != 0]  # Also NaN and infinite values.
+        if fractions.numel() == 0:
+            return int(y.max()) + 1
+        wrong = f'values such as {float(fractions[0]):g}'
+    raise AttributeError(
+        f"'num_classes' of 'IndexedDataset' needs graphs with one class 'y' "
+        f'each (got {wrong})'
+    )
 
 
 def _stamp_storage(dataset: Any) -> Optional[InMemoryDataset]:

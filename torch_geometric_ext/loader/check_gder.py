@@ -1,5 +1,6 @@
 import math
-from typing import Any, Dict
+import warnings
+from typing import Any, Dict, List
 
 import torch
 from torch import Tensor
@@ -78,6 +79,39 @@ def check_unset(sampler: Any, reason: str, **kwargs: Any) -> None:
     for name in ('balance', 'replacement', 'min_per_class'):
         value = kwargs.get(name)
         require(sampler, not value, name, f'be unset for {reason}', value)
+
+
+def copy_parameters(module: torch.nn.Module) -> List[Tensor]:
+    """Return copies of the parameters of a module on the CPU."""
+    return [x.detach().cpu().clone() for x in module.parameters()]
+
+
+def warn_first_epoch(
+    sampler: Any, num_graphs: int, initial: List[Tensor]
+) -> None:
+    """Warn after the first epoch if there was no feedback, or the prototypes
+    were not trained.
+
+    Args:
+        sampler (GDeRSampler): The sampler.
+        num_graphs (int): The number of graphs with feedback.
+        initial (List[torch.Tensor]): The initial parameters of the prototypes.
+    """
+    pairs = list(zip(initial, copy_parameters(sampler.prototypes)))
+    if num_graphs == 0:
+        problem = (
+            f'got no feedback in epoch {sampler.epoch} and draws uniformly. '
+            f"Call 'update' for each mini-batch"
+        )
+    elif pairs and all(torch.equal(a, b) for a, b in pairs):
+        problem = (
+            f'found its prototypes unchanged after epoch {sampler.epoch}. '
+            f"Pass 'prototypes.parameters()' to the optimizer, too, and add "
+            f"the result of 'update' to the loss"
+        )
+    else:
+        return
+    warnings.warn(f"'{sampler.__class__.__name__}' {problem}", stacklevel=2)
 
 
 def gder_state_checks(prototypes: Any, draw: str) -> Dict[str, Check]:

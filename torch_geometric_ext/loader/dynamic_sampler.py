@@ -156,7 +156,12 @@ class DynamicSampler(EpochSampler):
         * :obj:`turnover`: the fraction of these graphs that were not drawn in
           the previous epoch
         * :obj:`coverage`: the fraction of the data set drawn so far
-        * :obj:`per_class`: the number of draws of each class, if known
+        * :obj:`per_class`: the number of draws of each class, if the class of
+          each drawn graph is known. Pass :obj:`y` for data sets on disk or
+          with a :obj:`transform`.
+        * :obj:`num_suspects`, :obj:`balance`: the number of distrusted graphs
+          and the exponent of the class weights, for
+          :class:`~torch_geometric_ext.loader.GDeRSampler`
 
         .. code-block:: python
 
@@ -169,9 +174,7 @@ class DynamicSampler(EpochSampler):
         return self._history.as_dict()
 
     def plot(self) -> Any:
-        r"""Plot :meth:`history` and return the figure. Needs
-        :obj:`matplotlib`.
-        """
+        r"""Plot :meth:`history` and return the :obj:`matplotlib` figure."""
         return plot_history(self.history())
 
     def state_dict(self, consumed: Optional[int] = None) -> Dict[str, Any]:
@@ -390,11 +393,5 @@ class DynamicSampler(EpochSampler):
         perm = torch.randperm(graphs.numel(), generator=self._generator)
         self._set_order(graphs.index_select(0, perm))
         self.epoch = epoch
-        self._history.add(
-            epoch,
-            graphs,
-            self._drawn,
-            previous,
-            self._group,
-            **self._statistics(),
-        )
+        masks, more = (self._drawn, previous), self._statistics()
+        self._history.add(epoch, graphs, *masks, self._group, **more)

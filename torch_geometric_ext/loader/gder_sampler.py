@@ -1,6 +1,6 @@
+import copy
 import math
-import warnings
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,9 @@ from torch_geometric_ext.loader.check_gder import (
     check_draw,
     check_types,
     check_unset,
+    copy_parameters,
     gder_state_checks,
+    warn_first_epoch,
 )
 from torch_geometric_ext.loader.draw import UNKNOWN
 from torch_geometric_ext.loader.dynamic_sampler import DynamicSampler
@@ -72,8 +74,8 @@ class GDeRSampler(DynamicSampler):
         balance (float or str, optional): The exponent :math:`\beta` of the
             class weights, or :obj:`"auto"` to balance as soon as a class is
             not learned. (default: :obj:`"auto"`)
-        robust (bool, optional): If set to :obj:`False`, outliers are drawn as
-            all graphs. (default: :obj:`True`)
+        robust (bool, optional): If set to :obj:`False`, outliers are drawn
+            like other graphs. (default: :obj:`True`)
         draw (str, optional): The draw (:obj:`"trusted"` or :obj:`"paper"`).
             (default: :obj:`"trusted"`)
         retention (float, optional): Initial fraction :math:`\varsigma` of the
@@ -104,8 +106,11 @@ class GDeRSampler(DynamicSampler):
     * **Balance.** Draws follow the data set, until the nearest prototype is
       wrong for more than 92 % of the graphs of a class after four epochs.
       From then on, all classes are drawn equally often, and graphs of small
-      classes several times. A class whose labels are partly wrong is no
-      reason to balance, as its right graphs are learned.
+      classes several times. Wrong labels in a class do not trigger
+      balancing. If you know that classes are imbalanced, pass
+      :obj:`balance=1.0`, or use
+      :class:`~torch_geometric_ext.loader.BalancedSampler`, which needs no
+      prototypes. The default can decide not to balance.
     * **Efficiency.** An epoch has :obj:`keep_ratio * N` graphs.
 
     See :class:`~torch_geometric_ext.loader.DynamicSampler` for epochs, shared
@@ -180,7 +185,7 @@ class GDeRSampler(DynamicSampler):
         self._embeddings = Feedback(self.__class__.__name__, 0)
         self._learn_groups = self._group is None
         self._active = False  # The check of the first epoch has been done.
-        self._initial = self._parameters()
+        self._initial = copy_parameters(prototypes)
         # The trusted draw needs the nearest prototype only:
         optional = isinstance(self._module, HypersphericalPrototypes)
         self._options = {'nearest_only': True} if optional else {}
@@ -239,32 +244,59 @@ class GDeRSampler(DynamicSampler):
             self._measure(*self._embeddings.pop())
         return loss
 
-    def suspects(self) -> Tensor:
-        r"""Return the positions of the graphs that the sampler distrusts, the
-        most distant ones first (int64).
+    def suspects(self, k: Optional[int] = None) -> Tensor:
+        r"""Return the positions of the graphs that the sampler distrusts, or
+        of the :obj:`k` graphs with the most unusual embeddings (int64).
 
-        Feedback counts once the next epoch is planned, for example by
-        :meth:`set_epoch`.
+        Positions are sorted by :attr:`scores`, in descending order. The
+        default list may be empty although graphs are corrupted: it needs a
+        clear gap of the scores in this epoch. Rank with :obj:`k` to inspect a
+        data set, in early epochs: later, the model learns corrupted graphs.
+        Unusual but correct graphs rank high, too; wrong labels do not.
+
+        Args:
+            k (int, optional): The number of graphs. Graphs without a score are
+                excluded. (default: all distrusted graphs)
+
+        Raises:
+            ValueError: If :obj:`k` is negative.
+            NotImplementedError: For :obj:`draw="paper"`.
         """
-        policy = self._policy
+        policy = self._current_policy()
         if isinstance(policy, PaperDraw):
             raise NotImplementedError(
                 f"'suspects' of '{self.__class__.__name__}' needs "
                 f"draw='trusted' (got 'paper')"
             )
-        suspects = policy.suspects.nonzero().view(-1)
-        order = policy.distance[suspects].argsort(descending=True)
-        return suspects[order]
+        require(self, k is None or k >= 0, 'k', 'be at least zero', k)
+        chosen = policy.suspects if k is None else ~policy.distance.isnan()
+        graph_idx = chosen.nonzero().view(-1)
+        order = policy.distance[graph_idx].argsort(descending=True)
+        return graph_idx[order[:k]]
 
     @property
     def scores(self) -> Tensor:
-        r"""The last score of each graph, NaN for graphs without one: the
-        logarithmic distance of its embedding, or :math:`\omega` for
-        :obj:`draw="paper"`.
+        r"""Return the last score of each graph, NaN for graphs without one.
+
+        The score is the logarithmic distance of the embedding of a graph from
+        those of other graphs, or :math:`\omega` for :obj:`draw="paper"`. With
+        several ranks, feedback counts once the next epoch is planned.
         """
-        policy = self._policy
+        policy = self._current_policy()
         paper = isinstance(policy, PaperDraw)
         return policy.scores if paper else policy.distance  # type: ignore
+
+    def _current_policy(self) -> Union[PaperDraw, TrustedDraw]:
+        """Return the policy after the feedback of the current epoch."""
+        pending = self._feedback.num_rows + self._embeddings.num_rows > 0
+        if not pending or self.num_replicas > 1:  # Other ranks may not call.
+            return self._policy
+        other = copy.copy(self)  # Planning needs the feedback, too.
+        for name in ['_policy', '_feedback', '_embeddings', '_group']:
+            setattr(other, name, copy.deepcopy(getattr(self, name)))
+        other._active = True  # Only planning warns.
+        other._observe(*other._collect())
+        return other._policy
 
     def _restart(self) -> None:
         super()._restart()
@@ -325,8 +357,9 @@ class GDeRSampler(DynamicSampler):
                     self._group = torch.full((self.size,), UNKNOWN)
                 label = feedback[:, 2].nan_to_num(nan=UNKNOWN)
                 self._group[graph_idx] = label.round().long()
-        if not self._active:
-            self._check_first_epoch(graph_idx.numel())
+        if not self._active and (graph_idx.numel() > 0 or self._finished):
+            self._active = True
+            warn_first_epoch(self, graph_idx.numel(), self._initial)
         self._policy.observe(graph_idx, feedback, self._group)
 
     def _collect(self) -> Tuple[Tensor, Tensor]:
@@ -364,32 +397,3 @@ class GDeRSampler(DynamicSampler):
     @property
     def _num_prototypes(self) -> int:
         return getattr(self._module, 'num_prototypes', 1)
-
-    def _check_first_epoch(self, num_graphs: int) -> None:
-        """Warn after the first epoch if the prototypes were not trained, or
-        there was no feedback.
-        """
-        problem = None
-        if num_graphs > 0:
-            self._active = True
-            pairs = list(zip(self._initial, self._parameters()))
-            if pairs and all(torch.equal(a, b) for a, b in pairs):
-                problem = (
-                    f'found its prototypes unchanged after epoch '
-                    f"{self.epoch}. Pass 'prototypes.parameters()' to the "
-                    f"optimizer, too, and add the result of 'update' to the "
-                    f'loss'
-                )
-        elif self._finished:
-            self._active = True
-            problem = (
-                f'got no feedback in epoch {self.epoch} and draws uniformly. '
-                f"Call 'update' for each mini-batch"
-            )
-        if problem is not None:
-            name = self.__class__.__name__
-            warnings.warn(f"'{name}' {problem}", stacklevel=2)
-
-    def _parameters(self) -> List[Tensor]:
-        parameters = self.prototypes.parameters()
-        return [x.detach().cpu().clone() for x in parameters]

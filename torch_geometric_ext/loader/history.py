@@ -1,3 +1,4 @@
+import math
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -32,7 +33,8 @@ class History:
             drawn (torch.Tensor): The mask of these graphs.
             previous (torch.Tensor): The mask of the graphs of the previous
                 epoch.
-            group (torch.Tensor, optional): The class of each graph.
+            group (torch.Tensor, optional): The class of each graph, -1 if
+                unknown.
             **extra (optional): Statistics of a sub-class.
         """
         num_distinct = int(drawn.sum())
@@ -44,11 +46,10 @@ class History:
             'turnover': 1 - int((drawn & previous).sum()) / num_distinct,
             'coverage': int(self.seen.sum()) / self.seen.numel(),
         }
-        if group is not None:
-            # The first entry counts graphs of unknown class, -1.
-            label = group.index_select(0, order).add_(1)
-            count = label.bincount(minlength=int(group.max()) + 2)
-            record['per_class'] = count[1:].tolist()
+        label = None if group is None else group.index_select(0, order)
+        if group is not None and label is not None and int(label.min()) >= 0:
+            count = label.bincount(minlength=int(group.max()) + 1)
+            record['per_class'] = count.tolist()
         self.records.append({**record, **extra})
 
     def as_dict(self) -> Dict[str, List[Any]]:
@@ -72,9 +73,13 @@ def plot_history(history: Dict[str, List[Any]]) -> Any:
         if key in history:
             axes[1].plot(epoch, history[key], label=key)
     axes[1].set_ylim(-0.05, 1.05)
+    # Epochs with a graph of unknown class have no count:
     rows = history.get('per_class', [])
     for label in range(max((len(row or []) for row in rows), default=0)):
-        count = [row[label] if row and label < len(row) else 0 for row in rows]
+        count = [
+            math.nan if row is None else sum(row[label : label + 1])
+            for row in rows
+        ]
         axes[2].plot(epoch, count, label=f'class {label}')
     for ax, name in zip(axes, ['Graphs', 'Fraction', 'Graphs per class']):
         ax.set(xlabel='Epoch', ylabel=name)

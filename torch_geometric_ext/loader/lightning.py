@@ -20,8 +20,8 @@ else:
 
             def __init__(self) -> None:
                 raise ImportError(
-                    f"'{self.__class__.__name__}' requires 'lightning'. "
-                    f"Install 'torch_geometric_ext[lightning]'"
+                    f"'{self.__class__.__name__}' requires "
+                    f"'lightning' (pip install lightning)"
                 )
 
 

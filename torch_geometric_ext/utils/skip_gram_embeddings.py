@@ -74,8 +74,7 @@ def _train(
         from gensim.models import Word2Vec
     except ImportError as e:
         raise ImportError(
-            "'skip_gram_embeddings' requires 'gensim' (install "
-            "'torch_geometric_ext[links]')"
+            "'skip_gram_embeddings' requires 'gensim' (pip install gensim)"
         ) from e
 
     if walks.size(0) == 0:
