@@ -75,12 +75,12 @@ def to_json_lines(doors: List[Door], results: Results, **metadata: Any) -> str:
                 door=door.name,
                 task=door.task,
                 metric_name=door.metric_name,
-                plain_seconds=plain.seconds,
-                plain_metric=plain.metric,
-                by_hand_seconds=runs['by_hand'].seconds,
-                by_hand_metric=runs['by_hand'].metric,
-                seconds=ours.seconds,
-                metric=ours.metric,
+                plain_seconds=round(plain.seconds, 3),
+                plain_metric=round(plain.metric, 3),
+                by_hand_seconds=round(runs['by_hand'].seconds, 3),
+                by_hand_metric=round(runs['by_hand'].metric, 3),
+                seconds=round(ours.seconds, 3),
+                metric=round(ours.metric, 3),
                 saved=ours.saved,
             )
         )
