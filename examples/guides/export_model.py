@@ -1,6 +1,6 @@
 """Export pruned models for servers without this package.
 
-pip install '.[export]'  # From a clone, for ONNX only.
+pip install --no-build-isolation '.[export]'  # From a clone, for ONNX only.
 """
 
 from importlib.util import find_spec

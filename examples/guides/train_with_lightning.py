@@ -1,6 +1,6 @@
 """Train with PyTorch Lightning, and resume within an epoch.
 
-pip install '.[lightning]'  # From a clone.
+pip install --no-build-isolation '.[lightning]'  # From a clone.
 """
 
 from typing import Any, Dict, Optional
