@@ -35,8 +35,7 @@ class Net(torch.nn.Module):
         return h, self.head(h)
 
 
-def main() -> None:
-    dist.init_process_group('gloo')  # 'nccl' on GPUs.
+def train() -> None:
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     if rank == 0:  # Other ranks would write the same files.
         Solubility(ROOT)
@@ -70,6 +69,12 @@ def main() -> None:
                 f'Epoch {epoch}: {num_graphs} graphs on each of {num_ranks} '
                 f'rank(s), loss {mean / num_ranks:.4f}'
             )
+
+
+def main() -> None:
+    dist.init_process_group('gloo')  # 'nccl' on GPUs.
+    train()  # Frees the modules before the group.
+    dist.barrier()  # Ranks leave together.
     dist.destroy_process_group()
 
 

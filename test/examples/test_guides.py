@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +47,11 @@ def run(folder, monkeypatch, capsys):
 def launch(folder):
     """Return a function that runs a script in processes of its own."""
 
+    limit = ['timeout', '240'] if shutil.which('timeout') else []
+
     def call(name, *launcher):
         result = subprocess.run(
-            [sys.executable, *launcher, SCRIPTS / f'{name}.py'],
+            [*limit, sys.executable, *launcher, SCRIPTS / f'{name}.py'],
             cwd=folder,
             env=dict(os.environ, PYTHONPATH=str(PACKAGE)),
             capture_output=True,
