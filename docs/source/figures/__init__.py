@@ -32,10 +32,15 @@ PAGES = [
 def variables(page: str) -> Dict[str, Any]:
     """Return the variables of a page, or those of all pages by name."""
     if page == 'benchmarks':
-        return {
-            name: import_module(f'figures.{name}').content() for name in PAGES
-        }
-    return import_module(f'figures.{page.split("/")[1]}').content()
+        return {name: content(name) for name in PAGES}
+    return content(page.split('/')[1])
+
+
+def content(name: str) -> Dict[str, Any]:
+    """Return the variables of a page, whose figures have one style."""
+    page = import_module('figures.page')
+    with page.plt.rc_context(page.STYLE):
+        return import_module(f'figures.{name}').content()
 
 
 def render(app: Any, page: str, source: List[str]) -> None:

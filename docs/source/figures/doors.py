@@ -80,7 +80,8 @@ def describe(row: Row, key: str) -> str:
 
 
 def main() -> None:
-    page.save(draw(read(SOURCE)), TARGET)
+    with plt.rc_context(page.STYLE):
+        page.save(draw(read(SOURCE)), TARGET)
 
 
 if __name__ == '__main__':

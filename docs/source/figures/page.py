@@ -20,25 +20,23 @@ WIDTH = 7.3  # Inches, which are 700 pixels.
 BLUE, ORANGE, GREEN = '#0072B2', '#D98200', '#009E73'
 RED, PURPLE, GRAY = '#C44E00', '#B0589A', '#666666'
 
-plt.rcParams.update(
-    {
-        'axes.axisbelow': True,
-        'axes.grid': True,
-        'axes.spines.right': False,
-        'axes.spines.top': False,
-        'axes.titlelocation': 'left',
-        'axes.titlesize': 10.5,
-        'axes.titleweight': 'bold',
-        'figure.constrained_layout.use': True,
-        'font.size': 10.5,
-        'grid.color': '#DDDDDD',
-        'grid.linewidth': 0.7,
-        'legend.frameon': False,
-        'lines.linewidth': 1.6,
-        'lines.markersize': 5,
-        'svg.hashsalt': 'figures',  # The same file for the same data.
-    }
-)
+STYLE = {
+    'axes.axisbelow': True,
+    'axes.grid': True,
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'axes.titlelocation': 'left',
+    'axes.titlesize': 10.5,
+    'axes.titleweight': 'bold',
+    'figure.constrained_layout.use': True,
+    'font.size': 10.5,
+    'grid.color': '#DDDDDD',
+    'grid.linewidth': 0.7,
+    'legend.frameon': False,
+    'lines.linewidth': 1.6,
+    'lines.markersize': 5,
+    'svg.hashsalt': 'figures',  # The same file for the same data.
+}
 
 
 def save(figure: Any, path: Path) -> None:
