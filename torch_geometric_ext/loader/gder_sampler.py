@@ -259,7 +259,7 @@ class GDeRSampler(DynamicSampler):
                 excluded. (default: all distrusted graphs)
 
         Raises:
-            ValueError: If :obj:`k` is negative.
+            ValueError: If :obj:`k` is no non-negative integer.
             NotImplementedError: For :obj:`draw="paper"`.
         """
         policy = self._current_policy()
@@ -268,7 +268,8 @@ class GDeRSampler(DynamicSampler):
                 f"'suspects' of '{self.__class__.__name__}' needs "
                 f"draw='trusted' (got 'paper')"
             )
-        require(self, k is None or k >= 0, 'k', 'be at least zero', k)
+        valid = k is None or (isinstance(k, int) and k >= 0)
+        require(self, valid, 'k', 'be a non-negative integer', k)
         chosen = policy.suspects if k is None else ~policy.distance.isnan()
         graph_idx = chosen.nonzero().view(-1)
         order = policy.distance[graph_idx].argsort(descending=True)
