@@ -35,6 +35,7 @@ def find(pattern: str) -> list:
 
 
 def get_kernels() -> dict:
+    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     class BuildKernels(BuildExtension):
@@ -46,6 +47,12 @@ def get_kernels() -> dict:
                     raise
                 print(f'Install without kernels, as their build failed: {e}')
                 self.extensions = []
+
+        # `torch_geometric_ext/typing.py` loads the kernels of its version.
+        def get_ext_filename(self, name: str) -> str:
+            path = Path(super().get_ext_filename(name))
+            version = '.'.join(torch.__version__.split('.')[:2])
+            return str(path.with_suffix(f'.torch{version}{path.suffix}'))
 
     flags = ['-O3', '-g0', '-fvisibility=hidden', '-fopenmp']
     flags += ['-fno-math-errno', '-fno-trapping-math']  # As in PyTorch.

@@ -99,15 +99,22 @@ def interrupts():
 
 
 @pytest.fixture(scope='session')
-def ranks():
-    """A server that imports the package once, and forks ranks from it."""
+def server():
+    """A server that imports the package once, and forks processes from it."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['torch_geometric_ext'])
     return context
 
 
+@pytest.fixture(scope='session')
+def scripts(server):
+    """Runs each call in a new process: an import takes four seconds."""
+    with server.Pool(3, maxtasksperchild=1) as pool:
+        yield pool
+
+
 @pytest.fixture
-def run_ranks(ranks, tmp_path):
+def run_ranks(server, tmp_path):
     """Runs `run_rank` of a test file on two ranks."""
 
     def run(script):
@@ -123,7 +130,7 @@ def run_ranks(ranks, tmp_path):
             WORLD_SIZE='2',
         )
         processes = [
-            ranks.Process(
+            server.Process(
                 target=run_rank,
                 args=(dict(env, RANK=str(rank)), script, str(tmp_path)),
             )

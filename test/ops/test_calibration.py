@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from run_script import run_script
 
 import torch_geometric_ext.ops.calibration as calibration
 from torch_geometric_ext.nn import SparseLinear
@@ -44,16 +45,16 @@ OPS = torch.ops.torch_geometric_ext
 
 # Replaces the measurement, which takes a second, by a count of its calls.
 PRELUDE = """
-import sys, torch, warnings
+import torch, warnings
 import torch_geometric_ext.ops.calibration as calibration
 from torch_geometric_ext.nn import SparseLinear
 from torch_geometric_ext.ops.crossovers import SIZE
-warnings.simplefilter('error', UserWarning)
+warnings.simplefilter({action!r}, UserWarning)
 torch.set_num_threads(1)
 calls = []
 def measure(dtype, limit):
     calls.append(dtype)
-    return SIZE * [float(sys.argv[1])]
+    return SIZE * [{density}]
 calibration.measure_crossovers = measure
 calibration.measure_csr_costs = lambda dtype: [9.0, 60.0, 4.0]
 lin = SparseLinear(64, 64, sparsity=0.9)
@@ -61,24 +62,28 @@ x = torch.randn(10, 64)
 """
 
 
-def start(code, place, density=0.5):
+@pytest.fixture
+def start(scripts):
     """Starts a script that measures a given density."""
-    return subprocess.Popen(
-        [sys.executable, '-c']
-        + [PRELUDE + textwrap.dedent(code), str(density)],
-        env={**os.environ, VARIABLE: str(place)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+
+    def call(code, place, density=0.5, action='error'):
+        prelude = PRELUDE.format(density=density, action=action)
+        # A process of its own, which no data loader started:
+        prelude += 'calibration._is_forked = False\n'
+        code = prelude + textwrap.dedent(code)
+        return scripts.apply_async(run_script, (code, {VARIABLE: str(place)}))
+
+    return call
 
 
-def run(code, place, density=0.5):
-    """Returns what a script prints."""
-    process = start(code, place, density)
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    return out.split()
+@pytest.fixture
+def run(start):
+    """Returns the words that a script prints."""
+
+    def call(*args, **kwargs):
+        return start(*args, **kwargs).get(timeout=300).split()
+
+    return call
 
 
 USE = """
@@ -87,7 +92,7 @@ print(len(calls), lin.crossover())
 """
 
 
-def test_first_use_measures_once(kernels, tmp_path):
+def test_first_use_measures_once(kernels, tmp_path, run):
     code = """
     text = str(lin)
     assert 'dense_above=0.25' in text and not calls  # Never measures.
@@ -104,7 +109,7 @@ def test_first_use_measures_once(kernels, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_later_processes_read_the_file(kernels, tmp_path):
+def test_later_processes_read_the_file(kernels, tmp_path, run):
     folder = tmp_path / 'new' / 'folder'
     assert run(USE, folder, 0.5) == ['1', '0.5']
     assert run(USE, folder, 0.75) == ['0', '0.5']
@@ -144,7 +149,7 @@ def test_damaged_files_are_not_read(tmp_path, content):
         assert read(Place(place.path, True), 1, torch.float) is None
 
 
-def test_files_of_others_are_replaced(kernels, tmp_path):
+def test_files_of_others_are_replaced(kernels, tmp_path, run):
     assert run(USE, tmp_path, 0.5) == ['1', '0.5']
     (path,) = tmp_path.iterdir()
     content = json.loads(path.read_text())
@@ -156,7 +161,7 @@ def test_files_of_others_are_replaced(kernels, tmp_path):
     assert json.loads(path.read_text())['crossovers'] == SIZE * [0.25]
 
 
-def test_folders_that_cannot_be_written(kernels, tmp_path):
+def test_folders_that_cannot_be_written(kernels, tmp_path, run):
     path = tmp_path / 'file'
     path.touch()  # A folder within it cannot exist.
     assert run(USE, path / 'folder', 0.5) == ['1', '0.5']
@@ -176,7 +181,7 @@ def test_users_without_a_home(monkeypatch):
     assert not Path('~').exists()
 
 
-def test_concurrent_processes_agree(kernels, tmp_path):
+def test_concurrent_processes_agree(kernels, tmp_path, start):
     code = """
     import time
     measure = calibration.measure_crossovers
@@ -188,14 +193,14 @@ def test_concurrent_processes_agree(kernels, tmp_path):
     print(len(calls), lin.crossover())
     """
     processes = [start(code, tmp_path, x) for x in [0.25, 0.5, 0.75]]
-    outs = [x.communicate(timeout=300)[0].split() for x in processes]
+    outs = [x.get(timeout=300).split() for x in processes]
     assert len({out[1] for out in outs}) == 1
     (path,) = tmp_path.iterdir()  # No temporary file stays.
     crossovers = json.loads(path.read_text())['crossovers']
     assert crossovers == SIZE * [float(outs[0][1])]
 
 
-def test_busy_machines(kernels, tmp_path):
+def test_busy_machines(kernels, tmp_path, run):
     code = """
     calibration.MAX_SECONDS = 0  # All measurements take too long.
     lin(x)
@@ -205,12 +210,10 @@ def test_busy_machines(kernels, tmp_path):
     assert not list(tmp_path.iterdir())  # The next process measures again.
 
 
-def test_explicit_file(kernels, tmp_path, monkeypatch):
+def test_explicit_file(kernels, tmp_path, run):
     path = tmp_path / 'node.json'
     code = 'print(calibration.calibrate().path)'
-    with_warning = PRELUDE.replace("'error'", "'ignore'")
-    monkeypatch.setitem(globals(), 'PRELUDE', with_warning)
-    assert run(code, path, 0.5) == [str(path)]
+    assert run(code, path, action='ignore') == [str(path)]
     # It holds for all machines, numbers of threads and dtypes:
     content = json.loads(path.read_text())
     content['machine'] = {}
@@ -221,13 +224,11 @@ def test_explicit_file(kernels, tmp_path, monkeypatch):
     lin.float()(x)
     print(len(calls), lin.crossover())
     """
-    assert run(code, path, 0.75) == ['0', '0.5']
+    assert run(code, path, 0.75, 'ignore') == ['0', '0.5']
 
 
 @pytest.mark.parametrize('content', [None, '{}'])
-def test_explicit_file_that_is_invalid(
-    kernels, tmp_path, monkeypatch, content
-):
+def test_explicit_file_that_is_invalid(kernels, tmp_path, run, content):
     path = tmp_path / 'node.json'
     if content is not None:
         path.write_text(content)
@@ -240,16 +241,14 @@ def test_explicit_file_that_is_invalid(
         print(lin.crossover(), len(calls), len(found))
         assert 'node.json' in str(found[0].message)
     """
-    with_warning = PRELUDE.replace("'error'", "'ignore'")
-    monkeypatch.setitem(globals(), 'PRELUDE', with_warning)
-    assert run(code, path) == [str(DEFAULT), '0', '1']
+    assert run(code, path, action='ignore') == [str(DEFAULT), '0', '1']
 
 
 def test_tests_run_with_a_fixed_setting():
     assert find_place(1, torch.float) is None
 
 
-def test_off(kernels, tmp_path):
+def test_off(kernels, tmp_path, run):
     code = """
     lin(x)
     print(len(calls), lin.crossover())
@@ -280,9 +279,9 @@ if __name__ == '__main__':
     lin(x)
     print(len(calls))
     """
-    script.write_text(PRELUDE + code)
+    script.write_text(PRELUDE.format(density=0.5, action='error') + code)
     out = subprocess.run(
-        [sys.executable, script, '0.5'],
+        [sys.executable, script],
         env={**os.environ, VARIABLE: str(tmp_path / 'cache')},
         capture_output=True,
         text=True,
@@ -291,7 +290,7 @@ if __name__ == '__main__':
     assert out.stdout.split() == ['0', '1'], out.stderr
 
 
-def test_compiled_code_never_measures(kernels, tmp_path):
+def test_compiled_code_never_measures(kernels, tmp_path, run):
     code = """
     compiled = torch.compile(lin, fullgraph=True, backend='aot_eager')
     compiled(x).sum().backward()
@@ -312,7 +311,7 @@ def test_compiled_code_never_measures(kernels, tmp_path):
     assert run(code, tmp_path, 0.75) == ['0', '0.5']
 
 
-def test_transforms_and_modes_never_measure(kernels, tmp_path):
+def test_transforms_and_modes_never_measure(kernels, tmp_path, run):
     code = """
     import copy
     from torch._subclasses.fake_tensor import FakeTensorMode
