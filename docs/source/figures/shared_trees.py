@@ -83,6 +83,24 @@ def speed_table(rows: List[Row]) -> str:
     return page.table([*header, 'Full batch', 'Memory, full batch'], cells)
 
 
+def kept_table(rows: List[Row]) -> str:
+    """Compare with a careful user, who collates plain mini-batches once."""
+    cells = []
+    for size in SIZES[:-1]:
+        for layers in COLORS:
+            group = select(rows, batch_size=size, layers=layers)
+            ratios = [
+                [x[key] for x in group]
+                for key in ['fresh', 'fresh_to_kept', 'kept']
+            ]
+            medians = [f'{statistics.median(x):.1f}x' for x in ratios]
+            lowest = [f'{min(x):.2f}x' for x in ratios]
+            both = [f'{a} (from {b})' for a, b in zip(medians, lowest)]
+            cells.append([size, layers, *both])
+    header = ['Graphs', 'Layers', 'Fresh, to fresh', 'Fresh, to kept']
+    return page.table([*header, 'Kept, to kept'], cells)
+
+
 @cache
 def content() -> Dict[str, Any]:
     rows = steps()
@@ -101,6 +119,7 @@ def content() -> Dict[str, Any]:
             'Speed-up of an epoch by mini-batch size for four data sets',
         ),
         'speed_table': speed_table(rows),
+        'kept_table': kept_table(rows),
         'large': {x: median(rows, 512, x) for x in COLORS},
         'full': {x: median(rows, None, x) for x in COLORS},
         'slowest': slowest,
