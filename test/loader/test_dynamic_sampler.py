@@ -429,7 +429,7 @@ def test_loss_weight_is_unbiased(name, weighted):
     generator = torch.Generator().manual_seed(1)
     loss = torch.rand(100, generator=generator) + LABELS
     weight = torch.rand(100, generator=generator) + 0.1
-    num_epochs, estimates, plain = 1500, [], []
+    num_epochs, estimates, plain = 700, [], []
     sampler = WeightedSampler(
         weight if weighted else torch.ones(100),
         0.3,
