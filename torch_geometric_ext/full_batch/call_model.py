@@ -1,7 +1,8 @@
 """Call a model with a graph."""
 
 import inspect
-from typing import Any, Dict
+from functools import lru_cache
+from typing import Any, Callable, Dict, FrozenSet
 
 from torch import Tensor
 from torch.nn import Module
@@ -24,13 +25,22 @@ def call_model(model: Module, data: Data) -> Tensor:
 
 def edge_kwargs(model: Module, data: Data) -> Dict[str, Any]:
     """Return the edge weights and edge features that a model takes."""
-    accepted = list(inspect.signature(model.forward).parameters)
     if isinstance(model, StaticEdgesConv):
-        accepted = list(model.signature.parameters)
-    if isinstance(model, Sequential):  # Its signature is an attribute.
-        accepted = list(model.signature.param_dict)
+        accepted = frozenset(model.signature.parameters)
+    elif isinstance(model, Sequential):  # Its signature is an attribute.
+        accepted = frozenset(model.signature.param_dict)
+    elif inspect.ismethod(model.forward):
+        accepted = _parameters(model.forward.__func__)
+    else:
+        accepted = frozenset(inspect.signature(model.forward).parameters)
     return {
         key: data[key]
         for key in EDGE_KEYS
         if key in accepted and data.get(key) is not None
     }
+
+
+@lru_cache
+def _parameters(function: Callable) -> FrozenSet[str]:
+    """Return the names of parameters, which take 0.1 ms to find."""
+    return frozenset(inspect.signature(function).parameters)

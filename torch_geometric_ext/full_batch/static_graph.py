@@ -2,8 +2,8 @@
 
 import copy
 from collections import OrderedDict
-from functools import wraps
-from typing import Any, Callable, Dict, Hashable, Optional, Tuple, TypeVar
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Hashable, Iterator, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ from torch_geometric_ext.full_batch.check_static import (
 from torch_geometric_ext.full_batch.sparse_input import MAX_DENSITY
 from torch_geometric_ext.full_batch.subgraph import Selection, Subgraph
 
-Function = TypeVar('Function', bound=Callable[..., Any])
-
 MAX_FRACTION = 0.9  # A larger subgraph saves less than it copies (choice).
 MAX_SUBGRAPHS = 8  # Masks of training, validation and test, and some more.
 
@@ -28,19 +26,14 @@ SPLIT_MIX = [0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64]
 IS_SUBGRAPH = '_is_static_subgraph'  # Marks the edges of subgraphs.
 
 
-def caches(function: Function) -> Function:
-    """Run a method without autograd, autocast and inference mode, so that the
-    tensors that it caches are valid in every mode.
+@contextmanager
+def caching(device: torch.device) -> Iterator[None]:
+    """Switch off autograd, autocast and inference mode, so that cached tensors
+    are valid in every mode.
     """
-
-    @wraps(function)
-    def wrapper(self: 'StaticGraph', *args: Any) -> Any:
-        device = self.data.x.device.type
-        autocast = torch.autocast(device, enabled=False)
-        with torch.inference_mode(False), torch.no_grad(), autocast:
-            return function(self, *args)
-
-    return wrapper  # type: ignore[return-value]
+    autocast = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), autocast:
+        yield
 
 
 class StaticGraph:
@@ -153,7 +146,6 @@ class StaticGraph:
                     f'{other}'
                 )
 
-    @caches
     def select(
         self, nodes: Optional[Tensor], num_hops: Optional[int]
     ) -> Selection:
@@ -170,16 +162,18 @@ class StaticGraph:
         if nodes is None:
             return Selection(self.whole, None)
         if nodes.is_inference():  # Its version is not counted.
-            nodes = nodes.clone()
+            with caching(nodes.device):
+                nodes = nodes.clone()
         key = self._find(nodes, num_hops)
-        if key is None:
-            key = id(nodes), nodes._version, num_hops
-            self._cache[key] = nodes, self._select(nodes, num_hops)
-            if len(self._cache) > MAX_SUBGRAPHS:
-                self._cache.popitem(last=False)
-        else:
+        if key is not None:
             self._cache.move_to_end(key)
-        return self._cache[key][1]
+            return self._cache[key][1]
+        with caching(nodes.device):
+            selection = self._select(nodes, num_hops)
+        self._cache[id(nodes), nodes._version, num_hops] = nodes, selection
+        if len(self._cache) > MAX_SUBGRAPHS:
+            self._cache.popitem(last=False)
+        return selection
 
     def find(self, edge_index: Any) -> Optional[Subgraph]:
         """Return the graph or the cached subgraph that has these edges."""
@@ -196,7 +190,6 @@ class StaticGraph:
             )
         return None
 
-    @caches
     def edges(
         self,
         subgraph: Subgraph,
@@ -212,17 +205,18 @@ class StaticGraph:
             prepare (Callable): Prepares the edges and weights of the whole
                 graph.
         """
-        if key not in subgraph.edges:
+        if key in subgraph.edges:
+            return subgraph.edges[key]
+        with caching(self.data.x.device):
             if subgraph.nodes is None or subgraph.targets is None:
                 adj = Adjacency(*prepare(self.data), self.num_nodes)
             else:
                 adj, _ = self.edges(self.whole, key, prepare).subgraph(
                     subgraph.nodes, subgraph.targets
                 )
-            subgraph.edges[key] = adj
-        return subgraph.edges[key]
+        subgraph.edges[key] = adj
+        return adj
 
-    @caches
     def aggregate(
         self, subgraph: Subgraph, key: Hashable, aggr: str
     ) -> Tensor:
@@ -234,14 +228,15 @@ class StaticGraph:
             key (Hashable): The edges, as prepared before.
             aggr (str): The reduction.
         """
-        if (key, aggr) not in subgraph.aggregated:
+        if (key, aggr) in subgraph.aggregated:
+            return subgraph.aggregated[key, aggr]
+        with caching(self.data.x.device):
             adj = self.whole.edges[key]
             out = adj.aggregate(self.data.x, subgraph.nodes, aggr)
             subgraph.compress(out)
-            subgraph.aggregated[key, aggr] = out
-        return subgraph.aggregated[key, aggr]
+        subgraph.aggregated[key, aggr] = out
+        return out
 
-    @caches
     def saves_by_cache(self, key: Hashable) -> bool:
         """Return whether the aggregated features of the whole graph are
         cheaper to multiply by a weight than the features, whose products are
