@@ -4,6 +4,9 @@ Compares forward and backward passes (of the weight alone, since features need
 no gradient) of `torch.nn.functional.linear` and of `SparseInput` in turn, over
 densities and over sizes of the blocks of its backward pass. Prints the ratio
 of medians of the CPU time, above one where the sparse product is faster.
+
+With `--aggregate`, it does so for the aggregation of sparse features along
+random edges, over numbers of edges for each node.
 """
 
 import argparse
@@ -15,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_geometric_ext.full_batch import sparse_input
+from torch_geometric_ext.full_batch import aggregated_input, sparse_input
 from torch_geometric_ext.full_batch.sparse_input import SparseInput
+from torch_geometric_ext.ops.csr_product import csr_matrix
 from torch_geometric_ext.ops.machine import cpu_model
 
 SIZES = [
@@ -28,6 +32,9 @@ SIZES = [
 ]
 DENSITIES = [0.01, 0.05, 0.1, 0.15, 0.2]
 BLOCK_SIZES = [512, 2048, 8192, 1 << 30]
+AGGREGATED_SIZES = [(2708, 1433), (4096, 4096), (16384, 8192)]
+AGGREGATED_DENSITIES = [0.002, 0.004, 0.008, 0.016, 0.032]
+DEGREES = [4, 16]
 
 
 def medians(
@@ -59,12 +66,46 @@ def sparse_product(x: Tensor, weight: Tensor, size: int) -> Callable[[], None]:
     return run
 
 
+def aggregation(
+    found: SparseInput, edges: Tensor, max_density: float
+) -> Callable[[], None]:
+    def run() -> None:
+        aggregated_input.MAX_PRODUCT_DENSITY = max_density
+        aggregated_input.aggregate_sparse(found, edges)
+
+    return run
+
+
+def aggregate(num_rounds: int) -> None:
+    """Print the table of aggregations."""
+    head = ''.join(f'{x:>8}' for x in DEGREES)
+    print(f'{"rows x features":<18} density{head}')
+    for num_rows, num_features in AGGREGATED_SIZES:
+        for density in AGGREGATED_DENSITIES:
+            x = torch.rand(num_rows, num_features)
+            x = x.masked_fill(torch.rand_like(x) >= density, 0)
+            found, ratios = SparseInput(x), ''
+            for degree in DEGREES:
+                source = torch.randint(num_rows, (num_rows * degree,))
+                ptr = degree * torch.arange(num_rows + 1)
+                value = torch.rand(source.numel())
+                edges = csr_matrix(ptr, source, value, num_rows)
+                runs = {i: aggregation(found, edges, i) for i in [0, 1]}
+                times = medians(runs, num_rounds)
+                ratios += f'{times[0] / times[1]:8.2f}'
+            shape = f'{num_rows} x {num_features}'
+            print(f'{shape:<18}{density:8.3f}{ratios}', flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('--num_rounds', type=int, default=5)
+    parser.add_argument('--aggregate', action='store_true')
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f'# {cpu_model()}, 1 thread, PyTorch {torch.__version__}')
+    if args.aggregate:
+        return aggregate(args.num_rounds)
     names = ['whole' if x == 1 << 30 else x for x in BLOCK_SIZES]
     head = ''.join(f'{x:>8}' for x in names)
     print(f'{"rows x features x outputs":<26} density{head}')
@@ -82,6 +123,7 @@ def main() -> None:
             )
             shape = f'{num_rows} x {in_channels} x {out_channels}'
             print(f'{shape:<26}{density:8.2f}{ratios}', flush=True)
+    return None
 
 
 if __name__ == '__main__':

@@ -79,7 +79,8 @@ def accelerate(
     * aggregates features, normalizes edges and adds self-loops once,
     * skips zeros in products with sparse features,
     * transforms before it aggregates where a layer has fewer outputs than
-      inputs, and
+      inputs, or where sparse features take fewer multiplications that way,
+      and
     * aggregates by sparse matrix products, without a message for each edge,
       in :class:`~torch_geometric.nn.conv.GCNConv`,
       :class:`~torch_geometric.nn.conv.GCN2Conv`,

@@ -89,23 +89,24 @@ class Adjacency:
             self._matrices[key] = matrix
         return self._matrices[key]
 
-    def aggregate(
-        self, x: Tensor, nodes: Optional[Tensor], aggr: str
+    def incoming(
+        self, dtype: torch.dtype, nodes: Optional[Tensor], aggr: str
     ) -> Tensor:
-        """Aggregate the static features of the neighbors of some nodes.
+        """Return the rows of the adjacency matrix of some targets, in CSR
+        format.
 
         Args:
-            x (torch.Tensor): The features, of shape :obj:`[N, C]`.
+            dtype (torch.dtype): The type of its values.
             nodes (torch.Tensor, optional): The targets, or :obj:`None` for
                 all nodes.
             aggr (str): The reduction.
         """
         ptr, source, perm = self.rows
-        value = self._values(x.dtype, aggr)
+        value = self._values(dtype, aggr)
         if nodes is not None:
             ptr, index = take_rows(ptr, nodes)
             source, perm = source[index], perm[index]
-        return csr_matrix(ptr, source, value[perm], x.size(0)) @ x
+        return csr_matrix(ptr, source, value[perm], self.num_nodes)
 
     def sources(self, nodes: Tensor) -> Tensor:
         """Return the sources of all edges into some nodes."""

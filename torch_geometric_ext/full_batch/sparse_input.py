@@ -61,7 +61,7 @@ class SparseInput:
         weights.
         """
         rows, blocks = self.rows, []
-        ptr, num_rows = rows.crow_indices(), self.x.size(0)
+        ptr, num_rows = rows.crow_indices(), rows.size(0)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             for first in range(0, num_rows, BLOCK_SIZE):
@@ -71,15 +71,16 @@ class SparseInput:
                     part - part[0],
                     rows.col_indices()[inside],
                     rows.values()[inside],
-                    (part.numel() - 1, self.x.size(1)),
+                    (part.numel() - 1, rows.size(1)),
                 )
-                blocks.append(_transpose(block))
+                blocks.append(transpose(block))
         return blocks
 
     @property
     def density(self) -> float:
         """The fraction of values that are not zero."""
-        return self.rows.values().numel() / max(self.x.numel(), 1)
+        num_rows, num_features = self.rows.shape
+        return self.rows.values().numel() / max(num_rows * num_features, 1)
 
     @property
     def num_bytes(self) -> int:
@@ -102,6 +103,22 @@ class SparseInput:
     def matmul(self, weight: Tensor) -> Tensor:
         """Multiply by a weight of shape :obj:`[C, O]`, differentiably."""
         out: Tensor = _Product.apply(weight, self)
+        return out
+
+    def product(self, weight: Tensor) -> Tensor:
+        """Multiply by a weight, without gradients."""
+        return self.rows @ weight
+
+    def transposed_product(self, grad: Tensor) -> Tensor:
+        """Multiply the transpose by gradients of shape :obj:`[N, O]`."""
+        out = grad.new_zeros(self.rows.size(1), grad.size(1))
+        blocks = zip(self.transposed_blocks, grad.split(BLOCK_SIZE))
+        for block, rows in blocks:
+            out.addmm_(block, rows)
+        return out
+
+    def from_rows(self, out: Tensor) -> Tensor:
+        """Return the product of :obj:`x` from that of :obj:`rows`."""
         return out
 
 
@@ -174,7 +191,11 @@ def _sparse_linear(
     with_kernel = torch_geometric_ext.typing.WITH_EXT and x.x.is_cpu
     is_sparser = FEATURE_COST * x.density * numel <= values.numel()
     if with_kernel and (is_sparser or x.density <= MAX_SCATTERED):
-        return csr_sparse_linear(x.rows, values, bias, rowptr, col, *args)
+        pattern = rowptr, col, *args
+        if type(x) is SparseInput:
+            return csr_sparse_linear(x.rows, values, bias, *pattern)
+        out = x.from_rows(csr_sparse_linear(x.rows, values, None, *pattern))
+        return out if bias is None else out + bias
     if not is_sparser:
         return NotImplemented
     index = flatten(rowptr, col, size[0])
@@ -197,7 +218,8 @@ PRODUCTS: Dict[Any, Callable[..., Any]] = {
 }
 
 
-def _transpose(x: Tensor) -> Tensor:
+def transpose(x: Tensor) -> Tensor:
+    """Return the transpose of a CSR matrix, in CSR format."""
     cols = x.to_sparse_csc()
     size = x.size(1), x.size(0)
     index, value = cols.row_indices(), cols.values()
@@ -213,7 +235,7 @@ class _Product(torch.autograd.Function):
         # Checkpoints need as many saved tensors as a dense product has, which
         # recomputes this one.
         ctx.save_for_backward(inputs.x)
-        return inputs.rows @ weight
+        return inputs.product(weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -224,11 +246,7 @@ class _TransposedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grad: Tensor, inputs: SparseInput) -> Tensor:
         ctx.inputs = inputs
-        out = grad.new_zeros(inputs.x.size(1), grad.size(1))
-        blocks = zip(inputs.transposed_blocks, grad.split(BLOCK_SIZE))
-        for block, rows in blocks:
-            out.addmm_(block, rows)
-        return out
+        return inputs.transposed_product(grad)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

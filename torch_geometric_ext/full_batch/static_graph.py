@@ -60,7 +60,7 @@ class StaticGraph:
             or do not fit together.
 
     Memory: compressed rows take 64 bytes for each edge in the worst case;
-    cached aggregations take as much as the features that they aggregate, or
+    cached aggregations take as much as the features that they aggregate, and
     24 bytes for each value that is not zero if few are. Caches of the last
     eight subgraphs are kept.
 
@@ -231,9 +231,9 @@ class StaticGraph:
         if (key, aggr) in subgraph.aggregated:
             return subgraph.aggregated[key, aggr]
         with caching(self.data.x.device):
-            adj = self.whole.edges[key]
-            out = adj.aggregate(self.data.x, subgraph.nodes, aggr)
-            subgraph.compress(out)
+            x, adj = self.data.x, self.whole.edges[key]
+            matrix = adj.incoming(x.dtype, subgraph.nodes, aggr)
+            out = subgraph.aggregate(x, self.whole.inputs.get(id(x)), matrix)
         subgraph.aggregated[key, aggr] = out
         return out
 

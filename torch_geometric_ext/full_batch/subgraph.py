@@ -6,6 +6,10 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from torch_geometric_ext.full_batch.adjacency import Adjacency
+from torch_geometric_ext.full_batch.aggregated_input import (
+    aggregate_sparse,
+    find_cheaper,
+)
 from torch_geometric_ext.full_batch.sparse_input import SparseInput
 
 
@@ -36,7 +40,29 @@ class Subgraph:
 
     def compress(self, x: Tensor) -> None:
         """Multiply a tensor sparsely from now on, if it is sparse."""
-        found = SparseInput.find(x)
+        self._add(x, SparseInput.find(x))
+
+    def aggregate(
+        self, x: Tensor, inputs: Optional[SparseInput], matrix: Tensor
+    ) -> Tensor:
+        """Aggregate features, and multiply the result sparsely from now on if
+        that is cheaper.
+
+        Args:
+            x (torch.Tensor): The features of the whole graph.
+            inputs (SparseInput, optional): The same if they are sparse.
+            matrix (torch.Tensor): The edges into the nodes of the subgraph,
+                in CSR format.
+        """
+        if inputs is None:
+            out = matrix @ x
+            self.compress(out)
+        else:
+            out = aggregate_sparse(inputs, matrix)
+            self._add(out, find_cheaper(out, inputs, matrix))
+        return out
+
+    def _add(self, x: Tensor, found: Optional[SparseInput]) -> None:
         if found is not None:
             self.inputs[id(x)] = found
 

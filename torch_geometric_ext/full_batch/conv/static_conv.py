@@ -86,8 +86,9 @@ class StaticConv(MessagePassing):
         """Return the aggregation of the features of the graph, or
         :obj:`None` if :obj:`x` is something else.
 
-        In a part of the graph, it saves a hop. In the whole graph, sparse
-        features can be cheaper to multiply before they are aggregated.
+        In a part of the graph, it saves a hop, whichever factor its products
+        with weights multiply first. In the whole graph, sparse features can
+        be cheaper to multiply before they are aggregated.
         """
         if not self.cache_aggregation or x is not subgraph.data.x:
             return None
