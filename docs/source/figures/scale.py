@@ -50,7 +50,7 @@ def size_table() -> str:
                     label,
                     f'{row["size"]:,} {unit}',
                     f'{row["seconds"]:.2f}',
-                    f'{row["growth"]}x' if row['growth'] else '',
+                    f'{row["growth"]:.1f}x' if row['growth'] else '',
                     f'{memory:.2f}' if memory else '',
                     row['detail'],
                 ]
