@@ -240,7 +240,7 @@ def content() -> Dict[str, Any]:
         ),
         'epoch_ratios': page.times(*(1 / x['highest'] for x in epochs)),
         'search_ratios': page.times(*(x['ratio'] for x in epochs)),
-        'loop': page.times(page.mean([x['ratio'] for x in loops])),
+        'loop': page.times(*(x['ratio'] for x in loops)),
         'batches': page.times(
             *(1 / x['ratio'] for x in select(batches, method='search'))
         ),
