@@ -100,7 +100,11 @@ def aggregate(num_rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('--num_rounds', type=int, default=5)
-    parser.add_argument('--aggregate', action='store_true')
+    parser.add_argument(
+        '--aggregate',
+        action='store_true',
+        help='time the aggregation of features instead of products',
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f'# {cpu_model()}, 1 thread, PyTorch {torch.__version__}')

@@ -97,8 +97,8 @@ def kept_table(rows: List[Row]) -> str:
             lowest = [f'{min(x):.2f}x' for x in ratios]
             both = [f'{a} (from {b})' for a, b in zip(medians, lowest)]
             cells.append([size, layers, *both])
-    header = ['Graphs', 'Layers', 'Fresh, to fresh', 'Fresh, to kept']
-    return page.table([*header, 'Kept, to kept'], cells)
+    header = ['Graphs', 'Layers', 'Both fresh', 'Plain kept', 'Both kept']
+    return page.table(header, cells)
 
 
 @cache
